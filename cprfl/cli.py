@@ -66,7 +66,7 @@ def demo(
     print(_mean_table(runs).to_string())
     print(f'\nThe runs are in {out}')
 
-# %% ../nbs/core/14_cli.ipynb #2440beec
+# %% ../nbs/core/14_cli.ipynb #8bb31951
 @console
 def prepare(
     name:str, # voc-lt or coco-lt
@@ -78,8 +78,8 @@ def prepare(
 ):
     "Download and verify a benchmark; what is there already is kept"
     from cprfl.prepare import prepare_benchmark
-    prepare_benchmark(name, root, lists=lists or None, images=images or None, workers=workers, offline=offline)
-    print(f'{name} is ready; train on it with: cprfl_train --recipe {name} --root {root}')
+    print(prepare_benchmark(name, root, lists=lists or None, images=images or None, workers=workers, offline=offline))
+    print(f'train on it with: cprfl_train --recipe {name} --root {root}')
 
 # %% ../nbs/core/14_cli.ipynb #e587c8b4
 _HEAD = ('d', 'heads', 'head_dim', 'ffn_dim', 'depth', 'dropout')
