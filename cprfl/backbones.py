@@ -19,19 +19,26 @@ def to_patches(
     if features.ndim == 3: return features
     raise ValueError(f"to_patches: expected a feature map [B, D, h, w] or patches [B, v, D], got {list(features.shape)}")
 
-# %% ../nbs/core/03a_backbones.ipynb #87455b6e
+# %% ../nbs/core/03a_backbones.ipynb #fde0f70b
+def _read_tensors(path):
+    if path.suffix == '.safetensors':
+        from safetensors.torch import load_file
+        return load_file(path)
+    return torch.load(path, map_location='cpu', weights_only=True)
+
 def load_state(
     path:str|Path # .safetensors, or a checkpoint that torch.save wrote
 ) -> dict: # name -> tensor, floating point ones as float32
     "Read a state dict without ever running code from the file"
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"weights: no such file: {path}")
-    if path.suffix == '.safetensors':
-        from safetensors.torch import load_file
-        state = load_file(path)
-    else: state = torch.load(path, map_location='cpu', weights_only=True)
+    try: state = _read_tensors(path)
+    except Exception as e: raise ValueError(f"weights: {path} is no checkpoint of plain tensors ({type(e).__name__}); files that bring code along are refused") from e
     for key in ('state_dict', 'model'):
-        if isinstance(state.get(key), dict): state = state[key]
+        if isinstance(state, dict) and isinstance(state.get(key), dict): state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ValueError(f"weights: {path}: expected a state dict (names and tensors), got a {type(state).__name__}"
+                         + (f" with {', '.join(map(repr, list(state)[:5]))}" if isinstance(state, dict) else ''))
     return {k.removeprefix('module.'): v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 def _load_weights(net, path):

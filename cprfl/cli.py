@@ -30,15 +30,8 @@ def console(func):
             raise SystemExit(130) from None
     return command
 
-# %% ../nbs/core/14_cli.ipynb #d6be2a64
+# %% ../nbs/core/14_cli.ipynb #b87064ee
 DEMO = ('shapes-clip', 'shapes-erm', 'shapes-cprfl-random', 'shapes-cprfl')
-
-def _mean_table(runs): # runs of several seeds, named NAME-sSEED
-    import pandas as pd
-    from cprfl.experiment import results_table
-    table = results_table(runs)
-    table['method'] = [r.folder.name.rsplit('-s', 1)[0] for r in runs]
-    return table.groupby('method', sort=False).mean().round(1)
 
 def _run_or_open(recipe, out):
     "A finished run is opened, one that was cut off goes on"
@@ -54,7 +47,7 @@ def demo(
     epochs:int=0 # epochs per run; 0 takes the recipe's
 ):
     "Train CPRFL on the embedded benchmark, beside a ResNet and zero-shot CLIP"
-    from cprfl.experiment import get_recipe
+    from cprfl.experiment import get_recipe, results_table, summarise
     runs = []
     for seed in range(seeds):
         for name in DEMO:
@@ -62,9 +55,9 @@ def demo(
             if epochs: recipe = recipe.with_(epochs=epochs)
             print(f'\n{recipe.name}: {recipe.about}')
             runs.append(_run_or_open(recipe, out))
-    print(f'\nShapes-LT, 1,000 test images; mAP in percent, mean of {seeds} seed{"s" if seeds > 1 else ""}\n')
-    print(_mean_table(runs).to_string())
-    print(f'\nThe runs are in {out}')
+    table = results_table(runs)
+    table.to_csv(Path(out) / 'demo.csv')
+    print(f'\nShapes-LT: mAP in percent on 1,000 test images\n\n{summarise(table).to_string()}\n\nThe runs, and this table as demo.csv, are in {out}')
 
 # %% ../nbs/core/14_cli.ipynb #8bb31951
 @console
@@ -81,12 +74,12 @@ def prepare(
     print(prepare_benchmark(name, root, lists=lists or None, images=images or None, workers=workers, offline=offline))
     print(f'train on it with: cprfl_train --recipe {name} --root {root}')
 
-# %% ../nbs/core/14_cli.ipynb #e587c8b4
+# %% ../nbs/core/14_cli.ipynb #1f36e99f
 _HEAD = ('d', 'heads', 'head_dim', 'ffn_dim', 'depth', 'dropout')
 
 @console
 def train(
-    recipe:str='shapes-cprfl', # start from this recipe; `--recipe list` shows them all
+    recipe:str=None, # start from this recipe (shapes-cprfl, with --list frozen-cprfl); `--recipe list` shows them all
     list:str=None, # your training images: list file, .csv, COCO .json, or a folder of class folders
     test_list:str=None, # the same for testing
     classes:str=None, # file of class names, for list files; classes.txt beside the list when left out
@@ -130,7 +123,7 @@ def train(
     given = {k: v for k, v in locals().items() if v not in (None, False) and k not in ('recipe', 'list', 'test_list', 'out', 'cache', 'resume')}
     from cprfl.experiment import RECIPES, get_recipe, run_recipe
     if recipe == 'list': return print('\n'.join(f'{n:22} {r.about}' for n, r in RECIPES.items()))
-    r = get_recipe(recipe)
+    r = get_recipe(recipe or ('frozen-cprfl' if list else 'shapes-cprfl'))
     head = {k: given.pop(k) for k in _HEAD if k in given}
     if list: given.update(benchmark=None, train_file=list, test_file=test_list)
     if weights: given['pretrained'] = False
@@ -139,8 +132,8 @@ def train(
     _show(run)
 
 def _show(run):
-    from cprfl.experiment import results_table
-    if (run.folder / 'report.json').exists(): print('\nmAP in percent\n', results_table([run]).to_string(), sep='')
+    from cprfl.experiment import results_table, summarise
+    if (run.folder / 'report.json').exists(): print('\nmAP in percent\n', summarise(results_table([run])).to_string(), sep='')
     elif (run.folder / 'metrics.csv').exists(): print('\nno test images were given; the last epoch:\n', run.metrics.tail(1).to_string(index=False), sep='')
     print(f'\nrun: {run.folder}')
 

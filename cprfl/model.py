@@ -25,7 +25,7 @@ class PromptInitializer(nn.Sequential):
         if hidden < 1: raise ValueError(f"PromptInitializer: tau * d must be at least 1, got tau={tau}, d={d}")
         super().__init__(nn.Linear(m, hidden), nn.GELU(), nn.Linear(hidden, d))
 
-# %% ../nbs/core/04_model.ipynb #7b948449
+# %% ../nbs/core/04_model.ipynb #bda30092
 class PromptAttention(nn.Module):
     "Multi-head attention over Z = (F, P); computes the output rows from `start` on only (paper, eqs. 3 and 4)"
     def __init__(self,
@@ -54,7 +54,7 @@ class PromptAttention(nn.Module):
         k, v = (self._split(t) for t in F.linear(z, wkv).chunk(2, -1))
         attention = None
         if return_attention:
-            attention = (q.float() @ k.float().transpose(-1, -2) * self.scale).softmax(-1)
+            with torch.autocast(z.device.type, enabled=False): attention = (q.float() @ k.float().transpose(-1, -2) * self.scale).softmax(-1)
             out = attention.to(v.dtype) @ v
         else: out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         out = self.dropout(self.to_out(out.transpose(1, 2).flatten(2)))
@@ -122,13 +122,13 @@ class VisualSemanticInteraction(nn.Module):
         if not return_attention: return out
         return out[0], out[1][..., :v]
 
-# %% ../nbs/core/04_model.ipynb #339297f7
+# %% ../nbs/core/04_model.ipynb #fc9b9e53
 def similarity_scores(
     features:torch.Tensor, # [B, C, d] category-specific features P'
     prompts:torch.Tensor # [C, d] category prompts P
 ) -> torch.Tensor: # [B, C] logits
     "p'_i . p_i for each image and category, in float32 (paper, eq. 6, before the sigmoid)"
-    return torch.einsum('bcd,cd->bc', features.float(), prompts.float())
+    return (features.float() * prompts.float()).sum(-1) # a product and a sum: autocast would make a matrix product bfloat16
 
 GRAD_PATHS = ('dual', 'interaction', 'classifier')
 

@@ -157,9 +157,11 @@ def _file(classes, path, **_):
         raise ValueError(f"file: {path} holds {list(W.shape)}; expected [C, m] with C = {len(classes)} classes, in their order")
     return W
 
-# %% ../nbs/core/03_semantics.ipynb #241cf7f1
+# %% ../nbs/core/03_semantics.ipynb #f7f33eb3
 def _random(classes, m='', seed=0, **_):
-    m = int(m or 512)
+    m = m or '512'
+    if not m.isdecimal() or int(m) < 1: raise ValueError(f"random: expected a width of at least 1, as in random:128, got {m!r}")
+    m = int(m)
     return torch.randn(len(classes), m, generator=torch.Generator().manual_seed(seed)) * 10 / m**0.5
 
 def _text_tower(classes, source, templates, **_):

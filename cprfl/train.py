@@ -6,7 +6,8 @@
 __all__ = ['PRECISIONS', 'SELECT', 'TrainConfig', 'param_groups', 'EpochSampler', 'predict', 'evaluate', 'Callback',
            'ProgressBar', 'EarlyStopping', 'write_atomic', 'Recorder', 'NonFiniteLoss', 'Trainer']
 
-# %% ../nbs/core/07_train.ipynb #2750acfb
+# %% ../nbs/core/07_train.ipynb #b60df07a
+from contextlib import nullcontext
 from dataclasses import dataclass, field, asdict
 from pathlib import Path
 import csv, json, math, os, time, warnings
@@ -17,7 +18,7 @@ from .losses import available_losses, build_loss
 from .longtail import stratified_split
 from .metrics import multilabel_report
 
-# %% ../nbs/core/07_train.ipynb #114af636
+# %% ../nbs/core/07_train.ipynb #f608f3b3
 PRECISIONS, SELECT = dict(fp32='no', bf16='bf16', fp16='fp16'), ('valid', 'last', 'test')
 
 @dataclass
@@ -46,7 +47,8 @@ class TrainConfig:
     def __post_init__(self):
         for name, allowed in (('precision', PRECISIONS), ('select', SELECT), ('augment', POLICIES), ('loss', available_losses()), ('device', ('auto', 'cpu', 'cuda'))):
             if getattr(self, name) not in allowed: raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name, low, high in (('epochs', 1, None), ('batch_size', 1, None), ('accumulate', 1, None), ('lr', 0, None), ('ema', 0, 1), ('warmup', 0, 1), ('valid_fraction', 0, 1)):
+        for name, low, high in (('epochs', 1, None), ('batch_size', 1, None), ('accumulate', 1, None), ('lr', 0, None), ('ema', 0, 1), ('warmup', 0, 1), ('valid_fraction', 0, 1),
+                                *((k, 0, None) for k in ('backbone_lr', 'weight_decay', 'clip_grad', 'patience', 'num_workers', 'seed'))):
             if not low <= getattr(self, name) <= (high or math.inf): raise ValueError(f"{name}: expected {low} to {high or 'any'}, got {getattr(self, name)}")
         if self.patience and self.select == 'last': raise ValueError("patience: stopping early needs select='valid' or 'test', got 'last'")
 
@@ -74,27 +76,26 @@ class EpochSampler(Sampler):
     def __iter__(self):
         yield from torch.randperm(self.n, generator=torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)).tolist()
 
-# %% ../nbs/core/07_train.ipynb #a9b96b1d
+# %% ../nbs/core/07_train.ipynb #ea7d701b
 @torch.inference_mode()
 def predict(
     model:torch.nn.Module, # gives logits for a batch
     dataset, # images or cached features
     batch_size:int=64, # images per forward pass
-    accelerator=None, # precision and devices; by default the model's own device, float32
+    accelerator=None, # precision and processes; without one the model's own device and float32
     num_workers:int=0, # processes that decode images
     progress:bool=False # show a bar
 ) -> torch.Tensor: # [N, C] logits on the CPU
     "Logits for every image of a dataset, in its order"
-    from accelerate import Accelerator
     from tqdm.auto import tqdm
-    if accelerator is None: accelerator = Accelerator(cpu=next(model.parameters()).device.type == 'cpu')
     if hasattr(dataset, 'set_epoch'): dataset.view[:] = 0
-    loader = accelerator.prepare(DataLoader(dataset, batch_size, num_workers=num_workers))
+    loader, device = DataLoader(dataset, batch_size, num_workers=num_workers), next(model.parameters()).device
+    if accelerator: loader = accelerator.prepare(loader)
     training, out = model.training, []
     model.eval()
-    for x, _, _ in tqdm(loader, desc='predict', disable=not progress or not accelerator.is_local_main_process):
-        with accelerator.autocast(): logits = model(_prepare(x))
-        out.append(accelerator.gather_for_metrics(logits.float()).cpu())
+    for x, _, _ in tqdm(loader, desc='predict', disable=not progress):
+        with accelerator.autocast() if accelerator else nullcontext(): logits = model(_prepare(x.to(device))).float()
+        out.append((accelerator.gather_for_metrics(logits) if accelerator else logits).cpu())
     model.train(training)
     return torch.cat(out)
 
@@ -191,7 +192,7 @@ class Recorder(Callback):
         write_atomic(self.folder / 'state' / f'epoch_{trainer.epoch:04d}.pt', lambda p: torch.save(trainer.state(), p))
         for old in sorted((self.folder / 'state').glob('epoch_*.pt'))[:-self.keep]: old.unlink()
 
-# %% ../nbs/core/07_train.ipynb #8191b335
+# %% ../nbs/core/07_train.ipynb #d3df3e0e
 class NonFiniteLoss(RuntimeError): "The loss became NaN or infinite; names the images of the batch"
 
 class Trainer:
@@ -221,14 +222,24 @@ class Trainer:
         "The model that is evaluated: the moving average, or the model itself without one"
         return self.ema.module if self.ema else self.accelerator.unwrap_model(self.model)
 
+    @property
+    def frozen(self):
+        "Whether the model has a backbone, and none of it is trained"
+        backbone = getattr(self.accelerator.unwrap_model(self.model), 'backbone', None)
+        return backbone is not None and not any(p.requires_grad for p in backbone.parameters())
+
     def _split(self, train, valid):
         c = self.config
         if c.select == 'test':
             if valid is None: raise ValueError("select='test': pass the test set as `valid`")
             warnings.warn("select='test' keeps the epoch that is best on the TEST set, as the authors' code does; such a figure is optimistic")
-        if c.select != 'valid' or valid is not None: return train, valid
-        kept, held = stratified_split(train.targets, c.valid_fraction, c.seed)
-        return train.subset(kept), train.subset(held)
+        if not len(train): raise ValueError("Trainer: the training set is empty")
+        if c.select == 'valid' and valid is None:
+            kept, held = stratified_split(train.targets, c.valid_fraction, c.seed)
+            train, valid = train.subset(kept), train.subset(held)
+        if c.select != 'last' and not valid.targets.any():
+            raise ValueError(f"select={c.select!r}: the {len(valid)} images to select on show no class at all, so no epoch is better than another; use select='last', or give more images")
+        return train, valid
 
     def _accelerator(self):
         from accelerate import Accelerator
@@ -242,8 +253,10 @@ class Trainer:
         for cb in self.callbacks:
             try: getattr(cb, event)(self)
             except Exception as e:
-                e.args = (f"{type(cb).__name__}.{event}: {e}",) + e.args[1:]
-                raise
+                where = f"{type(cb).__name__}.{event}"
+                e.args = (f"{where}: {e}",) + e.args[1:]
+                if where in str(e): raise
+                raise RuntimeError(f"{where}: {e}") from e # some errors, such as OSError, do not print their arguments
 
     def _prepare(self):
         from timm.utils import ModelEmaV3
@@ -255,7 +268,8 @@ class Trainer:
         self.model, self.optimizer, self.loader = self.accelerator.prepare(self.model, self.optimizer, loader)
         self.loss.to(self.accelerator.device)
         self.steps = math.ceil(len(self.loader) / c.accumulate)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, [g['lr'] for g in self.optimizer.param_groups], total_steps=self.steps * c.epochs + 1, pct_start=c.warmup)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, [g['lr'] for g in self.optimizer.param_groups], total_steps=self.steps * c.epochs + 1,
+                                                            pct_start=min(c.warmup + 1e-9, 1.)) # not 0, and not 1 step exactly: both divide by zero
         self.ema = ModelEmaV3(self.accelerator.unwrap_model(self.model), decay=c.ema, use_warmup=True, warmup_power=1., warmup_gamma=10.) if c.ema else None
 
     def fit(self, resume=None): # None: from the start; True: from the run's folder; or a state file
@@ -276,6 +290,7 @@ class Trainer:
         self.sampler.epoch = self.epoch
         if hasattr(self.train, 'set_epoch'): self.train.set_epoch(self.epoch, self.config.seed)
         self.model.train()
+        if self.frozen: self.accelerator.unwrap_model(self.model).backbone.eval() # its batch statistics, too, stay as they are
         for self.step, batch in enumerate(self.loader):
             loss = self._fit_batch(*batch)
             total, seen = total + loss * len(batch[0]), seen + len(batch[0])
@@ -316,8 +331,7 @@ class Trainer:
 
     def trained_state(self):
         "Weights of the evaluated model, without a frozen backbone"
-        frozen = not any(p.requires_grad for n, p in self.accelerator.unwrap_model(self.model).named_parameters() if n.startswith('backbone.'))
-        return {k: v for k, v in self.evaluated.state_dict().items() if not (frozen and k.startswith('backbone.'))}
+        return {k: v for k, v in self.evaluated.state_dict().items() if not (self.frozen and k.startswith('backbone.'))}
 
     def state(self):
         "Everything that the next epoch depends on; tensors and plain numbers only"
