@@ -74,7 +74,7 @@ def prepare(
     print(prepare_benchmark(name, root, lists=lists or None, images=images or None, workers=workers, offline=offline))
     print(f'train on it with: cprfl_train --recipe {name} --root {root}')
 
-# %% ../nbs/core/14_cli.ipynb #1f36e99f
+# %% ../nbs/core/14_cli.ipynb #825189e1
 _HEAD = ('d', 'heads', 'head_dim', 'ffn_dim', 'depth', 'dropout')
 
 @console
@@ -120,13 +120,15 @@ def train(
     resume:store_true=False # go on where the run was cut off
 ):
     "Train a model, test it, and leave a run folder"
-    given = {k: v for k, v in locals().items() if v not in (None, False) and k not in ('recipe', 'list', 'test_list', 'out', 'cache', 'resume')}
+    given = {k: v for k, v in locals().items() if v is not None and v is not False and k not in ('recipe', 'list', 'test_list', 'out', 'cache', 'resume')}
     from cprfl.experiment import RECIPES, get_recipe, run_recipe
     if recipe == 'list': return print('\n'.join(f'{n:22} {r.about}' for n, r in RECIPES.items()))
     r = get_recipe(recipe or ('frozen-cprfl' if list else 'shapes-cprfl'))
     head = {k: given.pop(k) for k in _HEAD if k in given}
     if list: given.update(benchmark=None, train_file=list, test_file=test_list)
     if weights: given['pretrained'] = False
+    if given.get('backbone', r.backbone) != r.backbone: given['backbone_args'] = {} # they were the other backbone's
+    if head and given.get('model', r.model) in ('erm', 'clip'): raise ValueError(f"{', '.join('--' + k.replace('_', '-') for k in head)}: these are for --model cprfl only")
     base = {} if given.get('model', r.model) != r.model else r.model_args
     run = run_recipe(r.with_(**given, model_args={**base, **head}), out, resume=resume, cache=cache)
     _show(run)

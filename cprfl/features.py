@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 from .augment import BatchAugment
 from .data import MultiLabelDataset
 
-# %% ../nbs/core/06b_features.ipynb #58ad175d
+# %% ../nbs/core/06b_features.ipynb #b83af153
 def feature_key(
     backbone:torch.nn.Module, # whose weights count
-    dataset:MultiLabelDataset, # whose paths count
+    dataset:MultiLabelDataset, # whose paths count, and the pixels of eight images
     size, # input size, or anything else that identifies the transform
     views:int=1, # number of views
     augment:str='none', # augmentation of the views
@@ -25,7 +25,9 @@ def feature_key(
 ) -> str: # 16 hexadecimal digits
     "Fingerprint of a feature cache"
     h = hashlib.sha256(json.dumps([list(map(str, dataset.paths)), size, views, augment, str(extra), getattr(backbone, 'normalize', None)]).encode())
-    for name, t in sorted(backbone.state_dict().items()):
+    tensors = backbone.state_dict() | dict(backbone.named_buffers()) # the second has the normalisation, too
+    tensors |= {f'image {i}': dataset[i][0] for i in np.linspace(0, len(dataset) - 1, min(8, len(dataset))).astype(int)}
+    for name, t in sorted(tensors.items()):
         h.update(name.encode()); h.update(np.ascontiguousarray(t.detach().cpu().float().numpy()).tobytes())
     return h.hexdigest()[:16]
 
