@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo test lab export clean docs readme
+.PHONY: help setup demo test lab export outputs clean docs readme
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ lab: $(READY) ## open JupyterLab on the notebooks
 
 export: $(READY) ## notebooks to package: what to run after editing nbs/
 	$(BIN)/nbdev_export && $(BIN)/nbdev_clean
+
+outputs: $(READY) ## run index and tutorials, and keep their outputs
+	$(BIN)/python tests/outputs.py nbs/index.ipynb nbs/tutorials/*.ipynb && $(BIN)/nbdev_clean
 
 readme: $(READY) ## README.md from nbs/index.ipynb (no Quarto needed)
 	$(BIN)/python tests/readme.py

@@ -109,32 +109,42 @@ def _torchvision_backbone(name, pretrained, weights, normalize, **kw):
     if weights: _load_weights(net, weights)
     return Backbone(nn.Sequential(*list(net.children())[:-2]), dim, normalize=normalize, cam_layer=net.layer4[-1])
 
-# %% ../nbs/core/03a_backbones.ipynb #ce4aaa0e
-class _CLIPFeatures(nn.Module):
-    "Last feature map [B, D, h, w] of an open_clip image tower"
+# %% ../nbs/core/03a_backbones.ipynb #8eaba367
+class _CLIPTokens(nn.Module):
+    "Last patch tokens of an open_clip ViT, as a feature map [B, D, h, w]"
     def __init__(self, visual): super().__init__(); self.visual = visual
     def forward(self, x): return self.visual.forward_intermediates(x, indices=1, intermediates_only=True)['image_intermediates'][-1]
 
-def _clip_backbone(source, normalize):
+_STEM = ('conv1', 'bn1', 'act1', 'conv2', 'bn2', 'act2', 'conv3', 'bn3', 'act3', 'avgpool')
+
+def _clip_resnet(visual, stage):
+    from collections import OrderedDict
+    if stage not in (1, 2, 3, 4): raise ValueError(f"backbone: expected stage 1, 2, 3 or 4, got {stage!r}")
+    names = [*_STEM, *(f'layer{i}' for i in range(1, stage + 1))]
+    return nn.Sequential(OrderedDict((n, getattr(visual, n)) for n in names))
+
+def _clip_backbone(source, normalize, stage=4):
     from cprfl.semantics import load_clip
     clip = load_clip(source)
     visual = clip.model.visual
-    if hasattr(visual, 'stem'): dim, cam = visual.layer4[-1].bn3.num_features, visual.layer4[-1]
-    elif hasattr(visual, 'transformer'): dim, cam = visual.transformer.width, visual.transformer.resblocks[-1].ln_1
+    if hasattr(visual, 'stem'):
+        net = _clip_resnet(visual, stage)
+        dim, cam = net[-1][-1].bn3.num_features, net[-1][-1]
+    elif hasattr(visual, 'transformer'): net, dim, cam = _CLIPTokens(visual), visual.transformer.width, visual.transformer.resblocks[-1].ln_1
     else: raise ValueError(f"backbone: {source} has a {type(visual).__name__}; expected open_clip's ModifiedResNet or VisionTransformer")
-    return Backbone(_CLIPFeatures(visual), dim, clip.mean, clip.std, normalize, cam)
+    return Backbone(net, dim, clip.mean, clip.std, normalize, cam)
 
-# %% ../nbs/core/03a_backbones.ipynb #ce1875b6
+# %% ../nbs/core/03a_backbones.ipynb #d7e5305c
 def build_backbone(
     name:str, # 'resnet101', 'timm:NAME', 'torchvision:NAME', 'clip:ARCH/TAG' or 'shapes'
     pretrained:bool=False, # fetch the library's own weights (needs a network the first time)
     weights:str|Path|None=None, # or read them from this file
     normalize:bool=True, # normalise as the weights expect
-    **kw # passed on to timm or torchvision, such as output_stride=16
+    **kw # passed on to timm or torchvision, such as output_stride=16; stage=3 for a CLIP ResNet
 ) -> Backbone:
     "A backbone by its name; errors name what there is"
     if name.startswith('clip:') or name == 'shapes':
-        if weights or kw: raise ValueError(f"backbone: {name} carries its own weights; put a file after the slash, as in clip:RN50/FILE")
-        return _clip_backbone(name, normalize)
+        if weights: raise ValueError(f"backbone: {name} carries its own weights; put a file after the slash, as in clip:RN50/FILE")
+        return _clip_backbone(name, normalize, **kw)
     if name.startswith('torchvision:'): return _torchvision_backbone(name.split(':', 1)[1], pretrained, weights, normalize, **kw)
     return _timm_backbone(name.removeprefix('timm:'), pretrained, weights, normalize, **kw)

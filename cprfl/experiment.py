@@ -21,7 +21,7 @@ from .model import CPRFL
 from .semantics import TEMPLATE, category_semantics, load_clip
 from .train import TrainConfig, Trainer, predict, write_atomic
 
-# %% ../nbs/core/09_experiment.ipynb #a306d929
+# %% ../nbs/core/09_experiment.ipynb #b765616d
 MODELS = ('cprfl', 'erm', 'clip')
 
 @dataclass
@@ -54,6 +54,7 @@ class Recipe:
         if isinstance(self.train, dict): self.train = TrainConfig(**self.train)
         if self.model not in MODELS: raise ValueError(f"model: expected one of {', '.join(MODELS)}, got {self.model!r}")
         if not self.benchmark and not self.train_file: raise ValueError("recipe: give a benchmark or a train_file")
+        if self.image_size is None and self.benchmark != 'shapes-lt': raise ValueError("image_size: real images differ in size; give the edge to squash them to, such as 224")
         if self.views > 1 and not self.frozen: raise ValueError(f"views: {self.views} cached views need frozen=True")
 
     def with_(self, **changes): # of the recipe, or of its `train` settings
@@ -64,17 +65,17 @@ class Recipe:
         if unknown: raise ValueError(f"recipe: unknown settings {', '.join(unknown)}; there are {', '.join([*self.__dataclass_fields__, *TrainConfig.__dataclass_fields__])}")
         return replace(self, **own, train=replace(own.get('train', self.train), **rest))
 
-# %% ../nbs/core/09_experiment.ipynb #e3f8acd8
-_SHAPES_TRAIN = TrainConfig(epochs=30, lr=1e-3, weight_decay=0.01, ema=0.99, precision='bf16', augment='shapes', select='last')
-_SHAPES = Recipe(backbone='resnet10t', backbone_args=dict(output_stride=8, channels=(32, 64, 128, 256)), train=_SHAPES_TRAIN)
-_SMALL_HEAD = dict(d=256, heads=4, head_dim=64, ffn_dim=256)
+# %% ../nbs/core/09_experiment.ipynb #6027c1d7
+_SHAPES = Recipe(backbone='shapes', backbone_args=dict(stage=3), image_size=128,
+                 train=TrainConfig(epochs=20, lr=1e-3, backbone_lr=0.3, weight_decay=0.01, ema=0.99, precision='bf16', augment='shapes', select='last'))
+_SMALL_HEAD = dict(d=256, heads=4, head_dim=64, ffn_dim=256, dropout=0.)
 _PAPER = Recipe(backbone='resnet101', pretrained=True, image_size=448, semantics='clip:RN50/openai', train=TrainConfig(precision='bf16', num_workers=8))
 _FROZEN = Recipe(benchmark=None, train_file='train.txt', backbone='resnet50', pretrained=True, image_size=224, frozen=True, views=6, semantics='clip:RN50/openai',
                  train=TrainConfig(epochs=15, lr=4e-4, ema=0.99, precision='bf16'))
 
 RECIPES = {r.name: r for r in (
     _SHAPES.with_(name='shapes-cprfl', about='CPRFL on Shapes-LT; two CPU cores', model_args=_SMALL_HEAD),
-    _SHAPES.with_(name='shapes-cprfl-random', about='the same with meaningless semantics: the control', model_args=_SMALL_HEAD, semantics='random:128', semantics_norm=14.),
+    _SHAPES.with_(name='shapes-cprfl-random', about='the same with meaningless semantics: the control', model_args=_SMALL_HEAD, semantics='random:128', semantics_norm=12.),
     _SHAPES.with_(name='shapes-erm', about='ResNet with a linear head and ASL on Shapes-LT', model='erm'),
     _SHAPES.with_(name='shapes-erm-bce', about='ResNet with a linear head and plain BCE on Shapes-LT', model='erm', loss='bce'),
     _SHAPES.with_(name='shapes-clip', about='zero-shot prediction by the CLIP in the package', model='clip'),
@@ -88,11 +89,12 @@ def get_recipe(name:str) -> Recipe: # a copy
     if name not in RECIPES: raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}")
     return replace(RECIPES[name])
 
-# %% ../nbs/core/09_experiment.ipynb #e4371975
+# %% ../nbs/core/09_experiment.ipynb #5bf83633
 def _read(recipe, file, groups=None):
     kw = dict(skip_bad=recipe.skip_bad, transform=resize(recipe.image_size) if recipe.image_size else None)
     if groups is not None: kw['groups'] = groups
     path = Path(file)
+    if not path.exists(): raise FileNotFoundError(f"no such list or folder: {path}")
     if path.is_dir(): return from_folder(path, **kw)
     if path.suffix == '.csv': return from_csv(path, recipe.root or path.parent, **kw)
     if path.suffix == '.json': return from_coco(path, recipe.root or path.parent, **kw)
@@ -124,7 +126,7 @@ def build_model(
     if semantics is None: semantics = category_semantics(classes, recipe.semantics, recipe.template, recipe.semantics_norm, recipe.train.seed)
     return CPRFL(backbone, semantics, **recipe.model_args)
 
-# %% ../nbs/core/09_experiment.ipynb #88c35920
+# %% ../nbs/core/09_experiment.ipynb #702f2f11
 def _describe(recipe, train):
     from cprfl import __version__
     return dict(recipe=asdict(recipe), classes=train.classes, groups={k: [int(i) for i in v] for k, v in train.groups.items()},
@@ -155,7 +157,7 @@ def run_recipe(
 ) -> 'Run':
     "Train (where there is something to train), test, and write the run's folder"
     path, began = Path(folder) / recipe.name, time.perf_counter()
-    if (path / 'config.json').exists(): _check_resumable(path, recipe, resume)
+    if (path / 'report.json').exists() or any(path.glob('state/*.pt')): _check_resumable(path, recipe, resume)
     train, test = load_data(recipe)
     model = build_model(recipe, train.classes)
     _start_folder(path, recipe, train, test)

@@ -76,19 +76,19 @@ class WordTokenizer:
             row[:len(words) + 2] = torch.tensor([self.start, *(self.ids[w] for w in words), self.end])
         return out
 
-# %% ../nbs/core/03_semantics.ipynb #0d86517e
+# %% ../nbs/core/03_semantics.ipynb #f43442b1
 SHAPES_CLIP = Path(__file__).parent / 'assets' / 'shapes_clip.safetensors' if '__file__' in globals() else None
 _HALF = (0.5, 0.5, 0.5)
 
 def build_shapes_clip(
     words:list, # vocabulary of the text tower
-    width:int=12, # of the image tower's stem
+    width:int=14, # of the image tower's stem
     context_length:int=16 # tokens per text
 ) -> Clip:
     "A small, untrained open_clip model for 64 px images and a vocabulary of a few words"
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
     vision = CLIPVisionCfg(layers=[1, 1, 1, 1], width=width, head_width=32, image_size=64)
-    text = CLIPTextCfg(context_length=context_length, vocab_size=len(words) + 3, width=128, heads=4, layers=2)
+    text = CLIPTextCfg(context_length=context_length, vocab_size=len(words) + 3, width=64, heads=4, layers=2)
     return Clip(CLIP(embed_dim=128, vision_cfg=vision, text_cfg=text), WordTokenizer(words, context_length), _HALF, _HALF, 64)
 
 def _load_shapes_clip(path=None):

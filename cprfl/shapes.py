@@ -10,18 +10,23 @@ __all__ = ['COLOURS', 'SHAPES', 'VOC_LT_COUNTS', 'NUM_TRAIN', 'NUM_TEST', 'shape
 from functools import lru_cache
 import numpy as np
 
-# %% ../nbs/core/02_shapes.ipynb #401b039b
+# %% ../nbs/core/02_shapes.ipynb #6996a1d5
 COLOURS = dict(red=(215, 40, 40), blue=(50, 80, 220), green=(40, 165, 60), yellow=(235, 205, 40), purple=(150, 60, 180), orange=(240, 130, 30), cyan=(60, 200, 210))
 SHAPES = ('circle', 'square', 'triangle', 'star', 'cross', 'ring')
 
 def shapes_classes(
-    num_classes:int=20 # 20, 30 or 42
+    num_classes:int=20 # 20 or 42
 ) -> list: # of phrases, the most frequent class first
     "Names of the categories, such as 'red circle', in order of falling frequency"
-    sizes = {20: 4, 30: 5, 42: 6}
+    sizes = {20: 4, 42: 6}
     if num_classes not in sizes: raise ValueError(f"shapes-lt: expected num_classes in {list(sizes)}, got {num_classes}")
-    k, colours = sizes[num_classes], list(COLOURS)
-    return [f'{colours[i % (k + 1)]} {SHAPES[i % k]}' for i in range(num_classes)]
+    k, half = sizes[num_classes], sizes[num_classes] // 2
+    colours, shapes = list(COLOURS), SHAPES[:k]
+
+    def blocks(first, second): # the first colours with `first`, the next ones with `second`, pair by pair
+        return [f'{c} {s}' for o in range(half) for i in range(half) for c, s in ((colours[i], first[(i + o) % half]), (colours[half + i], second[(i + o) % half]))]
+
+    return blocks(shapes[:half], shapes[half:]) + [f'{colours[k]} {s}' for s in shapes] + blocks(shapes[half:], shapes[:half])
 
 # %% ../nbs/core/02_shapes.ipynb #f73e461d
 def _half_planes(u, v, normals, offset):
@@ -75,7 +80,7 @@ def _ground(rng, size):
     base = rng.integers(60, 200, 3)
     return 0.45 * base + 0.3 * _value_noise(rng, 3, size) + 0.25 * _value_noise(rng, 12, size)
 
-# %% ../nbs/core/02_shapes.ipynb #ad3c658b
+# %% ../nbs/core/02_shapes.ipynb #b8eb68e1
 def _place(rng, placed, radius, size):
     "A centre for the next object that keeps clear of the ones before it; the radius shrinks until there is one"
     while True:
@@ -99,30 +104,31 @@ def render_scene(
     canvas, placed, boxes = _ground(rng, size), [], []
     for name in names:
         colour, shape = name.split()
-        x, y, r = _place(rng, placed, size * (0.1 + 0.11 * rng.random()), size)
-        cover, corner = _coverage(shape, x, y, r, 2 * rng.random() - 1, size)
+        x, y, r = _place(rng, placed, size * (0.11 + 0.11 * rng.random()), size)
+        cover, corner = _coverage(shape, x, y, r, 0.6 * rng.random() - 0.3, size)
         shade = np.array(COLOURS[colour]) + rng.integers(-35, 36, 3) + rng.integers(-30, 31)
         light = (rng.random() - 0.5) * 60 * (np.arange(cover.shape[1]) / cover.shape[1])
         _paint(canvas, cover, corner, shade + light[None, :, None])
         placed.append((x, y, r)); boxes.append(_box(cover, *corner))
-    canvas += rng.integers(-22, 23, (size, size, 1)) + rng.integers(-10, 11, canvas.shape)
+    canvas += rng.integers(-14, 15, (size, size, 1)) + rng.integers(-6, 7, canvas.shape)
     return canvas.clip(0, 255).astype(np.uint8), boxes
 
-# %% ../nbs/core/02_shapes.ipynb #c09c6f41
+# %% ../nbs/core/02_shapes.ipynb #203d0bdb
 def render_drawing(
     rng:np.random.Generator, # source of everything random
     names:list, # a phrase for each object, at most three
     size:int=64 # edge, pixels
 ) -> np.ndarray: # uint8 [size, size, 3]
-    "Outlined, upright objects on plain paper: another style than the scenes"
-    canvas, placed = np.full((size, size, 3), 235. + rng.integers(-15, 21)), []
+    "Large, outlined objects on plain paper: another style than the scenes"
+    canvas, placed = np.full((size, size, 3), 1.) * rng.integers(170, 256, 3), []
     for name in names:
         colour, shape = name.split()
-        x, y, r = _place(rng, placed, size * (0.19 + 0.12 * rng.random()), size)
-        for scale, paint in ((1., np.array([25, 25, 25])), (0.82, np.array(COLOURS[colour]))):
-            _paint(canvas, *_coverage(shape, x, y, r * scale, 0., size), paint)
+        x, y, r = _place(rng, placed, size * (0.15 + 0.15 * rng.random()), size)
+        tilt, crayon = 0.4 * rng.random() - 0.2, np.array(COLOURS[colour]) + rng.integers(-20, 21, 3)
+        for scale, paint in ((1., np.array([25, 25, 25])), (0.82, crayon)):
+            _paint(canvas, *_coverage(shape, x, y, r * scale, tilt, size), paint)
         placed.append((x, y, r))
-    return canvas.clip(0, 255).astype(np.uint8)
+    return (canvas + rng.integers(-6, 7, canvas.shape)).clip(0, 255).astype(np.uint8)
 
 # %% ../nbs/core/02_shapes.ipynb #bf304589
 VOC_LT_COUNTS = (775, 479, 249, 240, 154, 100, 82, 64, 48, 34, 29, 20, 17, 14, 11, 8, 7, 6, 5, 4)
@@ -136,23 +142,25 @@ def long_tail_counts(
     at = np.linspace(0, len(VOC_LT_COUNTS) - 1, num_classes)
     return np.interp(at, np.arange(len(VOC_LT_COUNTS)), VOC_LT_COUNTS).round().astype(int)
 
-# %% ../nbs/core/02_shapes.ipynb #13633c62
+# %% ../nbs/core/02_shapes.ipynb #8f676cb1
 def assign_labels(
     rng:np.random.Generator, # source of randomness
     counts:np.ndarray, # [C] positives per class
     n:int # number of images
 ) -> np.ndarray: # uint8 [n, C]
-    "Labels with exactly the given class counts; every image has one to five"
+    "Labels with exactly the given class counts; every image has one to five, images with a rare label at least four"
     targets = np.zeros((n, len(counts)), np.uint8)
-    for c in reversed(range(len(counts))):
-        free = np.flatnonzero(targets.sum(1) < 5)
+    rare = [c for c in range(len(counts)) if counts[c] < 20]
+    for c in [c for c in reversed(range(len(counts))) if c not in rare] + rare:
+        labels = targets.sum(1)
+        free = np.flatnonzero((labels < 5) & (labels >= (3 if c in rare else 0)))
         key = rng.random(len(free))
-        if c == 0: key -= targets[free].sum(1) == 0
+        if c == 0: key -= labels[free] == 0
         targets[free[np.argsort(key, kind='stable')[:counts[c]]], c] = 1
     if not targets.any(1).all(): raise ValueError(f"shapes-lt: {counts[0]} positives of the first class do not reach all of {n} images")
     return targets
 
-# %% ../nbs/core/02_shapes.ipynb #29f42bc8
+# %% ../nbs/core/02_shapes.ipynb #d25bd4dd
 _SPLITS = dict(train=0, test=1)
 
 def _objects(rng, row, names):
@@ -177,7 +185,7 @@ def _render_split(split, seed, num_classes, size):
 def shapes_lt(
     split:str='train', # 'train' (long-tailed) or 'test' (balanced)
     seed:int=0, # another seed is another benchmark of the same kind
-    num_classes:int=20, # 20, 30 or 42
+    num_classes:int=20, # 20 or 42
     size:int=64, # edge of the images, pixels
     transform=None # callable on uint8 tensors [3, H, W]
 ):

@@ -76,7 +76,7 @@ class EpochSampler(Sampler):
     def __iter__(self):
         yield from torch.randperm(self.n, generator=torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)).tolist()
 
-# %% ../nbs/core/07_train.ipynb #ea7d701b
+# %% ../nbs/core/07_train.ipynb #4ad3002f
 @torch.inference_mode()
 def predict(
     model:torch.nn.Module, # gives logits for a batch
@@ -99,8 +99,11 @@ def predict(
     model.train(training)
     return torch.cat(out)
 
+def _layout(device): # tensor cores want channels last; on CPUs it slows the backward pass of narrow networks
+    return torch.channels_last if device.type == 'cuda' else torch.contiguous_format
+
 def _prepare(x): # uint8 images stay bytes until the backbone normalises them; cached features become floats
-    return x.float() if x.ndim == 3 else x.contiguous(memory_format=torch.channels_last)
+    return x.float() if x.ndim == 3 else x.contiguous(memory_format=_layout(x.device))
 
 def evaluate(model, dataset, **kw): # keywords of `predict`
     "The report of `multilabel_report` on a dataset"
@@ -192,7 +195,7 @@ class Recorder(Callback):
         write_atomic(self.folder / 'state' / f'epoch_{trainer.epoch:04d}.pt', lambda p: torch.save(trainer.state(), p))
         for old in sorted((self.folder / 'state').glob('epoch_*.pt'))[:-self.keep]: old.unlink()
 
-# %% ../nbs/core/07_train.ipynb #d3df3e0e
+# %% ../nbs/core/07_train.ipynb #246ec872
 class NonFiniteLoss(RuntimeError): "The loss became NaN or infinite; names the images of the batch"
 
 class Trainer:
@@ -211,7 +214,7 @@ class Trainer:
         self.train, self.valid = self._split(train, valid)
         self.loss = loss or build_loss(self.config.loss, self.train.class_counts, len(self.train), **self.config.loss_args)
         self.accelerator = self._accelerator()
-        self.model = model.to(memory_format=torch.channels_last)
+        self.model = model.to(memory_format=_layout(self.accelerator.device))
         self.callbacks = ([ProgressBar()] if progress else []) + [EarlyStopping()] + ([Recorder(self.folder)] if folder else []) + list(callbacks)
         self.epoch, self.best_epoch, self.best, self.best_state, self.history, self.stop = 0, 0, -1., None, [], False
 
