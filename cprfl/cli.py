@@ -30,8 +30,8 @@ def console(func):
             raise SystemExit(130) from None
     return command
 
-# %% ../nbs/core/14_cli.ipynb #91193f8f
-DEMO = ('shapes-clip', 'shapes-erm-bce', 'shapes-erm', 'shapes-cprfl-random', 'shapes-cprfl')
+# %% ../nbs/core/14_cli.ipynb #b87064ee
+DEMO = ('shapes-clip', 'shapes-erm', 'shapes-cprfl-random', 'shapes-cprfl')
 
 def _run_or_open(recipe, out):
     "A finished run is opened, one that was cut off goes on"
