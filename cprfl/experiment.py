@@ -65,12 +65,12 @@ class Recipe:
         if unknown: raise ValueError(f"recipe: unknown settings {', '.join(unknown)}; there are {', '.join([*self.__dataclass_fields__, *TrainConfig.__dataclass_fields__])}")
         return replace(self, **own, train=replace(own.get('train', self.train), **rest))
 
-# %% ../nbs/core/09_experiment.ipynb #6027c1d7
+# %% ../nbs/core/09_experiment.ipynb #f9140d94
 _SHAPES = Recipe(backbone='shapes', backbone_args=dict(stage=3), image_size=128,
                  train=TrainConfig(epochs=20, lr=1e-3, backbone_lr=0.3, weight_decay=0.01, ema=0.99, precision='bf16', augment='shapes', select='last'))
 _SMALL_HEAD = dict(d=256, heads=4, head_dim=64, ffn_dim=256, dropout=0.)
 _PAPER = Recipe(backbone='resnet101', pretrained=True, image_size=448, semantics='clip:RN50/openai', train=TrainConfig(precision='bf16', num_workers=8))
-_FROZEN = Recipe(benchmark=None, train_file='train.txt', backbone='resnet50', pretrained=True, image_size=224, frozen=True, views=6, semantics='clip:RN50/openai',
+_FROZEN = Recipe(benchmark=None, train_file='train.txt', backbone='resnet50', pretrained=True, image_size=224, frozen=True, views=6, semantics='clip:RN50/openai', semantics_norm=24.,
                  train=TrainConfig(epochs=15, lr=4e-4, ema=0.99, precision='bf16'))
 
 RECIPES = {r.name: r for r in (

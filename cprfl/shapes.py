@@ -142,18 +142,19 @@ def long_tail_counts(
     at = np.linspace(0, len(VOC_LT_COUNTS) - 1, num_classes)
     return np.interp(at, np.arange(len(VOC_LT_COUNTS)), VOC_LT_COUNTS).round().astype(int)
 
-# %% ../nbs/core/02_shapes.ipynb #8f676cb1
+# %% ../nbs/core/02_shapes.ipynb #4326a51e
 def assign_labels(
     rng:np.random.Generator, # source of randomness
     counts:np.ndarray, # [C] positives per class
     n:int # number of images
 ) -> np.ndarray: # uint8 [n, C]
-    "Labels with exactly the given class counts; every image has one to five, images with a rare label at least four"
+    "Labels with exactly the given class counts; every image has one to five, those with a rare label four or more (if enough have)"
     targets = np.zeros((n, len(counts)), np.uint8)
     rare = [c for c in range(len(counts)) if counts[c] < 20]
     for c in [c for c in reversed(range(len(counts))) if c not in rare] + rare:
         labels = targets.sum(1)
         free = np.flatnonzero((labels < 5) & (labels >= (3 if c in rare else 0)))
+        if len(free) < counts[c]: free = np.flatnonzero(labels < 5) # too few crowded images: any will do
         key = rng.random(len(free))
         if c == 0: key -= labels[free] == 0
         targets[free[np.argsort(key, kind='stable')[:counts[c]]], c] = 1

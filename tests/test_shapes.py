@@ -36,7 +36,7 @@ def test_test_set_is_balanced_and_has_the_training_sets_groups(train, test):
     assert all(np.array_equal(train.groups[k], test.groups[k]) for k in train.groups) and train.classes == test.classes
 
 
-@pytest.mark.parametrize("num_classes", [20, 30, 42])
+@pytest.mark.parametrize("num_classes", [20, 42])
 def test_classes_are_phrases_in_falling_frequency(num_classes):
     names = shapes_classes(num_classes)
     assert len(set(names)) == num_classes
@@ -45,7 +45,7 @@ def test_classes_are_phrases_in_falling_frequency(num_classes):
     assert len(counts) == num_classes and (np.diff(counts) <= 0).all() and counts[0] == 775 and counts[-1] == 4
 
 
-@pytest.mark.parametrize("num_classes", [20, 30, 42])
+@pytest.mark.parametrize("num_classes", [20, 42])
 def test_words_of_tail_classes_occur_in_other_classes_too(num_classes):
     "That is what semantics can carry over"
     names, counts = shapes_classes(num_classes), long_tail_counts(num_classes)
@@ -54,7 +54,7 @@ def test_words_of_tail_classes_occur_in_other_classes_too(num_classes):
     assert rare and rare <= often
 
 
-@pytest.mark.parametrize("num_classes", [30, 42])
+@pytest.mark.parametrize("num_classes", [42])
 def test_larger_vocabularies(num_classes):
     ds = shapes_lt("train", num_classes=num_classes)
     assert ds.class_counts.tolist() == long_tail_counts(num_classes).tolist() and len(ds.classes) == num_classes
@@ -62,14 +62,14 @@ def test_larger_vocabularies(num_classes):
 
 
 def test_labels_are_dealt_exactly():
-    counts = np.array([30, 12, 5, 1])
-    y = assign_labels(np.random.default_rng(0), counts, 40)
+    counts = np.array([45, 30, 12, 5, 1])
+    y = assign_labels(np.random.default_rng(0), counts, 60)
     assert y.sum(0).tolist() == counts.tolist() and y.any(1).all() and y.sum(1).max() <= 5
     with pytest.raises(ValueError, match="do not reach all of 100 images"): assign_labels(np.random.default_rng(0), counts, 100)
 
 
 def test_errors_name_what_there_is():
-    with pytest.raises(ValueError, match=r"expected num_classes in \[20, 30, 42\], got 21"): shapes_classes(21)
+    with pytest.raises(ValueError, match=r"expected num_classes in \[20, 42\], got 21"): shapes_classes(21)
     with pytest.raises(ValueError, match=r"expected split in \['train', 'test'\], got 'valid'"): shapes_lt("valid")
 
 
