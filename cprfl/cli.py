@@ -30,7 +30,7 @@ def console(func):
             raise SystemExit(130) from None
     return command
 
-# %% ../nbs/core/14_cli.ipynb #b87064ee
+# %% ../nbs/core/14_cli.ipynb #845c6fdc
 DEMO = ('shapes-clip', 'shapes-erm', 'shapes-cprfl-random', 'shapes-cprfl')
 
 def _run_or_open(recipe, out):
@@ -43,7 +43,7 @@ def _run_or_open(recipe, out):
 @console
 def demo(
     out:str='runs/demo', # folder for the runs
-    seeds:int=1, # how many seeds to average over
+    seeds:int=1, # how many seeds to average over; each is a Shapes-LT and a training of its own
     epochs:int=0 # epochs per run; 0 takes the recipe's
 ):
     "Train CPRFL on the embedded benchmark, beside a ResNet and zero-shot CLIP"
@@ -51,7 +51,7 @@ def demo(
     runs = []
     for seed in range(seeds):
         for name in DEMO:
-            recipe = get_recipe(name).with_(name=f'{name}-s{seed}', seed=seed)
+            recipe = get_recipe(name).with_(name=f'{name}-s{seed}', seed=seed, data_seed=10 * seed)
             if epochs: recipe = recipe.with_(epochs=epochs)
             print(f'\n{recipe.name}: {recipe.about}')
             runs.append(_run_or_open(recipe, out))

@@ -21,7 +21,7 @@ from .model import CPRFL
 from .semantics import TEMPLATE, category_semantics, load_clip
 from .train import TrainConfig, Trainer, predict, write_atomic
 
-# %% ../nbs/core/09_experiment.ipynb #b765616d
+# %% ../nbs/core/09_experiment.ipynb #6c7e799f
 MODELS = ('cprfl', 'erm', 'clip')
 
 @dataclass
@@ -30,6 +30,7 @@ class Recipe:
     name:str = 'run' # of the run's folder
     about:str = '' # hardware, time and expected result
     benchmark:str|None = 'shapes-lt' # 'voc-lt', 'coco-lt', 'shapes-lt'; None: the files below
+    data_seed:int = 0 # of Shapes-LT: another seed is another benchmark of the same kind
     root:str|None = None # folder of the benchmark, or of the images in the files below
     train_file:str|None = None # list file (.txt), .csv, COCO .json, or a folder with a sub-folder per class
     test_file:str|None = None # the same for the test images
@@ -89,7 +90,7 @@ def get_recipe(name:str) -> Recipe: # a copy
     if name not in RECIPES: raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}")
     return replace(RECIPES[name])
 
-# %% ../nbs/core/09_experiment.ipynb #5bf83633
+# %% ../nbs/core/09_experiment.ipynb #43570e36
 def _read(recipe, file, groups=None):
     kw = dict(skip_bad=recipe.skip_bad, transform=resize(recipe.image_size) if recipe.image_size else None)
     if groups is not None: kw['groups'] = groups
@@ -104,7 +105,7 @@ def load_data(recipe:Recipe) -> tuple: # training set, test set or None
     "Both splits; the test set has the training set's groups"
     if recipe.benchmark:
         kw = dict(root=recipe.root, transform=resize(recipe.image_size) if recipe.image_size else None)
-        if recipe.benchmark != 'shapes-lt': kw['skip_bad'] = recipe.skip_bad
+        kw |= dict(seed=recipe.data_seed) if recipe.benchmark == 'shapes-lt' else dict(skip_bad=recipe.skip_bad)
         return load_benchmark(recipe.benchmark, 'train', **kw), load_benchmark(recipe.benchmark, 'test', **kw)
     train = _read(recipe, recipe.train_file)
     test = _read(recipe, recipe.test_file, train.groups) if recipe.test_file else None

@@ -126,5 +126,5 @@ def test_the_module_index_is_where_pyproject_says():
 
 def test_assets_are_packaged():
     from importlib.resources import files
-    assert project()["tool"]["setuptools"]["package-data"] == {"cprfl": ["assets/*"]}
+    assert project()["tool"]["setuptools"]["package-data"] == {"cprfl.assets": ["*.safetensors"]}
     assert (files("cprfl") / "assets" / "shapes_clip.safetensors").is_file()
