@@ -1,12 +1,11 @@
 "Run notebooks and keep their outputs: `python tests/outputs.py nbs/index.ipynb ...`. Progress bars and warnings on stderr are not kept."
-import os
 import sys
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 
-os.environ["TQDM_DISABLE"] = "1"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class Client(NotebookClient):
@@ -24,7 +23,8 @@ def run(file):
     Client(nb, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(Path(file).parent)}}).execute()
     for cell in nb.cells:
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and WIDGET not in o.get("data", {})]
+    nb.metadata.pop("widgets", None)
     nbformat.write(nb, file)
 
 
