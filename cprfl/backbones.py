@@ -134,7 +134,7 @@ def _clip_backbone(source, normalize, stage=4):
     else: raise ValueError(f"backbone: {source} has a {type(visual).__name__}; expected open_clip's ModifiedResNet or VisionTransformer")
     return Backbone(net, dim, clip.mean, clip.std, normalize, cam)
 
-# %% ../nbs/core/03a_backbones.ipynb #d7e5305c
+# %% ../nbs/core/03a_backbones.ipynb #b89b10ea
 def build_backbone(
     name:str, # 'resnet101', 'timm:NAME', 'torchvision:NAME', 'clip:ARCH/TAG' or 'shapes'
     pretrained:bool=False, # fetch the library's own weights (needs a network the first time)
@@ -145,6 +145,7 @@ def build_backbone(
     "A backbone by its name; errors name what there is"
     if name.startswith('clip:') or name == 'shapes':
         if weights: raise ValueError(f"backbone: {name} carries its own weights; put a file after the slash, as in clip:RN50/FILE")
+        if unknown := set(kw) - {'stage'}: raise ValueError(f"backbone: {name} takes stage=1..4 only, got {', '.join(unknown)}")
         return _clip_backbone(name, normalize, **kw)
     if name.startswith('torchvision:'): return _torchvision_backbone(name.split(':', 1)[1], pretrained, weights, normalize, **kw)
     return _timm_backbone(name.removeprefix('timm:'), pretrained, weights, normalize, **kw)

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from cprfl.semantics import load_clip
 from cprfl.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, build_backbone, load_state, to_patches
 from safetensors.torch import save_file
 from torch import nn
@@ -148,7 +149,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, name
 def test_the_embedded_clip_is_a_backbone():
     net = build_backbone("shapes").eval()
     f = net(images())
-    visual = net.net.visual
+    visual = load_clip("shapes").model.visual
     assert f.shape[:2] == (2, net.num_features) and f.shape[2] == f.shape[3]
     x = visual.stem((images() / 255. - net.mean) / net.std)
     for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4): x = layer(x)
@@ -181,7 +182,8 @@ def test_clip_towers_from_a_file(clip_files, name, shape):
     f = net(images())
     assert f.shape == shape and net.num_features == shape[1] and f.isfinite().all() and f.std() > 0
     state = torch.load(clip_files[name], weights_only=True)
-    assert all(torch.equal(v, state[f"visual.{k}"]) for k, v in net.net.visual.state_dict().items())
+    own = getattr(net.net, "visual", net.net).state_dict()
+    assert own and all(torch.equal(v, state[f"visual.{k}"]) for k, v in own.items())
     assert net.mean.flatten().tolist() == pytest.approx([0.48145466, 0.4578275, 0.40821073]), "OpenAI's normalisation"
     assert net.cam_layer[0] in set(net.modules())
 
@@ -208,4 +210,10 @@ def test_unknown_names(name, words):
 
 def test_clip_carries_its_own_weights():
     with pytest.raises(ValueError, match="shapes carries its own weights"): build_backbone("shapes", weights="file.pth")
-    with pytest.raises(ValueError, match="carries its own weights"): build_backbone("clip:RN50/openai", output_stride=8)
+    with pytest.raises(ValueError, match="output_stride"): build_backbone("clip:RN50/openai", output_stride=8)
+
+
+def test_a_clip_resnet_may_be_cut_after_an_earlier_stage():
+    fine, coarse = (build_backbone("shapes", stage=n).eval() for n in (3, 4))
+    assert fine(images()).shape[-1] == 2 * coarse(images()).shape[-1] and len(list(fine.parameters())) < len(list(coarse.parameters()))
+    with pytest.raises(ValueError, match="expected stage 1, 2, 3 or 4, got 5"): build_backbone("shapes", stage=5)

@@ -200,7 +200,7 @@ def test_a_bad_list_stops_before_training_with_all_problems(shell, data, tmp_pat
     (["--recipe", "shapes"], "expected one of shapes-cprfl"), (["--semantics", "bert"], "semantics: expected one of clip:ARCH/TAG"),
     (["--backbone", "resnet1000"], "timm has no model 'resnet1000'"), (["--weights", "nowhere.pth"], "no such file: nowhere.pth"),
     (["--loss", "mse"], "loss: expected one of"), (["--precision", "int8"], "precision: expected one of fp32"), (["--epochs", "0"], "epochs: expected 1"),
-    (["--select", "test", "--patience", "-1"], "patience: expected 0"), (["--classes", "nowhere.txt"], "nowhere.txt"), (["--list", "nowhere.txt"], "No such file"),
+    (["--select", "test", "--patience", "-1"], "patience: expected 0"), (["--classes", "nowhere.txt"], "nowhere.txt"), (["--list", "nowhere.txt"], "no such list or folder: nowhere.txt"),
     (["--views", "3"], "3 cached views need frozen=True"), (["--model", "bert"], "model: expected one of cprfl, erm, clip")])
 def test_mistakes_are_a_sentence_and_leave_nothing_behind(shell, data, tmp_path, monkeypatch, change, words):
     monkeypatch.chdir(tmp_path)
