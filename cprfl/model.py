@@ -6,8 +6,7 @@
 __all__ = ['GRAD_PATHS', 'PromptInitializer', 'PromptAttention', 'VSILayer', 'VisualSemanticInteraction', 'similarity_scores',
            'CPRFL']
 
-# %% ../nbs/core/04_model.ipynb #ffe360de
-from functools import partial
+# %% ../nbs/core/04_model.ipynb #20ccda73
 import torch
 import torch.nn.functional as F
 from torch import nn
