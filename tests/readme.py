@@ -24,7 +24,7 @@ def cell_text(cell):
     if any(line.startswith("#| hide") for line in lines):
         return ""
     shown = [] if "#| echo: false" in lines else ["```python", *(line for line in lines if not line.startswith("#|")), "```"]
-    return "\n".join(["\n".join(shown), *("\n" + output_text(o) for o in cell.outputs)]).strip()
+    return "\n".join(["\n".join(shown), *("\n" + output_text(o) for o in cell.outputs)]).strip("\n")
 
 
 def readme():
