@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['feature_key', 'random_view', 'cache_features', 'FeatureDataset']
 
-# %% ../nbs/core/06b_features.ipynb #671fcfe2
+# %% ../nbs/core/06b_features.ipynb #caefc6a8
 from pathlib import Path
 import hashlib, json, os
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from .augment import BatchAugment
 from .data import MultiLabelDataset
 
 # %% ../nbs/core/06b_features.ipynb #b83af153

@@ -6,9 +6,8 @@
 __all__ = ['TEMPLATE', 'SOURCES', 'fill_template', 'Clip', 'WordTokenizer', 'build_shapes_clip', 'load_clip',
            'category_semantics']
 
-# %% ../nbs/core/03_semantics.ipynb #0fe37ac0
-from dataclasses import dataclass, field
-from functools import lru_cache
+# %% ../nbs/core/03_semantics.ipynb #44d940a1
+from dataclasses import dataclass
 from pathlib import Path
 import json, re
 import torch
