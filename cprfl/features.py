@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['feature_key', 'random_view', 'cache_features', 'FeatureDataset']
 
-# %% ../nbs/core/06b_features.ipynb #caefc6a8
+# %% ../nbs/core/06b_features.ipynb #1a14d94a
 from pathlib import Path
 import hashlib, json, os
 import numpy as np
 import torch
+from filelock import FileLock
 from torch.utils.data import DataLoader
 from .data import MultiLabelDataset
 
@@ -43,7 +44,7 @@ def random_view(
         torch.manual_seed(seed)
         return torch.stack([op(image) for image in images])
 
-# %% ../nbs/core/06b_features.ipynb #c67a26d5
+# %% ../nbs/core/06b_features.ipynb #da8eb56b
 @torch.inference_mode()
 def _fill(out, view, backbone, dataset, batch_size, device, precision, num_workers, bar):
     loader, at = DataLoader(dataset, batch_size, num_workers=num_workers), 0
@@ -53,6 +54,17 @@ def _fill(out, view, backbone, dataset, batch_size, device, precision, num_worke
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16'): f = backbone.patches(images)
         out[view, at:at + len(f)] = f.cpu().to(torch.float16).numpy()
         at += len(f); bar.update(len(f))
+
+def _compute(file, backbone, dataset, views, batch_size, device, precision, num_workers, progress):
+    from tqdm.auto import tqdm
+    with torch.inference_mode(): v, D = backbone.patches(dataset[0][0][None].to(device)).shape[1:]
+    part = file.with_suffix(f'.{os.getpid()}.part')
+    try:
+        out = np.lib.format.open_memmap(part, 'w+', np.float16, (views, len(dataset), v, D))
+        with tqdm(total=views * len(dataset), desc='features', unit='img', disable=not progress) as bar:
+            for view in range(views): _fill(out, view, backbone, dataset, batch_size, device, precision, num_workers, bar)
+        out.flush(); os.replace(part, file)
+    finally: part.unlink(missing_ok=True)
 
 def cache_features(
     backbone:torch.nn.Module, # a `Backbone`
@@ -67,19 +79,11 @@ def cache_features(
     progress:bool=True # show a bar
 ) -> 'FeatureDataset':
     "Patch features of every image, from the cache if they are there, else computed now; float16 [views, N, v, D] on disk"
-    from tqdm.auto import tqdm
     device, backbone = torch.device(device), backbone.eval().to(device).to(memory_format=torch.channels_last)
     file = Path(folder) / f'{feature_key(backbone, dataset, size, views, "random_view", precision)}.npy'
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with torch.inference_mode(): v, D = backbone.patches(dataset[0][0][None].to(device)).shape[1:]
-        part = file.with_suffix(f'.{os.getpid()}.part')
-        try:
-            out = np.lib.format.open_memmap(part, 'w+', np.float16, (views, len(dataset), v, D))
-            with tqdm(total=views * len(dataset), desc='features', unit='img', disable=not progress) as bar:
-                for view in range(views): _fill(out, view, backbone, dataset, batch_size, device, precision, num_workers, bar)
-            out.flush(); os.replace(part, file)
-        finally: part.unlink(missing_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix('.lock')):
+        if not file.exists(): _compute(file, backbone, dataset, views, batch_size, device, precision, num_workers, progress)
     return FeatureDataset(file, dataset)
 
 # %% ../nbs/core/06b_features.ipynb #f19a9c8d

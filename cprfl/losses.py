@@ -6,7 +6,7 @@
 __all__ = ['REDUCTIONS', 'by_answer', 'bce', 'MultiLabelLoss', 'register_loss', 'available_losses', 'loss_keywords', 'build_loss',
            'BCELoss', 'MultiLabelSoftMarginLoss', 'focal', 'FocalLoss', 'inverse_frequency_weight', 'ReweightedBCELoss',
            'prior_bias', 'tolerant_focal', 'class_balanced_weight', 'ClassBalancedFocalLoss', 'rebalanced_weight',
-           'DistributionBalancedLoss', 'asymmetric', 'AsymmetricLoss', 'loss_constants']
+           'DistributionBalancedLoss', 'rarity_margin', 'LDAMLoss', 'asymmetric', 'AsymmetricLoss', 'loss_constants']
 
 # %% ../nbs/core/05_losses.ipynb #855aa9e1
 import inspect
@@ -347,6 +347,34 @@ class DistributionBalancedLoss(_CountedLoss):
         weight = rebalanced_weight(y, self._get("class_counts", x), self.map_alpha, self.map_beta, self.map_gamma)
         gamma = self.gamma if self.focal else 0.
         return tolerant_focal(x, y, weight, self._get("bias", x), self.neg_scale, gamma, self.balance)
+
+# %% ../nbs/core/05_losses.ipynb #e9806a73
+def rarity_margin(
+    class_counts:torch.Tensor, # [C] training images per class, 0 counts as 1
+    max_margin:float=0.5, # of the rarest class
+) -> torch.Tensor: # [C]
+    "Margins that fall with the fourth root of the class frequency."
+    n = class_counts.clamp(min=1)
+    return max_margin*(n.min()/n)**0.25
+
+# %% ../nbs/core/05_losses.ipynb #29e3aa00
+@register_loss("ldam")
+class LDAMLoss(_CountedLoss):
+    "Label-distribution-aware margins, Cao et al. 2019, in multi-label form."
+    def __init__(self,
+        class_counts, # [C] training images per class
+        max_margin:float=0.5, # margin of the rarest class
+        scale:float=1., # s: 1 for free logits, about 30 for cosines
+        reduction:str="mean", # "mean", "sum" or "none"
+    ):
+        super().__init__(reduction)
+        inf = float("inf")
+        _check_range(max_margin=(max_margin, 0, inf), scale=(scale, 1e-6, inf))
+        n, _ = _check_counts(class_counts, 1)
+        self.max_margin, self.scale = max_margin, scale
+        self._constant("margin", rarity_margin(n, max_margin))
+
+    def elements(self, x, y): return by_answer(y, -F.logsigmoid(self.scale*(x - self._get("margin", x))), -F.logsigmoid(-self.scale*x))
 
 # %% ../nbs/core/05_losses.ipynb #30a0a8ea
 def asymmetric(

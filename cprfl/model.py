@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GRAD_PATHS', 'PromptInitializer', 'PromptAttention', 'VSILayer', 'VisualSemanticInteraction', 'similarity_scores',
-           'CPRFL']
+           'FreePrompts', 'CosineScores', 'drop_patches', 'CPRFL']
 
 # %% ../nbs/core/04_model.ipynb #20ccda73
 import torch
@@ -24,7 +24,7 @@ class PromptInitializer(nn.Sequential):
         if hidden < 1: raise ValueError(f"PromptInitializer: tau * d must be at least 1, got tau={tau}, d={d}")
         super().__init__(nn.Linear(m, hidden), nn.GELU(), nn.Linear(hidden, d))
 
-# %% ../nbs/core/04_model.ipynb #bda30092
+# %% ../nbs/core/04_model.ipynb #5465a9f9
 class PromptAttention(nn.Module):
     "Multi-head attention over Z = (F, P); computes the output rows from `start` on only (paper, eqs. 3 and 4)"
     def __init__(self,
@@ -32,7 +32,7 @@ class PromptAttention(nn.Module):
         heads:int, # number of heads
         head_dim:int, # width of a head; heads * head_dim need not be d
         dropout:float=0., # on the output projection
-        scale:str='model' # 'model': 1/sqrt(d), the paper; 'head': 1/sqrt(head_dim), the released code
+        scale:str='model', # 'model': 1/sqrt(d), the paper; 'head': 1/sqrt(head_dim), the released code
     ):
         super().__init__()
         if scale not in ('model', 'head'): raise ValueError(f"scale: expected 'model' (sqrt(d)) or 'head' (sqrt(head_dim)), got {scale!r}")
@@ -46,11 +46,12 @@ class PromptAttention(nn.Module):
     def forward(self,
         z:torch.Tensor, # [B, n, d] tokens
         start:int=0, # first position whose output is wanted
-        return_attention:bool=False # also give the softmax weights [B, heads, n - start, n]
+        return_attention:bool=False, # also give the softmax weights [B, heads, n - start, keys]
+        keys:int|None=None # attend to the first so many positions only; None: to all
     ):
         wq, wkv = self.to_qkv.weight.tensor_split([self.heads * (self.to_qkv.out_features // 3 // self.heads)])
         q = self._split(F.linear(z[:, start:], wq))
-        k, v = (self._split(t) for t in F.linear(z, wkv).chunk(2, -1))
+        k, v = (self._split(t) for t in F.linear(z[:, :keys], wkv).chunk(2, -1))
         attention = None
         if return_attention:
             with torch.autocast(z.device.type, enabled=False): attention = (q.float() @ k.float().transpose(-1, -2) * self.scale).softmax(-1)
@@ -59,7 +60,7 @@ class PromptAttention(nn.Module):
         out = self.dropout(self.to_out(out.transpose(1, 2).flatten(2)))
         return (out, attention) if return_attention else out
 
-# %% ../nbs/core/04_model.ipynb #971df25e
+# %% ../nbs/core/04_model.ipynb #7336773b
 class VSILayer(nn.Module):
     "Pre-norm encoder layer: FFN(LN(Attention(LN(z)))), without residual connections unless asked for"
     def __init__(self,
@@ -79,16 +80,17 @@ class VSILayer(nn.Module):
     def forward(self,
         z:torch.Tensor, # [B, n, d] tokens
         start:int=0, # first position whose output is wanted
-        return_attention:bool=False # also give the attention [B, heads, n - start, n]
+        return_attention:bool=False, # also give the attention [B, heads, n - start, keys]
+        keys:int|None=None # attend to the first so many positions only; None: to all
     ):
-        a = self.attention(self.norm1(z), start, return_attention)
+        a = self.attention(self.norm1(z), start, return_attention, keys)
         a, attention = a if return_attention else (a, None)
         if self.residual: a = a + z[:, start:]
         out = self.ffn(self.norm2(a))
         if self.residual: out = out + a
         return (out, attention) if return_attention else out
 
-# %% ../nbs/core/04_model.ipynb #a2b6e465
+# %% ../nbs/core/04_model.ipynb #c0620b94
 class VisualSemanticInteraction(nn.Module):
     "Transformer over (patches, prompts); gives one feature per category, P' [B, C, d] (paper, eqs. 3 to 5)"
     def __init__(self,
@@ -99,10 +101,13 @@ class VisualSemanticInteraction(nn.Module):
         depth:int=1, # number of layers
         dropout:float=0.1, # dropout rate
         residual:bool=False, # skip connections
-        scale:str='model' # 'model': sqrt(d), as the paper writes; 'head': sqrt(head_dim), as the released code does
+        scale:str='model', # 'model': sqrt(d), as the paper writes; 'head': sqrt(head_dim), as the released code does
+        attend:str='all' # what tokens attend to: 'all' of (F, P), the paper; 'patches' alone, whose cost is linear in C
     ):
         super().__init__()
         if depth < 1: raise ValueError(f"VisualSemanticInteraction: depth must be at least 1, got {depth}")
+        if attend not in ('all', 'patches'): raise ValueError(f"attend: expected 'all' or 'patches', got {attend!r}")
+        self.attend = attend
         self.layers = nn.ModuleList(VSILayer(d, heads, head_dim, ffn_dim, dropout, residual, scale) for _ in range(depth))
 
     def forward(self,
@@ -116,8 +121,9 @@ class VisualSemanticInteraction(nn.Module):
                              f"got {list(features.shape)} and {list(prompts.shape)}")
         v = features.shape[1]
         z = torch.cat([features, prompts.to(features.dtype).expand(len(features), -1, -1)], 1)
-        for layer in self.layers[:-1]: z = layer(z)
-        out = self.layers[-1](z, v, return_attention)
+        keys = v if self.attend == 'patches' else None
+        for layer in self.layers[:-1]: z = layer(z, keys=keys)
+        out = self.layers[-1](z, v, return_attention, keys)
         if not return_attention: return out
         return out[0], out[1][..., :v]
 
@@ -131,7 +137,48 @@ def similarity_scores(
 
 GRAD_PATHS = ('dual', 'interaction', 'classifier')
 
-# %% ../nbs/core/04_model.ipynb #bd6535fd
+# %% ../nbs/core/04_model.ipynb #268078bc
+class FreePrompts(nn.Module):
+    "Prompts [C, d] that start at random and know no names (the paper's ablation without PI)"
+    def __init__(self,
+        num_classes:int, # C
+        d:int # width of the prompts
+    ):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(num_classes, d) * d**-0.5)
+
+    def forward(self,
+        semantics:torch.Tensor # [C, m], unused
+    ): return self.weight
+
+# %% ../nbs/core/04_model.ipynb #702de166
+class CosineScores(nn.Module):
+    "temperature * cos(p'_i, p_i) + bias, both learned"
+    def __init__(self,
+        temperature:float=10., # at the start
+        bias:float=-3. # at the start
+    ):
+        super().__init__()
+        self.log_temperature, self.bias = nn.Parameter(torch.tensor(temperature).log()), nn.Parameter(torch.tensor(bias))
+
+    def forward(self,
+        features:torch.Tensor, # [B, C, d] category-specific features P'
+        prompts:torch.Tensor # [C, d] category prompts P
+    ) -> torch.Tensor: # [B, C] logits
+        "Logits in float32"
+        return self.log_temperature.exp() * F.cosine_similarity(features.float(), prompts.float(), dim=-1) + self.bias
+
+# %% ../nbs/core/04_model.ipynb #73d27ba8
+def drop_patches(
+    features:torch.Tensor, # [B, v, D] patches
+    share:float # of the patches to leave out, 0 to below 1
+) -> torch.Tensor: # [B, kept, D]
+    "A random subset of each image's patches"
+    B, v, D = features.shape
+    kept = torch.rand(B, v, device=features.device).argsort(1)[:, :max(1, round(v * (1 - share)))]
+    return features.gather(1, kept[..., None].expand(-1, -1, D))
+
+# %% ../nbs/core/04_model.ipynb #3eef0c38
 class CPRFL(nn.Module):
     "Category-Prompt Refined Feature Learning: images [B, 3, H, W] (or cached patches [B, v, D]) to logits [B, C]"
     def __init__(self,
@@ -147,19 +194,37 @@ class CPRFL(nn.Module):
         residual:bool=False, # skip connections in the VSI
         scale:str='model', # attention scale: 'model' (paper) or 'head' (released code)
         grad_path:str='dual', # which gradient paths reach the prompts: 'dual', 'interaction' or 'classifier'
-        feature_dim:int|None=None # D; taken from `backbone.num_features` when left out
+        feature_dim:int|None=None, # D; taken from `backbone.num_features` when left out
+        free_prompts:bool=False, # prompts without PI, see `FreePrompts`
+        attend:str='all', # 'all' of (F, P), the paper; or 'patches' alone
+        score:str='dot', # 'dot', the paper; or 'cosine', see `CosineScores`
+        patch_dropout:float=0., # share of the patches hidden in a training step, see `drop_patches`
+        global_path:bool=False # add the logits of a linear head on the mean patch
     ):
         super().__init__()
         if grad_path not in GRAD_PATHS: raise ValueError(f"grad_path: expected one of {', '.join(GRAD_PATHS)}, got {grad_path!r}")
+        if score not in ('dot', 'cosine'): raise ValueError(f"score: expected 'dot' or 'cosine', got {score!r}")
+        if not 0 <= patch_dropout < 1: raise ValueError(f"patch_dropout: expected a share of the patches in [0, 1), got {patch_dropout}")
         if semantics.ndim != 2: raise ValueError(f"semantics: expected [C, m], got {list(semantics.shape)}")
         self.backbone = build_backbone(backbone) if isinstance(backbone, str) else backbone
         D = feature_dim or getattr(self.backbone, 'num_features', None)
         if D is None: raise ValueError("feature_dim: the backbone has no `num_features`; pass feature_dim=D, its number of channels")
-        self.grad_path = grad_path
+        self.grad_path, self.patch_dropout = grad_path, patch_dropout
         self.register_buffer('semantics', semantics.detach().float().clone())
         self.fc = nn.Linear(D, d)
-        self.pi = PromptInitializer(semantics.shape[1], d, tau)
-        self.vsi = VisualSemanticInteraction(d, heads, head_dim, ffn_dim, depth, dropout, residual, scale)
+        self.pi = FreePrompts(len(semantics), d) if free_prompts else PromptInitializer(semantics.shape[1], d, tau)
+        self.vsi = VisualSemanticInteraction(d, heads, head_dim, ffn_dim, depth, dropout, residual, scale, attend)
+        self.score = CosineScores() if score == 'cosine' else similarity_scores
+        self.global_head = nn.Linear(D, len(semantics)) if global_path else None
+
+    @classmethod
+    def from_authors_checkpoint(cls,
+        path, # of the file
+        **kw # keywords of `cprfl.authors.load_authors_checkpoint`
+    ) -> 'CPRFL':
+        "The model of a checkpoint that the authors' code wrote"
+        from cprfl.authors import load_authors_checkpoint
+        return load_authors_checkpoint(path, **kw)
 
     @property
     def num_classes(self): return len(self.semantics)
@@ -182,11 +247,14 @@ class CPRFL(nn.Module):
     ):
         "Logits [B, C] from patches that were computed before"
         P = self.prompts()
+        if self.training and self.patch_dropout: features = drop_patches(features, self.patch_dropout)
         asks = P.detach() if self.grad_path == 'classifier' else P
         answers = P.detach() if self.grad_path == 'interaction' else P
         out = self.category_features(features, asks, return_attention)
-        if not return_attention: return similarity_scores(out, answers)
-        return similarity_scores(out[0], answers), out[1]
+        out, attention = out if return_attention else (out, None)
+        logits = self.score(out, answers)
+        if self.global_head is not None: logits = logits + self.global_head(features.mean(1)).float()
+        return (logits, attention) if return_attention else logits
 
     def forward(self,
         x:torch.Tensor, # [B, 3, H, W] images, or [B, v, D] cached patch features

@@ -151,18 +151,29 @@ def _file(classes, path, **_):
         raise ValueError(f"file: {path} holds {list(W.shape)}; expected [C, m] with C = {len(classes)} classes, in their order")
     return W
 
-# %% ../nbs/core/03_semantics.ipynb #f7f33eb3
+# %% ../nbs/core/03_semantics.ipynb #a6c237cd
 def _random(classes, m='', seed=0, **_):
     m = m or '512'
     if not m.isdecimal() or int(m) < 1: raise ValueError(f"random: expected a width of at least 1, as in random:128, got {m!r}")
     m = int(m)
     return torch.randn(len(classes), m, generator=torch.Generator().manual_seed(seed)) * 10 / m**0.5
 
+def _words(classes, *_, **__):
+    names = [str(c).replace('_', ' ').lower().split() for c in classes]
+    words = sorted({w for n in names for w in n})
+    return torch.tensor([[float(w in n) for w in words] for n in names])
+
+def _sentence(classes, name, templates, **_):
+    try: from sentence_transformers import SentenceTransformer
+    except ImportError: raise RuntimeError(f"sentence:{name} needs the package sentence-transformers: pip install sentence-transformers") from None
+    model = SentenceTransformer(name)
+    return torch.stack([model.encode(fill_template(classes, t), convert_to_tensor=True).float().cpu() for t in templates]).mean(0)
+
 def _text_tower(classes, source, templates, **_):
     clip = load_clip(source)
     return torch.stack([clip.encode_text(fill_template(classes, t)) for t in templates]).mean(0)
 
-SOURCES = ('clip:ARCH/TAG', 'shapes', 'file:PATH', 'glove:PATH', 'random', 'random:m')
+SOURCES = ('clip:ARCH/TAG', 'shapes', 'file:PATH', 'glove:PATH', 'words', 'sentence:NAME', 'random', 'random:m')
 
 def category_semantics(
     classes:list, # C class names
@@ -174,8 +185,10 @@ def category_semantics(
     "Category semantics W: what the source knows about each class name (frozen, computed once)"
     kind, _, rest = source.partition(':')
     if kind in ('file', 'glove') and not Path(rest).is_file(): raise FileNotFoundError(f"{kind}: no such file: {rest}")
-    if kind == 'clip' or source == 'shapes':
-        W = _text_tower(classes, source, [template] if isinstance(template, str) else list(template))
+    templates = [template] if isinstance(template, str) else list(template)
+    if kind == 'clip' or source == 'shapes': W = _text_tower(classes, source, templates)
+    elif kind == 'sentence': W = _sentence(classes, rest, templates)
+    elif source == 'words': W = _words(classes)
     elif kind in ('file', 'glove', 'random'): W = dict(file=_file, glove=_glove, random=_random)[kind](classes, rest, seed=seed)
     else: raise ValueError(f"semantics: expected one of {', '.join(SOURCES)}, got {source!r}")
     if not W.isfinite().all(): raise ValueError(f"semantics: {source} has values that are not finite")

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from cprfl import losses
 from cprfl.losses import available_losses, build_loss, loss_constants, loss_keywords, register_loss
 
-NAMES = ["bce", "mls", "focal", "rw_inv", "rw_sqrt_inv", "cb_focal", "db_nofocal", "db_focal", "asl"]
-COUNTED = ["rw_inv", "rw_sqrt_inv", "cb_focal", "db_nofocal", "db_focal"]
+NAMES = ["bce", "mls", "focal", "rw_inv", "rw_sqrt_inv", "cb_focal", "db_nofocal", "db_focal", "ldam", "asl"]
+WITH_N = ["rw_inv", "rw_sqrt_inv", "cb_focal", "db_nofocal", "db_focal"]  # these need the number of images, too
+COUNTED = [*WITH_N, "ldam"]
 CASES = json.loads((Path(__file__).parent/"data"/"losses.json").read_text())
 KEYS = {  # key of the file -> name and keywords
     "bce_mean": ("bce", {}), "mls_mean": ("mls", {}), "focal_mean": ("focal", {}),
@@ -103,6 +104,24 @@ def test_clip_shifts_the_negative_only():
     assert value[1].item() == pytest.approx(np.log1p(np.exp(3.)))
     assert value[2].item() == pytest.approx((-p_m**4*torch.log(1 - p_m)).item())
 
+@pytest.mark.parametrize("max_margin, scale", [(0.5, 1.), (0.5, 30.), (2., 0.7), (0., 1.)])
+def test_ldam_is_its_formula_in_float64(batch, max_margin, scale):
+    x, y, n, _ = batch
+    x, counts = x / scale, np.array([700., 0., 60., 20., 4.])
+    root = np.maximum(counts, 1) ** -0.25  # an absent class counts as if it had one image
+    z = scale * (x.numpy() - y.numpy() * max_margin * root / root.max())
+    want = np.where(y.numpy() > 0, np.log1p(np.exp(-z)), np.log1p(np.exp(z)))
+    got = build_loss("ldam", counts, max_margin=max_margin, scale=scale, reduction="none")(x, y)
+    np.testing.assert_allclose(got.numpy(), want, rtol=1e-6)
+
+def test_ldam_margins():
+    m = losses.rarity_margin(torch.tensor([16., 1., 0., 81.]), 0.6)
+    assert m.tolist() == pytest.approx([0.3, 0.6, 0.6, 0.2])
+    x, y = torch.tensor([[0.3, -1.]]), torch.tensor([[1., 0.]])
+    value = build_loss("ldam", [16, 1], max_margin=0.6, reduction="none")(x, y)[0]
+    assert value.tolist() == pytest.approx([np.log(2), np.log1p(np.exp(-1.))]), "a positive has to pass its margin, a negative has none"
+    assert torch.equal(build_loss("ldam", [16, 1], 99)(x, y), build_loss("ldam", [16, 1])(x, y)), "the number of images may be passed and does not matter"
+
 def test_soft_targets_average_the_two_answers(batch):
     x, _, n, N = batch
     x, n = x[:, :1], n[:1]
@@ -143,7 +162,7 @@ def test_float64_stays_and_half_is_lifted(batch):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("name,kw", [*((n, {}) for n in NAMES), ("asl", dict(focal_grad=True, gamma_pos=1)), ("asl", dict(clip=0., focal_grad=True)),
-    ("asl", dict(gamma_neg=0.5, gamma_pos=0.5, focal_grad=True)), ("focal", dict(gamma=0.5)), ("db_focal", dict(map_beta=0.)), ("cb_focal", dict(beta=0.))])
+    ("asl", dict(gamma_neg=0.5, gamma_pos=0.5, focal_grad=True)), ("focal", dict(gamma=0.5)), ("db_focal", dict(map_beta=0.)), ("cb_focal", dict(beta=0.)), ("ldam", dict(scale=30.))])
 def test_finite_everywhere(name, kw, dtype):
     counts, N = [0, 1, 500, 1142, 5000], 1142
     x = torch.tensor([-6e4, -1e4, -100., -20., 0., 20., 100., 1e4, 6e4]).repeat_interleave(2)[:, None].repeat(1, 5)
@@ -228,11 +247,12 @@ def test_every_name_is_listed_in_order(): assert available_losses()[:len(NAMES)]
 def test_counts_may_always_be_passed(name): assert build_loss(name, [5, 3], 10)(torch.zeros(1, 2), torch.zeros(1, 2)).ndim == 0
 
 def test_documented_classes_and_defaults():
-    for cls in "BCELoss MultiLabelSoftMarginLoss FocalLoss ReweightedBCELoss ClassBalancedFocalLoss DistributionBalancedLoss AsymmetricLoss".split():
+    for cls in "BCELoss MultiLabelSoftMarginLoss FocalLoss ReweightedBCELoss ClassBalancedFocalLoss DistributionBalancedLoss LDAMLoss AsymmetricLoss".split():
         assert inspect.signature(getattr(losses, cls)).parameters["reduction"].default == "mean"
     assert loss_keywords("asl") == dict(gamma_neg=4, gamma_pos=0, clip=0.05, focal_grad=False, reduction="mean")
     assert loss_keywords("db_focal") == dict(gamma=2, balance=None, map_alpha=0.1, map_beta=10, map_gamma=0.3, neg_scale=5, init_bias=0.05, reduction="mean")
     assert loss_keywords("cb_focal") == dict(beta=0.9, gamma=2, balance=2, scale=10, neg_scale=5, init_bias=0.05, reduction="mean")
+    assert loss_keywords("ldam") == dict(max_margin=0.5, scale=1, reduction="mean")
     assert loss_keywords("rw_inv") == dict(reduction="mean")
 
 def test_constants():
@@ -277,10 +297,14 @@ def test_unknown_name():
 def test_unknown_keyword(name):
     with pytest.raises(TypeError, match=f"loss '{name}' takes .*reduction; given gama, x"): build_loss(name, [1], 2, gama=2, x=1)
 
-@pytest.mark.parametrize("name", COUNTED)
+@pytest.mark.parametrize("name", WITH_N)
 def test_missing_counts(name):
     with pytest.raises(ValueError, match="missing: class_counts, num_samples. Expected build_loss"): build_loss(name)
     with pytest.raises(ValueError, match="missing: num_samples"): build_loss(name, class_counts=[1, 2])
+
+def test_ldam_needs_counts_alone():
+    with pytest.raises(ValueError, match="missing: class_counts. Expected build_loss"): build_loss("ldam", num_samples=9)
+    assert build_loss("ldam", [5, 3])(torch.zeros(1, 2), torch.zeros(1, 2)).isfinite()
 
 @pytest.mark.parametrize("name", NAMES)
 def test_reduction_error(name):
@@ -292,7 +316,7 @@ def test_unknown_benchmark():
 @pytest.mark.parametrize("counts,N,match", [([[1, 2]], 5, r"class_counts: expected one number per class \[C\], given shape \[1, 2\]"),
     ([], 5, "one number per class"), ([-1, 2], 5, "counts >= 0"), ([float("nan"), 2], 5, "counts >= 0"), ([1, 2], 0, "num_samples: expected")])
 def test_bad_counts(counts, N, match):
-    for name in COUNTED:
+    for name in WITH_N if N < 1 else COUNTED:
         with pytest.raises(ValueError, match=match): build_loss(name, counts, N)
 
 @pytest.mark.parametrize("name", COUNTED)
@@ -300,7 +324,7 @@ def test_counts_of_other_classes(name):
     with pytest.raises(ValueError, match=r"class_counts has 3 classes, logits \[1, 2\] have 2"): build_loss(name, [1, 2, 3], 9)(torch.zeros(1, 2), torch.zeros(1, 2))
 
 @pytest.mark.parametrize("name,kw,match", [("focal", dict(gamma=-1), "gamma: expected 0 <="), ("asl", dict(clip=1.), "clip: expected 0 <= clip < 1, given 1"),
-    ("asl", dict(gamma_neg=-1), "gamma_neg"), ("cb_focal", dict(beta=1.), "beta: expected 0 <= beta < 1"), ("db_focal", dict(neg_scale=0), "neg_scale"),
+    ("asl", dict(gamma_neg=-1), "gamma_neg"), ("ldam", dict(max_margin=-0.1), "max_margin: expected 0 <="), ("ldam", dict(scale=0), "scale"), ("cb_focal", dict(beta=1.), "beta: expected 0 <= beta < 1"), ("db_focal", dict(neg_scale=0), "neg_scale"),
     ("asl", dict(gamma_pos=float("nan")), "gamma_pos")])
 def test_out_of_range(name, kw, match):
     with pytest.raises(ValueError, match=match): build_loss(name, [1], 2, **kw)

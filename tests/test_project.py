@@ -106,7 +106,7 @@ def test_versions_agree():
 
 def test_console_scripts_are_there():
     scripts = project()["project"]["scripts"]
-    assert {"cprfl_demo", "cprfl_prepare", "cprfl_train", "cprfl_evaluate", "cprfl_predict"} <= set(scripts)
+    assert {"cprfl_demo", "cprfl_prepare", "cprfl_train", "cprfl_evaluate", "cprfl_predict", "cprfl_table"} <= set(scripts)
     for name, target in scripts.items():
         module, func = target.split(":")
         assert callable(getattr(importlib.import_module(module), func)) and (Path(sys.executable).parent / name).is_file(), name
@@ -126,5 +126,5 @@ def test_the_module_index_is_where_pyproject_says():
 
 def test_assets_are_packaged():
     from importlib.resources import files
-    assert project()["tool"]["setuptools"]["package-data"] == {"cprfl.assets": ["*.safetensors"]}
-    assert (files("cprfl") / "assets" / "shapes_clip.safetensors").is_file()
+    assert project()["tool"]["setuptools"]["package-data"] == {"cprfl.assets": ["*.safetensors", "*.csv"]}
+    for name in ("shapes_clip.safetensors", "paper.csv"): assert (files("cprfl") / "assets" / name).is_file()

@@ -99,6 +99,62 @@ def test_sampler_depends_on_seed_and_epoch():
     assert first == again and sorted(first) == list(range(20)) and list(s) != first and list(EpochSampler(20, seed=4)) != first
 
 
+def test_class_aware_sampling_equalises_the_classes():
+    targets = np.zeros((600, 4), np.uint8)
+    targets[:500, 0], targets[500:550, 1], targets[550:555, 2] = 1, 1, 1  # the fourth class has no image, 45 images have no class
+    s = EpochSampler(600, seed=0, targets=targets)
+    drawn = []
+    for s.epoch in range(20): drawn += list(s)
+    share = targets[drawn].sum(0) / len(drawn)
+    assert len(drawn) == 20 * len(s) == 20 * 600
+    assert share[:3] == pytest.approx([1 / 3] * 3, abs=0.015) and share[3] == 0
+    assert max(drawn) < 555, "images without a label are never drawn"
+    tail = np.bincount(drawn, minlength=600)[550:555]
+    assert tail == pytest.approx(np.full(5, 20 * 600 / 15), rel=0.1), "and a class's images alike"
+
+
+def test_class_aware_sampling_depends_on_seed_and_epoch():
+    targets = Toy(60).targets
+    def order(seed, epoch):
+        s = EpochSampler(60, seed, targets)
+        s.epoch = epoch
+        return list(s)
+    assert order(3, 2) == order(3, 2) and len({tuple(order(*k)) for k in [(3, 2), (3, 1), (4, 2)]}) == 3
+    s = EpochSampler(60, 3, targets)
+    assert list(s) == list(s) == order(3, 0), "reading it twice does not move it on"
+    with pytest.raises(ValueError, match="class_aware.*none of the 5 images carries a class"): EpochSampler(5, targets=np.zeros((5, 3), np.uint8))
+
+
+class Noting(Toy):
+    "Remembers which images were asked for"
+    def __init__(self, **kw): super().__init__(**kw); self.seen = []
+    def __getitem__(self, i): self.seen.append(int(i)); return super().__getitem__(i)
+
+
+def test_class_aware_training_resumes_bit_for_bit(tmp_path):
+    targets = np.zeros((64, 3), np.uint8)
+    targets[:40, 0], targets[38:50, 1], targets[49:52, 2] = 1, 1, 1
+    a, b, c = (Noting(targets=targets) for _ in range(3))
+    kw = dict(sampler="class_aware", epochs=4)
+    whole = toy(data=a, **kw)
+    toy(tmp_path, [StopAfter(2)], data=b, **kw)
+    resumed = toy(tmp_path, data=c, resume=True, **kw)
+    assert same(whole, resumed) and a.seen == b.seen + c.seen and len(c.seen) == 2 * 64
+    assert max(a.seen) < 52 and a.seen[:64] != a.seen[64:128]
+    assert not same(whole, toy(data=Toy(targets=targets), epochs=4)), "the sampler matters"
+
+
+def test_a_state_from_before_a_setting_existed_can_be_resumed(tmp_path):
+    whole = toy(tmp_path / "whole")
+    toy(tmp_path, [StopAfter(2)])
+    file = tmp_path / "state" / "epoch_0002.pt"
+    state = torch.load(file, weights_only=True)
+    del state["config"]["sampler"]
+    torch.save(state, file)
+    with pytest.raises(ValueError, match="sampler: 'uniform' then, 'class_aware' now"): toy(tmp_path, sampler="class_aware", resume=True)
+    assert same(whole, toy(tmp_path, resume=True))
+
+
 def test_it_learns():
     t = toy(epochs=15)
     assert t.history[-1]["loss"] < 0.5 * t.history[0]["loss"] and evaluate(t.evaluated, Toy())["total"] > 0.9
@@ -417,6 +473,7 @@ def test_progress_is_one_bar(capsys):
 @pytest.mark.parametrize("kw, words", [
     (dict(precision="int8"), "precision: expected one of fp32, bf16, fp16, got 'int8'"), (dict(select="best"), "select: expected one of valid, last, test"),
     (dict(augment="crop"), "augment: expected one of .*standard"), (dict(loss="mse"), "loss: expected one of .*asl"), (dict(device="tpu"), "device: expected one of auto, cpu, cuda"),
+    (dict(sampler="balanced"), "sampler: expected one of uniform, class_aware, got 'balanced'"),
     (dict(epochs=0), "epochs: expected 1 to any, got 0"), (dict(batch_size=0), "batch_size"), (dict(lr=-1), "lr: expected 0"), (dict(ema=2), "ema: expected 0 to 1, got 2"),
     (dict(seed=-1), "seed: expected 0"), (dict(clip_grad=-1), "clip_grad"), (dict(warmup=1.5), "warmup: expected 0 to 1"), (dict(patience=3, select="last"), "stopping early needs")])
 def test_settings_are_checked(kw, words):
