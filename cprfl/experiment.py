@@ -21,7 +21,7 @@ from .model import CPRFL
 from .semantics import TEMPLATE, category_semantics, load_clip
 from .train import TrainConfig, Trainer, predict, write_atomic
 
-# %% ../nbs/core/09_experiment.ipynb #9ff8dafc
+# %% ../nbs/core/09_experiment.ipynb #1088b5c9
 MODELS = ('cprfl', 'erm', 'mlgcn', 'coop', 'clip')
 
 @dataclass
@@ -49,6 +49,7 @@ class Recipe:
     semantics:str = 'shapes' # see `category_semantics`
     template:str = TEMPLATE # of the sentences
     semantics_norm:float|None = None # rescale the semantics to this mean length
+    purity:int = 0 # test images on which every epoch's separation is recorded, see `PurificationRecorder`; 0: none
     train:TrainConfig = field(default_factory=TrainConfig) # settings of the training
 
     def __post_init__(self):
@@ -76,8 +77,8 @@ class Recipe:
         try: return base.with_(**settings)
         except (TypeError, ValueError) as e: raise ValueError(f"{file}: {e}") from e
 
-# %% ../nbs/core/09_experiment.ipynb #f9140d94
-_SHAPES = Recipe(backbone='shapes', backbone_args=dict(stage=3), image_size=128,
+# %% ../nbs/core/09_experiment.ipynb #cea6670f
+_SHAPES = Recipe(purity=200, backbone='shapes', backbone_args=dict(stage=3), image_size=128,
                  train=TrainConfig(epochs=20, lr=1e-3, backbone_lr=0.3, weight_decay=0.01, ema=0.99, precision='bf16', augment='shapes', select='last'))
 _SMALL_HEAD = dict(d=256, heads=4, head_dim=64, ffn_dim=256, dropout=0.)
 _PAPER = Recipe(backbone='resnet101', pretrained=True, image_size=448, semantics='clip:RN50/openai', train=TrainConfig(precision='bf16', num_workers=8))
@@ -139,7 +140,7 @@ def build_model(
     if semantics is None: semantics = category_semantics(classes, recipe.semantics, recipe.template, recipe.semantics_norm, recipe.train.seed)
     return MLGCN(backbone, semantics, targets, **recipe.model_args) if recipe.model == 'mlgcn' else CPRFL(backbone, semantics, **recipe.model_args)
 
-# %% ../nbs/core/09_experiment.ipynb #fe59ecc0
+# %% ../nbs/core/09_experiment.ipynb #ed1a5c25
 def _describe(recipe, train):
     from cprfl import __version__
     return dict(recipe=asdict(recipe), classes=train.classes, groups={k: [int(i) for i in v] for k, v in train.groups.items()},
@@ -177,6 +178,7 @@ def run_recipe(
     if recipe.frozen: train, test = _as_features(recipe, model, train, test, cache or Path(folder) / 'cache', progress)
     accelerator = None
     if recipe.model != 'clip':
+        callbacks = [*callbacks, *_recorders(recipe, test, path)]
         trainer = Trainer(model, train, test if recipe.train.select == 'test' else None, recipe.train, callbacks, path, progress=progress).fit(resume)
         model, accelerator = trainer.evaluated, trainer.accelerator
     if test is not None:
@@ -185,6 +187,11 @@ def run_recipe(
         _write_predictions(path / 'predictions.parquet', test, logits)
         _write_json(path / 'report.json', _plain(report) | dict(num_test=len(test), seconds=round(time.perf_counter() - began, 1)))
     return Run(path)
+
+def _recorders(recipe, test, path):
+    if recipe.model != 'cprfl' or not recipe.purity or test is None: return []
+    from cprfl.explain import PurificationRecorder # the explanations know runs, so runs meet them late
+    return [PurificationRecorder(test, recipe.purity, path)]
 
 def _check_resumable(path, recipe, resume):
     if not resume: raise FileExistsError(f"{path} holds a run already; resume it, choose another name, or remove it")

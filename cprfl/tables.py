@@ -53,12 +53,12 @@ def get_protocol(
     if not Path(name).is_file(): raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)} or a YAML file, got {name!r}")
     return Protocol.from_yaml(name)
 
-# %% ../nbs/core/09a_tables.ipynb #2036a0c7
+# %% ../nbs/core/09a_tables.ipynb #c7bb9c1b
 def _loss(p, name, **changes): return p.recipe.with_(**{'loss': name, 'loss_args': p.loss_args.get(name, {})} | changes)
 def _linear(p, name, **changes): return _loss(p, name, **{'model': 'erm', 'model_args': {}} | p.linear | changes)
 def _head(p, **args): return p.recipe.with_(model_args={**p.recipe.model_args, **args})
 def _own(p, loss='asl', **args): return _loss(p, loss, model_args={**p.recipe.model_args, **args})
-def _clip(p, model, **changes): return _linear(p, 'asl', model=model, semantics=p.sources['clip'], frozen=False, views=1, **changes) if p.tower else None
+def _clip(p, model, **changes): return p.recipe.with_(**{'model': model, 'model_args': {}, 'semantics': p.sources['clip'], 'views': 1, 'frozen': False, 'loss': 'bce'} | changes) if p.tower else None
 def _words(p): return next((p.sources[k] for k in ('glove', 'words') if k in p.sources), None)
 def _probe(p): return None if p.recipe.frozen else _linear(p, 'asl', frozen=True, views=6, epochs=30)
 OWN = dict(global_path=True, patch_dropout=0.3) # the kit's own variant, off by default
@@ -75,7 +75,7 @@ ROWS = {
     'ml-gcn': lambda p: _words(p) and _linear(p, 'bce', model='mlgcn', semantics=_words(p)),
     'probe': _probe,
     'clip': lambda p: _clip(p, 'clip'),
-    'coop': lambda p: _clip(p, 'coop', augment='none', epochs=5),
+    'coop': lambda p: _clip(p, 'coop', frozen=True, lr=0.02),
     'cprfl': lambda p: p.recipe,
     'cprfl-bce': lambda p: _loss(p, 'bce'),
     'cprfl-focal': lambda p: _loss(p, 'focal'),

@@ -27,7 +27,7 @@ def cache(images, folder, net=None, **kw):
     return cache_features(net or backbone(), images, folder, **{**dict(size=64, num_workers=0, batch_size=16, precision="fp32", progress=False), **kw})
 
 
-def stored(folder): return sorted(p.name for p in folder.iterdir())
+def stored(folder): return sorted(p.name for p in folder.iterdir() if p.suffix != ".lock")
 
 
 # ---- the same as the backbone's output
