@@ -178,7 +178,7 @@ def drop_patches(
     kept = torch.rand(B, v, device=features.device).argsort(1)[:, :max(1, round(v * (1 - share)))]
     return features.gather(1, kept[..., None].expand(-1, -1, D))
 
-# %% ../nbs/core/04_model.ipynb #3eef0c38
+# %% ../nbs/core/04_model.ipynb #b0d5202d
 class CPRFL(nn.Module):
     "Category-Prompt Refined Feature Learning: images [B, 3, H, W] (or cached patches [B, v, D]) to logits [B, C]"
     def __init__(self,
@@ -199,7 +199,7 @@ class CPRFL(nn.Module):
         attend:str='all', # 'all' of (F, P), the paper; or 'patches' alone
         score:str='dot', # 'dot', the paper; or 'cosine', see `CosineScores`
         patch_dropout:float=0., # share of the patches hidden in a training step, see `drop_patches`
-        global_path:bool=False # add the logits of a linear head on the mean patch
+        global_path:bool=False # a linear head on the mean patch besides; logits are a pair (VSI, global) in training, their mean in testing
     ):
         super().__init__()
         if grad_path not in GRAD_PATHS: raise ValueError(f"grad_path: expected one of {', '.join(GRAD_PATHS)}, got {grad_path!r}")
@@ -215,7 +215,7 @@ class CPRFL(nn.Module):
         self.pi = FreePrompts(len(semantics), d) if free_prompts else PromptInitializer(semantics.shape[1], d, tau)
         self.vsi = VisualSemanticInteraction(d, heads, head_dim, ffn_dim, depth, dropout, residual, scale, attend)
         self.score = CosineScores() if score == 'cosine' else similarity_scores
-        self.global_head = nn.Linear(D, len(semantics)) if global_path else None
+        self.global_head = nn.Sequential(nn.LayerNorm(D), nn.Linear(D, len(semantics))) if global_path else None
 
     @classmethod
     def from_authors_checkpoint(cls,
@@ -253,8 +253,12 @@ class CPRFL(nn.Module):
         out = self.category_features(features, asks, return_attention)
         out, attention = out if return_attention else (out, None)
         logits = self.score(out, answers)
-        if self.global_head is not None: logits = logits + self.global_head(features.mean(1)).float()
+        if self.global_head is not None: logits = self._with_global(logits, features)
         return (logits, attention) if return_attention else logits
+
+    def _with_global(self, logits, features):
+        glob = self.global_head(features.mean(1)).float()
+        return (logits, glob) if self.training else (logits + glob) / 2
 
     def forward(self,
         x:torch.Tensor, # [B, 3, H, W] images, or [B, v, D] cached patch features

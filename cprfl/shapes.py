@@ -10,14 +10,14 @@ __all__ = ['COLOURS', 'SHAPES', 'VOC_LT_COUNTS', 'NUM_TRAIN', 'NUM_TEST', 'shape
 from functools import lru_cache
 import numpy as np
 
-# %% ../nbs/core/02_shapes.ipynb #6996a1d5
+# %% ../nbs/core/02_shapes.ipynb #9ca7b9a9
 COLOURS = dict(red=(215, 40, 40), blue=(50, 80, 220), green=(40, 165, 60), yellow=(235, 205, 40), purple=(150, 60, 180), orange=(240, 130, 30), cyan=(60, 200, 210))
-SHAPES = ('circle', 'square', 'triangle', 'star', 'cross', 'ring')
+SHAPES = ('ring', 'cross', 'triangle', 'star', 'circle', 'square')
 
 def shapes_classes(
     num_classes:int=20 # 20 or 42
 ) -> list: # of phrases, the most frequent class first
-    "Names of the categories, such as 'red circle', in order of falling frequency"
+    "Names of the categories, such as 'red ring', in order of falling frequency"
     sizes = {20: 4, 42: 6}
     if num_classes not in sizes: raise ValueError(f"shapes-lt: expected num_classes in {list(sizes)}, got {num_classes}")
     k, half = sizes[num_classes], sizes[num_classes] // 2

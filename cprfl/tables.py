@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['PROTOCOLS', 'OWN', 'ROWS', 'FORMATS', 'Protocol', 'get_protocol', 'all_rows', 'Table', 'all_tables',
            'default_workers', 'seeded', 'run_many', 'collect', 'intervals', 'paper_results', 'make_table', 'caption',
-           'format_table', 'write_tables', 'told_apart']
+           'format_table', 'write_tables', 'told_apart', 'Results', 'read_tables']
 
-# %% ../nbs/core/09a_tables.ipynb #18f0a536
-from dataclasses import dataclass, field, replace
+# %% ../nbs/core/09a_tables.ipynb #7d1fabe3
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-import os
+import json, os
 import numpy as np
 from .experiment import Recipe, Run, get_recipe, run_or_open
 
@@ -40,9 +40,9 @@ class Protocol:
         base = get_recipe(own.pop('base', 'frozen-cprfl'))
         return cls(recipe=base.with_(**own), **settings)
 
-# %% ../nbs/core/09a_tables.ipynb #23662778
+# %% ../nbs/core/09a_tables.ipynb #36af9a7a
 PROTOCOLS = dict(
-    shapes=Protocol('Shapes-LT', get_recipe('shapes-cprfl').with_(epochs=10, semantics_norm=12.), inputs={'64 px': dict(image_size=64), '96 px': dict(image_size=96)},
+    shapes=Protocol('Shapes-LT', get_recipe('shapes-cprfl').with_(epochs=8, semantics_norm=12.), inputs={'64 px': dict(image_size=64), '96 px': dict(image_size=96)},
                     sources=dict(random='random:128', words='words', clip='shapes')))
 
 def get_protocol(
@@ -275,7 +275,7 @@ def format_table(
     if format not in FORMATS: raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
     return FORMATS[format](table)
 
-# %% ../nbs/core/09a_tables.ipynb #bbf436ba
+# %% ../nbs/core/09a_tables.ipynb #74daa97e
 def write_tables(
     folder:str|Path, # of runs
     protocol:Protocol, # whose title and test labels are used
@@ -288,6 +288,7 @@ def write_tables(
     results, classes = collect(folder)
     spread = intervals(folder, load_data(Run(next(folder.glob('*-s0'))).recipe)[1].targets)
     for name, frame in dict(results=results, classes=classes, intervals=spread.round(3)).items(): frame.to_csv(folder / f'{name}.csv', index=False)
+    (folder / 'tables.json').write_text(json.dumps(dict(title=protocol.title, tables={name: asdict(t) for name, t in tables.items()}), indent=1))
     texts = []
     for name, t in tables.items():
         if not set(results['key']) & {key for key, _, _ in t.rows}: continue
@@ -296,6 +297,9 @@ def write_tables(
         texts.append(f'{caption(t, results, protocol.title)}\n\n{format_table(made, format)}\n' + ''.join(f'\n{line}' for line in told_apart(t, results)))
     return texts
 
+def _labels(table): # of two labels for one run, the first
+    return dict(reversed({key: label for key, label, _ in reversed(table.rows)}.items()))
+
 def told_apart(
     table:Table, # which rows
     results, # pandas, as `collect` gives it
@@ -303,7 +307,39 @@ def told_apart(
 ) -> list: # a sentence per row
     "Which rows can be told from the reference, by differences between runs of the same seed"
     from cprfl.statistics import paired_seeds, verdict
-    labels = {key: label for key, label, _ in reversed(table.rows)} # of two labels for one run, the first
+    labels = _labels(table)
     frame = results.assign(method=results['key'].map(labels)).dropna(subset='method').set_index('method')
     if reference not in labels or labels[reference] not in frame.index: return []
-    return [verdict(paired_seeds(frame, labels[reference], label)) for key, label in reversed(labels.items()) if key != reference and label in frame.index]
+    return [verdict(paired_seeds(frame, labels[reference], label)) for key, label in labels.items() if key != reference and label in frame.index]
+
+# %% ../nbs/core/09a_tables.ipynb #15168c68
+@dataclass
+class Results:
+    "What `write_tables` left in a folder"
+    title:str # of the benchmark
+    tables:dict # name -> `Table`
+    results:object # pandas, a row per run
+    classes:object # pandas, a row per run and class
+    intervals:object # pandas, a row per run and group
+
+    def labels(self, name): # of a table
+        "key -> label of its rows"
+        return _labels(self.tables[name])
+
+    def table(self, name): # of a table
+        "The table, with mean and deviation"
+        return make_table(self.tables[name], self.results)
+
+    def caption(self, name): return caption(self.tables[name], self.results, self.title) # what a reader has to know
+    def told_apart(self, name): return told_apart(self.tables[name], self.results) # a sentence per row
+
+def read_tables(
+    folder:str|Path # where results.csv is
+) -> Results:
+    "The files of `write_tables`"
+    import pandas as pd
+    folder = Path(folder)
+    if not (folder / 'tables.json').is_file(): raise FileNotFoundError(f"{folder}: no tables.json in it; `cprfl_table --out {folder}` writes one")
+    said = json.loads((folder / 'tables.json').read_text())
+    frames = [pd.read_csv(folder / f'{name}.csv') for name in ('results', 'classes', 'intervals')]
+    return Results(said['title'], {name: Table(t['title'], tuple(map(tuple, t['rows'])), t['where']) for name, t in said['tables'].items()}, *frames)

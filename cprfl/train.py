@@ -207,7 +207,7 @@ class Recorder(Callback):
         write_atomic(self.folder / 'state' / f'epoch_{trainer.epoch:04d}.pt', lambda p: torch.save(trainer.state(), p))
         for old in sorted((self.folder / 'state').glob('epoch_*.pt'))[:-self.keep]: old.unlink()
 
-# %% ../nbs/core/07_train.ipynb #c1cee860
+# %% ../nbs/core/07_train.ipynb #322f2331
 class NonFiniteLoss(RuntimeError): "The loss became NaN or infinite; names the images of the batch"
 
 class Trainer:
@@ -320,7 +320,7 @@ class Trainer:
         if x.ndim == 4: x = self.augment(x, self.epoch, self.step)
         with self.accelerator.accumulate(self.model):
             with self.accelerator.autocast(): logits = self.model(_prepare(x))
-            loss = self.loss(logits.float(), targets)
+            loss = self._loss(logits, targets)
             if not torch.isfinite(loss): raise NonFiniteLoss(self._report_batch(loss, index))
             self.accelerator.backward(loss)
             if self.accelerator.sync_gradients and self.config.clip_grad: self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_grad)
@@ -329,6 +329,9 @@ class Trainer:
             self.schedule.step()
             if self.ema: self.ema.update(self.accelerator.unwrap_model(self.model), step=self.epoch * self.steps + self.step // self.config.accumulate)
         return loss.detach()
+
+    def _loss(self, logits, targets): # a model with several paths gives the logits of each while it trains
+        return sum(self.loss(l.float(), targets) for l in (logits if isinstance(logits, tuple) else (logits,)))
 
     def _report_batch(self, loss, index):
         names = ', '.join(self.train.paths[i] for i in index.tolist())

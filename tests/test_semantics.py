@@ -99,6 +99,26 @@ def test_random_has_no_meaning_but_a_seed():
     assert W.norm(dim=1).mean().item() == pytest.approx(10, rel=0.05) and category_semantics(CLASSES, "random").shape == (3, 512)
 
 
+def test_words_know_which_words_names_share():
+    W = category_semantics(["red star", "red_Circle", "blue star"], "words")
+    assert (W @ W.T).tolist() == [[2, 1, 1], [1, 2, 0], [1, 0, 2]]
+
+
+def test_sentence_encoder_says_what_to_install(monkeypatch):
+    import sys
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(RuntimeError, match="pip install sentence-transformers"): category_semantics(CLASSES, "sentence:all-MiniLM-L6-v2")
+
+
+def test_sentence_encoder(monkeypatch):
+    import sys, types
+    class Encoder:
+        def __init__(self, name): self.width = int(name)
+        def encode(self, texts, convert_to_tensor): return torch.tensor([[float(len(t))] * self.width for t in texts])
+    monkeypatch.setitem(sys.modules, "sentence_transformers", types.SimpleNamespace(SentenceTransformer=Encoder))
+    assert category_semantics(["ab", "c"], "sentence:4", "a {}").tolist() == [[4.0] * 4, [3.0] * 4]
+
+
 def test_random_leaves_the_global_generator_alone():
     torch.manual_seed(0)
     want = torch.rand(1)
@@ -110,7 +130,7 @@ def test_random_leaves_the_global_generator_alone():
 # ---- errors and traps
 
 @pytest.mark.parametrize("source, words", [
-    ("bert", "expected one of clip:ARCH/TAG, shapes, file:PATH, glove:PATH, random, random:m, got 'bert'"),
+    ("bert", "expected one of clip:ARCH/TAG, shapes, file:PATH, glove:PATH, words, sentence:NAME, random, random:m, got 'bert'"),
     ("clip:RN50", "expected 'clip:ARCH/TAG'"), ("shapes:x", "got 'shapes:x'"), ("clip:Nothing/x", "no architecture 'Nothing'"),
     ("clip:RN50/nowhere", "neither a file nor a tag; tags: .*openai"), ("random:many", "random:128, got 'many'"), ("random:0", "got '0'")])
 def test_unknown_sources_say_what_there_is(source, words):
@@ -118,7 +138,7 @@ def test_unknown_sources_say_what_there_is(source, words):
 
 
 def test_every_advertised_source_is_tested_here():
-    assert set(SOURCES) == {"clip:ARCH/TAG", "shapes", "file:PATH", "glove:PATH", "random", "random:m"}
+    assert set(SOURCES) == {"clip:ARCH/TAG", "shapes", "file:PATH", "glove:PATH", "words", "sentence:NAME", "random", "random:m"}
 
 
 @pytest.mark.parametrize("kind", ["file", "glove"])
