@@ -13,16 +13,14 @@ import torch
 from .attention import upsample_maps
 from .plots import GROUP_COLOURS, MARKERS, _axes, _group_of, _tidy
 
-# %% ../nbs/core/11a_explain_plots.ipynb #f074b7b2
+# %% ../nbs/core/11a_explain_plots.ipynb #863dc1b5
 GROUP_SIGNS = dict(head='●', medium='■', tail='▲')
 INK, RIGHT, WRONG, UNKNOWN = '#1b3a5c', '#3a8fb7', '#c0492b', '#c9ced3'
 
 def light_to_dark():
     "The one colour map: from white to the dark blue of the head, falling evenly in lightness"
     from matplotlib.colors import LinearSegmentedColormap
-    cmap = LinearSegmentedColormap.from_list('light_to_dark', ['#ffffff', '#bcd9e6', '#3a8fb7', '#1b3a5c', '#0d1d2e'])
-    cmap.set_bad('white')
-    return cmap
+    return LinearSegmentedColormap.from_list('light_to_dark', ['#ffffff', '#bcd9e6', '#3a8fb7', '#1b3a5c', '#0d1d2e'])
 
 def signed(
     name:str, # of a class, or of a group
@@ -136,7 +134,7 @@ def plot_flips(
         ax.tick_params(axis='y', labelleft=not j, rotation=0)
     return fig, np.ravel(axes)
 
-# %% ../nbs/core/11a_explain_plots.ipynb #0748f02b
+# %% ../nbs/core/11a_explain_plots.ipynb #e4c1c04b
 _MEASURES = dict(cosine='cosine with its start', distance='distance from its start', relative='distance / length at the start', step='distance since the epoch before',
                  norm='length', auc='AUC of positives against negatives', positive='cosine(P\', P), positive images', negative='cosine(P\', P), negative images')
 
@@ -144,7 +142,7 @@ def plot_by_epoch(
     table, # pandas: epoch, class, group and the measure; as `prompt_drift` or `read_purity` give it
     measure:str='cosine', # column
     ax=None, # matplotlib axes
-    classes:bool=False # a thin line for each class as well
+    classes:bool=False # a thin line for each class instead of the band
 ):
     "Median of a measure over the classes of each group, by epoch, with a band between the quartiles"
     fig, ax = _axes(ax, (5.4, 3.3))
@@ -152,10 +150,10 @@ def plot_by_epoch(
     for g in _in_groups(table):
         values, colour = table[table['group'] == g].pivot(index='epoch', columns='class', values=measure), GROUP_COLOURS[g]
         low, mid, high = values.quantile([0.25, 0.5, 0.75], axis=1).to_numpy()
-        if classes: ax.plot(epochs, values, color=colour, linewidth=0.6, alpha=0.5)
-        ax.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
+        if classes: ax.plot(epochs, values, color=colour, linewidth=0.7, alpha=0.5)
+        else: ax.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
         ax.plot(epochs, mid, color=colour, marker=MARKERS[g], markevery=max(1, len(epochs) // 6), markersize=5, linewidth=2, label=g)
-    ax.set(xlabel='epoch', ylabel=_MEASURES.get(measure, measure)); _tidy(ax)
+    ax.set(xlabel='epoch', ylabel=_MEASURES.get(measure, measure)); ax.xaxis.get_major_locator().set_params(integer=True); _tidy(ax)
     ax.legend(frameon=False, fontsize=8)
     return fig, ax
 
@@ -175,7 +173,7 @@ def plot_by_class(
     ax.set(xlabel='epoch', ylabel=''); ax.tick_params(length=0, labelsize=8)
     return fig, ax
 
-# %% ../nbs/core/11a_explain_plots.ipynb #81c43126
+# %% ../nbs/core/11a_explain_plots.ipynb #69c78740
 def plot_alignment(
     purity, # pandas, as `read_purity` gives it
     axes=None # one per group
@@ -189,11 +187,11 @@ def plot_alignment(
         ax.fill_between(mid.index, mid['negative'], mid['positive'], color=GROUP_COLOURS[g], alpha=0.15, linewidth=0)
         ax.plot(mid.index, mid['positive'], label='positive images', **style)
         ax.plot(mid.index, mid['negative'], '--', markerfacecolor='white', label='negative images', **style)
-        ax.set(title=signed(g, g), xlabel='epoch', ylabel='' if j else "cosine(P', P)"); _tidy(ax)
+        ax.set(title=signed(g, g), xlabel='epoch', ylabel='' if j else "cosine(P', P)"); ax.xaxis.get_major_locator().set_params(integer=True); _tidy(ax)
         ax.legend(frameon=False, fontsize=8)
     return fig, np.ravel(axes)
 
-# %% ../nbs/core/11a_explain_plots.ipynb #5ef53266
+# %% ../nbs/core/11a_explain_plots.ipynb #9ffd6fc1
 def _cosine_linkage(similarity):
     from scipy.cluster.hierarchy import linkage, optimal_leaf_ordering
     from scipy.spatial.distance import squareform
@@ -217,9 +215,9 @@ def plot_similarity(
     gap = np.full((C, 1), np.nan)
     wide = np.hstack([before.to_numpy()[:, order], gap, after.to_numpy()[:, order]])
     colours, ticks = [GROUP_COLOURS.get(g, 'white') for g in group], [names[i] for i in order]
-    top, off = [colours[i] for i in order], wide[np.isfinite(wide) & (wide < 0.999)]
+    top = [colours[i] for i in order]
     width, height = edge * (2 * C + 1) + 2.8, edge * C + 2
-    grid = sns.clustermap(wide, row_linkage=link, col_cluster=False, row_colors=colours, col_colors=top + ['white'] + top, cmap=light_to_dark(), vmin=off.min(), vmax=1,
+    grid = sns.clustermap(wide, row_linkage=link, col_cluster=False, row_colors=colours, col_colors=top + ['white'] + top, cmap=light_to_dark(), vmin=min(np.nanmin(wide), 0.9), vmax=1,
                           figsize=(width, height), dendrogram_ratio=(1.1 / width, 0.3 / height), colors_ratio=(0.16 / width, 0.16 / height), tree_kws=dict(colors=INK),
                           xticklabels=ticks + [''] + ticks, yticklabels=names, cbar_pos=None)
     ax = grid.ax_heatmap
@@ -227,11 +225,26 @@ def plot_similarity(
     for title, at in zip(titles, (C / 2, 1.5 * C + 1)): grid.ax_col_colors.text(at, -0.4, title, ha='center', va='bottom', fontsize=11)
     grid.figure.tight_layout(h_pad=0.02, w_pad=0.02)
     at = ax.get_position(); grid.ax_col_colors.set_position([at.x0, at.y1 + 0.06 / height, at.width, 0.16 / height])
-    bar = grid.figure.add_axes([0.25 / width, 0.5 / height, 1 / width, 0.12 / height])
+    bar = grid.figure.add_axes([0.2 / width, 0.5 / height, 0.85 / width, 0.12 / height])
     grid.figure.colorbar(ax.collections[0], cax=bar, orientation='horizontal'); bar.set_title('cosine', fontsize=8); bar.tick_params(labelsize=7)
     return grid.figure, ax
 
-# %% ../nbs/core/11a_explain_plots.ipynb #f7a00bce
+# %% ../nbs/core/11a_explain_plots.ipynb #364e6877
+_PLACES = [(6, 0, 'left', 'center'), (-6, 0, 'right', 'center'), (0, 6, 'center', 'bottom'), (0, -6, 'center', 'top')]
+_PLACES += [(5, 9, 'left', 'center'), (5, -9, 'left', 'center'), (-5, 9, 'right', 'center'), (-5, -9, 'right', 'center')]
+
+def _label(fig, ax, points):
+    "Write names beside their points"
+    if not points: return
+    fig.canvas.draw(); taken = []
+    for name, at in points:
+        for dx, dy, ha, va in _PLACES:
+            text = ax.annotate(name, at, (dx, dy), textcoords='offset points', ha=ha, va=va, fontsize=7.5, color=INK)
+            box = text.get_window_extent()
+            if (dx, dy) == _PLACES[-1][:2] or not any(box.overlaps(b) for b in taken): break
+            text.remove()
+        taken.append(box)
+
 def plot_trajectories(
     paths, # pandas, as `prompt_trajectories` gives it
     explained=None, # share of the variance of each axis
@@ -239,7 +252,7 @@ def plot_trajectories(
     names=None # classes to label; all of them up to 24, else none
 ):
     "The way of each prompt, from a hollow mark at the start to a filled one at the end"
-    fig, ax = _axes(ax, (7, 5.4))
+    fig, ax = _axes(ax, (8, 5.8))
     classes = list(dict.fromkeys(paths['class']))
     names = set(classes if len(classes) <= 24 else ()) if names is None else set(names)
     for c, way in paths.sort_values('epoch').groupby('class', sort=False):
@@ -247,12 +260,13 @@ def plot_trajectories(
         style = dict(marker=MARKERS.get(g, 'D'), markersize=6, linestyle='none', color=GROUP_COLOURS.get(g, INK), zorder=3)
         ax.plot(x, y, color=style['color'], linewidth=1.1, alpha=0.75, zorder=2)
         ax.plot(x[:1], y[:1], markerfacecolor='white', **style); ax.plot(x[-1:], y[-1:], **style)
-        if c in names: ax.annotate(c, (x[-1], y[-1]), xytext=(5, 3), textcoords='offset points', fontsize=7.5, color=INK)
     for g in _in_groups(paths):
         ax.plot([], [], MARKERS[g], color=GROUP_COLOURS[g], markerfacecolor='white', label=f'{g}, start'); ax.plot([], [], MARKERS[g], color=GROUP_COLOURS[g], label=f'{g}, end')
     shares = ['', ''] if explained is None else [f' ({100 * e:.0f} % of the variance)' for e in explained]
     ax.set(xlabel='axis 1' + shares[0], ylabel='axis 2' + shares[1]); ax.set_aspect('equal', 'datalim'); _tidy(ax); ax.grid(axis='x', alpha=0.25, linewidth=0.6)
     ax.legend(frameon=False, fontsize=8, ncols=3, loc='lower left', bbox_to_anchor=(0, 1))
+    ends = paths[paths['epoch'] == paths['epoch'].max()]
+    _label(fig, ax, [(c, (x, y)) for c, x, y in zip(ends['class'], ends['pc1'], ends['pc2']) if c in names])
     return fig, ax
 
 # %% ../nbs/core/11a_explain_plots.ipynb #c279a808
@@ -329,7 +343,7 @@ def plot_heads(
         plot_map(image, m, ax, boxes, size, f'{title}, {100 * m.sum():.0f} %')
     return fig, axes
 
-# %% ../nbs/core/11a_explain_plots.ipynb #9ad3d5ac
+# %% ../nbs/core/11a_explain_plots.ipynb #dd7a9e3c
 def plot_pointing(
     summary, # pandas, as `pointing_summary` gives it; the methods 'centre' and 'random' become lines
     label:str='pointing game: hits', # of the axis
@@ -340,7 +354,7 @@ def plot_pointing(
     method = values.index.get_level_values('method')
     base = method.isin(['centre', 'random'])
     several = values[~base].groupby(level='name').size()
-    shown = values[~base].set_axis([f'{n}, {m}' if several[n] > 1 else n for n, m in values[~base].index])
+    shown = values[~base].set_axis([f'{n}, {"Grad-CAM" if m == "gradcam" else m}' if several[n] > 1 else n for n, m in values[~base].index])
     fig, ax = _axes(ax, (max(5.5, 0.36 * shown.size + 1.5), 3.2))
     _clusters(ax, shown)
     lines = [ax.hlines(values[method == m].iloc[0], np.arange(values.shape[1]) - 0.47, np.arange(values.shape[1]) + 0.47, color=WRONG, linestyle=s, linewidth=1.6, label=m)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUP_COLOURS', 'MARKERS', 'show_images', 'plot_class_counts', 'plot_training', 'plot_groups', 'plot_rows',
-           'plot_ap_by_frequency', 'plot_top']
+           'plot_intervals', 'plot_ap_by_frequency', 'plot_top']
 
 # %% ../nbs/core/11_plots.ipynb #8dae4f62
 import numpy as np
@@ -119,6 +119,25 @@ def plot_rows(
         y = np.arange(len(keys)) + 0.12 * (j - (len(groups) - 1) / 2)
         ax.errorbar(mean[g], y, xerr=std[g].fillna(0), fmt=MARKERS.get(g, 'D'), color=GROUP_COLOURS[g], markersize=5, capsize=2, linewidth=1, label=g)
     ax.set_yticks(range(len(keys)), [labels[k] for k in keys]); ax.invert_yaxis(); ax.set_xlabel('mAP (%)')
+    _tidy(ax); ax.grid(axis='x', alpha=0.25, linewidth=0.6)
+    ax.legend(frameon=False, ncols=len(groups), loc='lower left', bbox_to_anchor=(0, 1))
+    return fig, ax
+
+# %% ../nbs/core/11_plots.ipynb #cec3fc58
+def plot_intervals(
+    intervals, # pandas, a row per run and group: key, group, mAP, low, high (percent), as `cprfl.tables.intervals` gives it
+    labels:dict, # key -> label, from top to bottom
+    groups:tuple=('head', 'tail'), # which to show
+    ax=None # matplotlib axes
+):
+    "mAP with its interval over test images, a line per method"
+    keys = [k for k in labels if k in set(intervals['key'])]
+    fig, ax = _axes(ax, (7, 0.8 + 0.3 * len(keys)))
+    for j, g in enumerate(groups):
+        at = intervals[intervals['group'] == g].set_index('key').loc[keys]
+        y = np.arange(len(keys)) + 0.2 * (j - (len(groups) - 1) / 2)
+        ax.errorbar(at['mAP'], y, xerr=[at['mAP'] - at['low'], at['high'] - at['mAP']], fmt=MARKERS.get(g, 'D'), color=GROUP_COLOURS[g], markersize=5, capsize=2, linewidth=1.2, label=g)
+    ax.set_yticks(range(len(keys)), [labels[k] for k in keys]); ax.invert_yaxis(); ax.set_xlabel('mAP (%), 95 % interval over test images')
     _tidy(ax); ax.grid(axis='x', alpha=0.25, linewidth=0.6)
     ax.legend(frameon=False, ncols=len(groups), loc='lower left', bbox_to_anchor=(0, 1))
     return fig, ax

@@ -10,7 +10,7 @@ __all__ = ['COLOURS', 'SHAPES', 'VOC_LT_COUNTS', 'NUM_TRAIN', 'NUM_TEST', 'shape
 from functools import lru_cache
 import numpy as np
 
-# %% ../nbs/core/02_shapes.ipynb #9ca7b9a9
+# %% ../nbs/core/02_shapes.ipynb #c01c6b70
 COLOURS = dict(red=(215, 40, 40), blue=(50, 80, 220), green=(40, 165, 60), yellow=(235, 205, 40), purple=(150, 60, 180), orange=(240, 130, 30), cyan=(60, 200, 210))
 SHAPES = ('ring', 'cross', 'triangle', 'star', 'circle', 'square')
 
@@ -20,13 +20,12 @@ def shapes_classes(
     "Names of the categories, such as 'red ring', in order of falling frequency"
     sizes = {20: 4, 42: 6}
     if num_classes not in sizes: raise ValueError(f"shapes-lt: expected num_classes in {list(sizes)}, got {num_classes}")
-    k, half = sizes[num_classes], sizes[num_classes] // 2
-    colours, shapes = list(COLOURS), SHAPES[:k]
+    k, colours = sizes[num_classes], list(COLOURS)
 
-    def blocks(first, second): # the first colours with `first`, the next ones with `second`, pair by pair
-        return [f'{c} {s}' for o in range(half) for i in range(half) for c, s in ((colours[i], first[(i + o) % half]), (colours[half + i], second[(i + o) % half]))]
+    def paired(offsets): # each colour with the shape so many places further on
+        return [f'{colours[i]} {SHAPES[(i + o) % k]}' for o in offsets for i in range(k)]
 
-    return blocks(shapes[:half], shapes[half:]) + [f'{colours[k]} {s}' for s in shapes] + blocks(shapes[half:], shapes[:half])
+    return paired(range(k // 2)) + [f'{colours[k]} {shape}' for shape in SHAPES[:k]] + paired(range(k // 2, k))
 
 # %% ../nbs/core/02_shapes.ipynb #f73e461d
 def _half_planes(u, v, normals, offset):
@@ -80,7 +79,7 @@ def _ground(rng, size):
     base = rng.integers(60, 200, 3)
     return 0.45 * base + 0.3 * _value_noise(rng, 3, size) + 0.25 * _value_noise(rng, 12, size)
 
-# %% ../nbs/core/02_shapes.ipynb #b8eb68e1
+# %% ../nbs/core/02_shapes.ipynb #75b670ee
 def _place(rng, placed, radius, size):
     "A centre for the next object that keeps clear of the ones before it; the radius shrinks until there is one"
     while True:
@@ -104,7 +103,7 @@ def render_scene(
     canvas, placed, boxes = _ground(rng, size), [], []
     for name in names:
         colour, shape = name.split()
-        x, y, r = _place(rng, placed, size * (0.11 + 0.11 * rng.random()), size)
+        x, y, r = _place(rng, placed, size * (0.16 + 0.08 * rng.random()), size)
         cover, corner = _coverage(shape, x, y, r, 0.6 * rng.random() - 0.3, size)
         shade = np.array(COLOURS[colour]) + rng.integers(-35, 36, 3) + rng.integers(-30, 31)
         light = (rng.random() - 0.5) * 60 * (np.arange(cover.shape[1]) / cover.shape[1])

@@ -111,7 +111,7 @@ def all_rows(
         rows |= {f'asl@{slug}': _linear(protocol, 'asl').with_(**changes), f'cprfl@{slug}': protocol.recipe.with_(**changes)}
     return {key: recipe.with_(name=key) for key, recipe in rows.items() if recipe}
 
-# %% ../nbs/core/09a_tables.ipynb #54087c1d
+# %% ../nbs/core/09a_tables.ipynb #a550e775
 @dataclass(frozen=True)
 class Table:
     "A choice of rows"
@@ -119,10 +119,11 @@ class Table:
     rows:tuple # of (key, label, name in the paper)
     where:str = '' # of the paper's figures: 'table 1', ...
 
+_SOURCE = {'random': 'random', 'words': 'words of the name', 'glove': 'GloVe', 'clip': 'CLIP', 'clip-vit': 'CLIP ViT'}
+
 def _semantics_rows(p):
-    label = dict(random='random', words="words of the name", glove='GloVe', clip='CLIP')
     paper = {'random': 'random', 'glove': 'GloVe', 'clip': 'CLIP RN50', 'clip-vit': 'CLIP ViT-B/16'}
-    return tuple(('cprfl' if s == 'clip' else f'cprfl-{s}', label.get(s, s), paper.get(s, '')) for s in p.sources)
+    return tuple(('cprfl' if s == 'clip' else f'cprfl-{s}', _SOURCE.get(s, s), paper.get(s, '')) for s in p.sources)
 
 def all_tables(
     protocol:Protocol # its sources and inputs make some of the rows
@@ -134,7 +135,7 @@ def all_tables(
         methods=Table('Methods', (
             ('erm', 'ERM (BCE)', 'ERM'), ('rw', 'RW', 'RW'), ('rs', 'RS', 'RS'), ('focal', 'Focal', 'Focal'), ('cb-focal', 'CB Focal', 'CB Focal'), ('db-focal', 'DB Focal', 'DB Focal'),
             ('asl', 'ASL', 'ASL'), ('ldam', 'LDAM', 'LDAM'), ('ml-gcn', 'ML-GCN', 'ML-GCN'), ('probe', 'linear probe (ASL)', ''), ('clip', 'zero-shot CLIP', ''), ('coop', 'CoOp', ''),
-            (f'cprfl-{words}', f'CPRFL, {words}', 'CPRFL, GloVe prompts' if words == 'glove' else ''), ('cprfl', 'CPRFL, CLIP', 'CPRFL, CLIP prompts'), ('own', "CPRFL, the kit's variant", '')), 'table 1'),
+            (f'cprfl-{words}', f'CPRFL, {_SOURCE[words]}', 'CPRFL, GloVe prompts' if words == 'glove' else ''), ('cprfl', 'CPRFL, CLIP', 'CPRFL, CLIP prompts'), ('own', "CPRFL, the kit's variant", '')), 'table 1'),
         losses=Table('Losses', (
             ('cprfl-bce', 'BCE', 'BCE'), ('cprfl-bce', 'MLS (= BCE)', 'MLS'), ('cprfl-cb-focal', 'CB Focal', 'CB Focal'), ('cprfl-db-nofocal', 'DB without focal', 'DB without focal'),
             ('cprfl-db-focal', 'DB Focal', 'DB Focal'), ('cprfl', 'ASL', 'ASL')), 'table 2'),

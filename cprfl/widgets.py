@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['INK', 'RIGHT', 'UNKNOWN', 'PredictionExplorer', 'AttentionExplorer', 'DriftExplorer', 'TrainingMonitor']
 
-# %% ../nbs/core/12_widgets.ipynb #340d934b
+# %% ../nbs/core/12_widgets.ipynb #3cbc0213
+from functools import lru_cache
 from html import escape
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ import torch
 from .attention import attention_maps, grad_cam, score_maps, upsample_maps
 from .baselines import ZeroShotCLIP
 from .explain import Predictions, align_predictions, as_model, class_similarity, prompt_drift, prompt_trajectories, telling_images, top_k_table
-from .explorer import LEGEND, PLAIN, Explorer, ImageExplorer, group_marks, new_figure, own_dataset, panel, remember, shorten
+from .explorer import LEGEND, PLAIN, SHARP, Explorer, ImageExplorer, group_marks, new_figure, own_dataset, panel, remember, shorten, to_png, write
 from .monitor import TrainingMonitor
 from .plots import GROUP_COLOURS, MARKERS
 from .train import predict
@@ -40,7 +41,7 @@ def _draw_best(ax, rows, title):
         ax.barh(y + 0.58, 1, 0.24, color='#f1f3f4')
         ax.barh(y + 0.58, max(score, 0.004), 0.24, color=fill, edgecolor=INK, linewidth=0.6, hatch='' if right in (None, True) else '/////')
 
-# %% ../nbs/core/12_widgets.ipynb #72fcb05f
+# %% ../nbs/core/12_widgets.ipynb #58311f21
 class PredictionExplorer(ImageExplorer):
     "An image and the k best labels of several models"
     controls = (('images', 'choice', 'Show'), ('image', 'browse', 'Image'), ('upload', 'upload', 'Add your images'))
@@ -112,11 +113,11 @@ class PredictionExplorer(ImageExplorer):
 
     def figure(self):
         table, names, columns, edge = self.table(), list(self.runs), 3, 240
-        pixels, (w, h) = self.fitted(edge, edge)
+        image, (w, h) = self.fitted(edge, edge)
         lines = -(-len(names) // columns)
         deep = 30 + (70 if lines == 1 and self.k <= 3 else 44) * min(self.k, len(self.dataset.classes))
         fig = new_figure(self.width, max(edge + 16, 12 + lines * deep))
-        _bare(panel(fig, 8, 8, w, h)).imshow(pixels, interpolation='nearest', aspect='auto')
+        _bare(panel(fig, 8, 8, w, h)).imshow(image, interpolation='nearest', aspect='auto')
         index = {name: c for c, name in enumerate(self.dataset.classes)}
         for j, name in enumerate(names):
             rows = [(self.label(index[r['class']]), r['score'], r['right'] if r['right'] is None else bool(r['right'])) for r in table[table['model'] == name].to_dict('records')]
@@ -130,12 +131,17 @@ class PredictionExplorer(ImageExplorer):
         lost = f"; no model finds {', '.join(escape(self.label(c)) for c in missed)}" if missed else ''
         return f'{self.heading()}: {shown}{lost}<br><small>✓ right, ✗ wrong; {LEGEND}</small>'
 
-# %% ../nbs/core/12_widgets.ipynb #f673e529
-def _heat(pixels, heat, opacity):
-    "A map in 0..1 over the paled image, float [H, W, 3]; bright is much, also in print"
+# %% ../nbs/core/12_widgets.ipynb #1fb2caaa
+@lru_cache
+def _colours():
     from matplotlib import colormaps
-    grey = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
-    return (1 - opacity) * (pixels + grey[..., None]) / 510 + opacity * colormaps['inferno'](heat)[..., :3]
+    return (255 * colormaps['inferno'](np.linspace(0, 1, 256))[:, :3]).round().astype(np.uint8)
+
+def _heat(image, heat, opacity):
+    "A map in 0..1 over the paled image, as Pillow images; bright is much, also in print"
+    from PIL import Image
+    pale = Image.blend(image, image.convert('L').convert('RGB'), 0.5)
+    return Image.blend(pale, Image.fromarray(_colours()[(255 * heat).round().astype(np.uint8)]), opacity)
 
 class AttentionExplorer(ImageExplorer):
     "Where a model looks for a category: VSI attention (mean or one head) and Grad-CAM"
@@ -199,31 +205,28 @@ class AttentionExplorer(ImageExplorer):
         heads = self._attend().heads.shape[1] if hasattr(self.model, 'vsi') else 0
         return ({'attention, mean': 'attention'} if heads else {}) | {f'attention, head {i + 1}': f'head {i + 1}' for i in range(heads)} | {'Grad-CAM': 'gradcam'}
 
-    def figure(self):
+    def png(self):
+        from PIL import Image
         m, edge = self.map().clamp(min=0), self.width // 2 - 60
-        pixels, (w, h) = self.fitted(edge, round(1.2 * edge))
-        heat = upsample_maps(m / m.max().clamp(min=1e-12), pixels.shape[:2]).numpy()
-        fig = new_figure(self.width, h + 34)
+        image, (w, h) = self.fitted(edge, round(1.2 * edge))
+        heat = upsample_maps(m / m.max().clamp(min=1e-12), image.size[::-1]).numpy()
+        canvas = Image.new('RGB', (round(SHARP * self.width), round(SHARP * (h + 34))), 'white')
         title = next(k for k, v in self.options('method').items() if v == self.method)
-        for x, shown, text in ((8, pixels, self.label(self.category)), (w + 24, _heat(pixels, heat, self.opacity).clip(0, 1), title)):
-            ax = _bare(panel(fig, x, 26, w, h))
-            ax.imshow(shown, interpolation='nearest', aspect='auto')
-            fig.text(x / self.width, 1 - 18 / (h + 34), shorten(text, 50), fontsize=10, color=INK, **PLAIN)
-            self._draw_boxes(ax, pixels.shape[1] / self.pixels(self.image).shape[1])
-        self._draw_scale(panel(fig, 2 * w + 38, 26, 12, h), float(m.max()))
-        return fig
+        for x, shown, text in ((8, image.copy(), self.label(self.category)), (w + 24, _heat(image, heat, self.opacity), title)):
+            self._draw_boxes(shown)
+            canvas.paste(shown, (round(SHARP * x), round(SHARP * 26)))
+            write(canvas, x, 6, shorten(text, 50), 13.5, INK)
+        canvas.paste(Image.fromarray(_colours()[::-1, None]).resize((round(SHARP * 12), image.height)), (round(SHARP * (2 * w + 38)), round(SHARP * 26)))
+        for y, text in ((24, f'{float(m.max()):.2g}'), (h + 14, '0')): write(canvas, 2 * w + 55, y, text, 11)
+        return to_png(canvas)
 
-    def _draw_boxes(self, ax, scale):
-        from matplotlib.patches import Rectangle
+    def _draw_boxes(self, image):
+        from PIL import ImageDraw
+        scale = image.width / self.pixels(self.image).shape[1]
         for c, *box in self.boxes(self.image):
-            x0, y0, x1, y1 = (scale * v for v in box)
-            if c == self.category:
-                for colour, width in (('black', 3), ('white', 1.6)): ax.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=width))
-
-    def _draw_scale(self, ax, top):
-        ax.imshow(np.linspace(1, 0, 64)[:, None], cmap='inferno', aspect='auto', extent=(0, 1, 0, 1))
-        ax.set(xticks=[]); ax.yaxis.tick_right(); ax.tick_params(length=0, labelsize=8)
-        ax.set_yticks([0, 1], ['0', f'{top:.2g}'])
+            x0, y0, x1, y1 = (round(scale * v) for v in box)
+            for colour, out, width in (('black', 1, 5), ('white', 0, 3)):
+                if c == self.category: ImageDraw.Draw(image).rectangle((x0 - out, y0 - out, x1 - 1 + out, y1 - 1 + out), outline=colour, width=width)
 
     def caption(self):
         s, truth, C = self.scores(), self.truth(self.image), len(self.dataset.classes)
@@ -232,8 +235,7 @@ class AttentionExplorer(ImageExplorer):
         parts = [f"<b>{escape(self.label(self.category))}</b>: {score}, rank {s['rank']} of {C}"]
         if 'on_patches' in s: parts.append(f"{s['on_patches']:.0%} of the attention is on patches, the rest on prompts")
         if 'hit' in s:
-            parts.append(f"the strongest patch is {'inside' if s['hit'] else 'outside'} the box")
-            parts.append(f"{s['energy']:.0%} of the map is inside; the box is {s['area']:.0%} of the image")
+            parts.append(f"the strongest patch is {'inside' if s['hit'] else 'outside'}, and {s['energy']:.0%} of the map inside of what is boxed, {s['area']:.0%} of the image")
         elif truth is not None: parts[0] += ('' if self.category in truth else ' (not in this image)')
         shown = 'labels not known' if truth is None else 'shows ' + (', '.join(escape(self.label(c)) for c in truth) or 'no class')
         return f"{self.heading()}: {shown}<br>{'; '.join(parts)}<br><small>{LEGEND}</small>"

@@ -523,3 +523,16 @@ def test_flip_shift_and_cutout_do_what_they_say():
 
 def test_unknown_policy():
     with pytest.raises(ValueError, match="augment: expected one of .*got 'mixup'"): BatchAugment("mixup")
+
+
+def test_two_paths_have_a_loss_each():
+    "With the global path the model gives two logits while it trains, and their losses add up"
+    torch.manual_seed(0)
+    model = CPRFL(None, torch.randn(3, 8), d=16, heads=2, head_dim=8, ffn_dim=16, feature_dim=16, dropout=0., global_path=True)
+    x, y = Toy()[0][0][None], Toy()[0][1][None]
+    trainer = Trainer(model, Toy(), config=TrainConfig(epochs=1, select="last", precision="fp32", device="cpu"), progress=False)
+    both = model.train()(x)
+    assert trainer._loss(both, y).item() == pytest.approx(sum(trainer.loss(logits, y).item() for logits in both), rel=1e-6)
+    assert torch.allclose(model.eval()(x), sum(both) / 2, atol=1e-6)
+    trainer.fit()
+    assert torch.isfinite(predict(trainer.evaluated, Toy())).all()
