@@ -77,9 +77,9 @@ class Recipe:
         try: return base.with_(**settings)
         except (TypeError, ValueError) as e: raise ValueError(f"{file}: {e}") from e
 
-# %% ../nbs/core/09_experiment.ipynb #cea6670f
-_SHAPES = Recipe(purity=200, backbone='shapes', backbone_args=dict(stage=3), image_size=128,
-                 train=TrainConfig(epochs=20, lr=1e-3, backbone_lr=0.3, weight_decay=0.01, ema=0.99, precision='bf16', augment='shapes', select='last'))
+# %% ../nbs/core/09_experiment.ipynb #2706be8c
+_SHAPES = Recipe(purity=200, backbone='shapes', backbone_args=dict(stage=3), image_size=96,
+                 train=TrainConfig(epochs=30, lr=1e-3, backbone_lr=0.3, weight_decay=0.01, ema=0.99, precision='bf16', augment='shapes', select='last'))
 _SMALL_HEAD = dict(d=256, heads=4, head_dim=64, ffn_dim=256, dropout=0.)
 _PAPER = Recipe(backbone='resnet101', pretrained=True, image_size=448, semantics='clip:RN50/openai', train=TrainConfig(precision='bf16', num_workers=8))
 _FROZEN = Recipe(benchmark=None, train_file='train.txt', backbone='resnet50', pretrained=True, image_size=224, frozen=True, views=6, semantics='clip:RN50/openai', semantics_norm=24.,

@@ -29,7 +29,7 @@ def signed(
     "A name with its group's sign"
     return f'{GROUP_SIGNS[group]} {name}' if group in GROUP_SIGNS else str(name)
 
-# %% ../nbs/core/11a_explain_plots.ipynb #a0887ce6
+# %% ../nbs/core/11a_explain_plots.ipynb #59a9f4dc
 def _fill(j, n, colour):
     "Filling of the j-th of n models"
     from matplotlib.colors import to_rgba
@@ -44,7 +44,7 @@ def _clusters(ax, values, legend=True):
     for j, name in enumerate(values.index):
         for i, g in enumerate(values.columns):
             bar = ax.bar(i + (j - (n - 1) / 2) * width, values.loc[name, g], 0.9 * width, linewidth=0.9, **_fill(j, n, GROUP_COLOURS.get(g, INK)))
-            ax.bar_label(bar, fmt=lambda v: f'{v:.2f}'.lstrip('0'), fontsize=7, padding=1)
+            ax.bar_label(bar, fmt=lambda v: f'{v:.2f}'.lstrip('0'), fontsize=7, padding=1, bbox=dict(facecolor='white', edgecolor='none', pad=0.4, alpha=0.8))
     ax.set_xticks(range(len(values.columns)), [signed(g, g) for g in values.columns])
     if legend: ax.legend(handles=[Patch(label=name, **_fill(j, n, GROUP_COLOURS['total'])) for j, name in enumerate(values.index)],
                          frameon=False, fontsize=8, ncols=n, loc='lower left', bbox_to_anchor=(0, 1))
@@ -191,7 +191,7 @@ def plot_alignment(
         ax.legend(frameon=False, fontsize=8)
     return fig, np.ravel(axes)
 
-# %% ../nbs/core/11a_explain_plots.ipynb #9ffd6fc1
+# %% ../nbs/core/11a_explain_plots.ipynb #9f179cc6
 def _cosine_linkage(similarity):
     from scipy.cluster.hierarchy import linkage, optimal_leaf_ordering
     from scipy.spatial.distance import squareform
@@ -203,12 +203,13 @@ def plot_similarity(
     groups:dict, # head, medium, tail -> class indices
     by:str='before', # which of the two gives the order
     titles=('before', 'after'), # over the two maps
-    edge:float=0.2 # of a cell, inches
+    edge:float|None=None # of a cell, inches; less for many classes
 ):
     "seaborn's clustermap of class similarity before and after, in one order; a figure of its own, so it takes no axes"
     import seaborn as sns
     from scipy.cluster.hierarchy import leaves_list
     before, after, C = change['before'], change['after'], len(change['before'])
+    edge = edge or min(0.2, 8 / C)
     link = _cosine_linkage(change[by])
     order, group = leaves_list(link), np.asarray(_group_of(groups, C), object)
     names = [signed(c, g) for c, g in zip(before.index, group)]
@@ -221,7 +222,7 @@ def plot_similarity(
                           figsize=(width, height), dendrogram_ratio=(1.1 / width, 0.3 / height), colors_ratio=(0.16 / width, 0.16 / height), tree_kws=dict(colors=INK),
                           xticklabels=ticks + [''] + ticks, yticklabels=names, cbar_pos=None)
     ax = grid.ax_heatmap
-    ax.tick_params(length=0, labelsize=8); ax.tick_params(axis='x', rotation=90); ax.tick_params(axis='y', rotation=0)
+    ax.tick_params(length=0, labelsize=min(8, 50 * edge)); ax.tick_params(axis='x', rotation=90); ax.tick_params(axis='y', rotation=0)
     for title, at in zip(titles, (C / 2, 1.5 * C + 1)): grid.ax_col_colors.text(at, -0.4, title, ha='center', va='bottom', fontsize=11)
     grid.figure.tight_layout(h_pad=0.02, w_pad=0.02)
     at = ax.get_position(); grid.ax_col_colors.set_position([at.x0, at.y1 + 0.06 / height, at.width, 0.16 / height])
@@ -269,7 +270,7 @@ def plot_trajectories(
     _label(fig, ax, [(c, (x, y)) for c, x, y in zip(ends['class'], ends['pc1'], ends['pc2']) if c in names])
     return fig, ax
 
-# %% ../nbs/core/11a_explain_plots.ipynb #c279a808
+# %% ../nbs/core/11a_explain_plots.ipynb #e1254e5b
 def _boxes(ax, boxes, scale):
     from matplotlib.patches import Rectangle
     for x0, y0, x1, y1 in boxes:
@@ -294,7 +295,7 @@ def plot_map(
         up = upsample_maps(values, hw).numpy() / max(float(values.max()), 1e-12)
         if cmap:
             ax.imshow(pixels.mean(-1), cmap='gray', vmin=-0.2, vmax=1.2)
-            ax.imshow(up, cmap=cmap, alpha=0.6, vmin=0, vmax=1)
+            ax.imshow(up, cmap=cmap, alpha=0.5, vmin=0, vmax=1)
         else: ax.imshow(np.clip(1 - (1 - pixels) * (0.12 + 0.88 * up[..., None]), 0, 1))
         if up.max() > up.min():
             ax.contour(up, [0.5 * up.max()], colors=INK, linewidths=0.8)

@@ -175,7 +175,7 @@ class Explorer:
         data = {k: v for k, v in view.items() if 'widget-view' in k}
         return data | {'image/png': b64encode(self.static()).decode(), 'text/plain': repr(self)}, {'image/png': dict(width=self.width)}
 
-# %% ../nbs/core/12a_explorer.ipynb #31e15329
+# %% ../nbs/core/12a_explorer.ipynb #adc897f9
 def _control(kind, label, options, value):
     import ipywidgets as w
     common = dict(description=label, style=dict(description_width='initial'))
@@ -194,8 +194,9 @@ def _around(kind, control, step):
         return w.HBox([buttons[0], control, buttons[1]])
     if kind != 'film': return control
     play = w.Play(min=0, max=len(control.options) - 1, value=control.index, interval=300, show_repeat=False)
-    w.jslink((play, 'value'), (control, 'index'))
-    return w.HBox([play, control])
+    row = w.HBox([play, control])
+    row.link = w.jslink((play, 'value'), (control, 'index')) # a widget, too
+    return row
 
 class View:
     "The widgets of an explorer: they pass changes on, and show what it says"
@@ -259,7 +260,7 @@ class View:
         while todo:
             w = todo.pop()
             todo += list(getattr(w, 'children', ()))
-            for part in (w.layout, getattr(w, 'style', None), w):
+            for part in (w.layout, getattr(w, 'style', None), getattr(w, 'link', None), w):
                 if part is not None: part.close()
 
 # %% ../nbs/core/12a_explorer.ipynb #701b7a90

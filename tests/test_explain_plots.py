@@ -160,6 +160,7 @@ def test_both_cluster_maps_have_one_order(prompts):
         assert np.allclose(shown[:, :6], change["before"].to_numpy()[np.ix_(order, order)]) and np.allclose(shown[:, 7:], change["after"].to_numpy()[np.ix_(order, order)])
 
 
+@pytest.mark.filterwarnings("ignore:Attempting to set identical")  # the dendrogram of equal prompts has no length
 def test_equal_prompts_make_no_trouble_for_the_clusters():
     same = torch.ones(6, 4)
     fig, ax = plot_similarity(similarity_change({0: same, 1: same}, CLASSES), GROUPS)
