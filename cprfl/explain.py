@@ -75,7 +75,7 @@ def _test_set(runs):
     if test is None: raise ValueError("align_predictions: there is no run with a test set of its own; pass `dataset`")
     return test
 
-# %% ../nbs/core/10_explain.ipynb #45336e62
+# %% ../nbs/core/10_explain.ipynb #a88eba0e
 def _group_names(groups, num_classes):
     "The group of each class; '' where it has none"
     out = np.full(num_classes, '', object)
@@ -90,7 +90,7 @@ def _check_aligned(predictions, targets):
     return targets != 0
 
 def _scores(logits, softmax):
-    logits = torch.as_tensor(np.asarray(logits)).float()
+    logits = torch.tensor(np.asarray(logits)).float()
     return (logits.softmax(1) if softmax else logits.sigmoid()).numpy()
 
 def top_k_table(

@@ -79,7 +79,7 @@ def group_marks(
         for c in ids: out[c] = MARKS.get(g, '')
     return out
 
-# %% ../nbs/core/12a_explorer.ipynb #44e494da
+# %% ../nbs/core/12a_explorer.ipynb #228ca7ec
 @lru_cache
 def _font(size):
     import matplotlib
@@ -108,10 +108,10 @@ def with_caption(
     lines = [part for line in plain.splitlines() for part in textwrap.wrap(line, int(picture.width / SHARP / 6.9)) or ['']]
     both = Image.new('RGB', (picture.width, picture.height + round(SHARP * 19 * len(lines))), 'white')
     both.paste(picture)
-    for i, line in enumerate(lines): write(both, 8, picture.height / SHARP + 19 * i, line)
+    for i, line in enumerate(lines): write(both, 0, picture.height / SHARP + 19 * i, line)
     return to_png(both)
 
-# %% ../nbs/core/12a_explorer.ipynb #6d90adda
+# %% ../nbs/core/12a_explorer.ipynb #38947ccd
 class Explorer:
     "A state, a picture of it, and controls where there is a front end"
     controls, width, _view = (), 900, None # (field, kind, label) of each control; pixels
@@ -133,6 +133,9 @@ class Explorer:
         elif value not in options.values():
             shown = ', '.join(map(repr, list(options.values())[:8])) + ', ...' * (len(options) > 8)
             raise ValueError(f"{field}: expected one of {shown}, got {value!r}")
+
+    def _chosen(self, field): # the label of the option that is set
+        return next(label for label, value in self.options(field).items() if value == getattr(self, field))
 
     def set(self, **changes): # field=value
         "Change the state; what does not exist is refused, with what there is"
@@ -175,15 +178,15 @@ class Explorer:
         data = {k: v for k, v in view.items() if 'widget-view' in k}
         return data | {'image/png': b64encode(self.static()).decode(), 'text/plain': repr(self)}, {'image/png': dict(width=self.width)}
 
-# %% ../nbs/core/12a_explorer.ipynb #adc897f9
+# %% ../nbs/core/12a_explorer.ipynb #39b67386
 def _control(kind, label, options, value):
     import ipywidgets as w
     common = dict(description=label, style=dict(description_width='initial'))
     if kind == 'upload': return w.FileUpload(accept='image/*', multiple=True, description=label, layout=dict(width='auto'))
     if kind == 'toggle': return w.ToggleButton(description=label, value=value, layout=dict(width='auto'))
     if kind == 'browse': return w.BoundedIntText(**common, min=options[0], max=options[-1], value=value, layout=dict(width='130px'))
-    make = w.Dropdown if kind == 'choice' else w.SelectionSlider
-    return make(**common, options=list(options.items()), value=value, layout=dict(width='auto' if kind == 'choice' else '300px', max_width='340px'))
+    make, width = (w.Dropdown, 'auto') if kind == 'choice' else (w.SelectionSlider, '300px')
+    return make(**common, options=list(options.items()), value=value, layout=dict(width=width, max_width='340px'))
 
 def _around(kind, control, step):
     "A control with the buttons that belong to it"
@@ -191,7 +194,7 @@ def _around(kind, control, step):
     if kind == 'browse':
         buttons = [w.Button(description=d, layout=dict(width='auto')) for d in ('‹ Previous', 'Next ›')]
         for b, by in zip(buttons, (-1, 1)): b.on_click(lambda _, by=by: step(by))
-        return w.HBox([buttons[0], control, buttons[1]])
+        return w.HBox([buttons[0], control, buttons[1]], layout=dict(grid_gap='6px'))
     if kind != 'film': return control
     play = w.Play(min=0, max=len(control.options) - 1, value=control.index, interval=300, show_repeat=False)
     row = w.HBox([play, control])
@@ -203,7 +206,7 @@ class View:
     def __init__(self, explorer): # an `Explorer`
         import ipywidgets as w
         self.explorer, self.busy, self.fields = explorer, False, {}
-        self.picture = w.Image(format='png', layout=dict(width='100%', max_width=f'{explorer.width}px', align_self='flex-start'))
+        self.picture = w.Image(format='png', layout=dict(width='100%', max_width=f'{1.2 * explorer.width:.0f}px', align_self='flex-start'))
         self.caption, self.message = w.HTML(), w.HTML()
         placed = [self._add(*c) for c in explorer.controls]
         controls = w.Box(placed, layout=dict(flex_flow='row wrap', align_items='center', grid_gap='4px 14px', overflow='visible'))
@@ -245,14 +248,17 @@ class View:
             for field, control in self.fields.items():
                 options = self.explorer.options(field)
                 if isinstance(options, range): control.max = options[-1]
-                elif hasattr(control, 'options') and tuple(control.options) != tuple(options.items()): control.options = tuple(options.items())
+                elif hasattr(control, 'options'):
+                    new = tuple(options.items())
+                    if tuple(control.options) != new: control.options = new
                 control.value = getattr(self.explorer, field)
         finally: self.busy = False
 
     def refresh(self):
         "Write the explorer's state into the widgets"
         self._sync()
-        self.picture.value, self.caption.value = self.explorer.png(), f'<div aria-live="polite">{self.explorer.caption()}</div>'
+        self.picture.value = self.explorer.png()
+        self.caption.value = f'<div aria-live="polite" style="line-height: 1.5">{self.explorer.caption()}</div>'
 
     def close(self):
         "Close every widget of this view"
@@ -263,7 +269,7 @@ class View:
             for part in (w.layout, getattr(w, 'style', None), getattr(w, 'link', None), w):
                 if part is not None: part.close()
 
-# %% ../nbs/core/12a_explorer.ipynb #701b7a90
+# %% ../nbs/core/12a_explorer.ipynb #1f4526b5
 def own_dataset(
     source, # a dataset, which is given back; or a folder, a file, a list of files, {name: bytes}
     classes:list, # C class names of the model
@@ -288,7 +294,8 @@ class ImageExplorer(Explorer):
     def __len__(self): return len(self.dataset) + len(self.own)
     def _is_own(self, i): return i >= len(self.dataset)
     def name(self, i): return self.own[i - len(self.dataset)][0] if self._is_own(i) else self.dataset.paths[i]
-    def tensor(self, i): return self.own[i - len(self.dataset)][1] if self._is_own(i) else remember(self._tensors, i, lambda: self.dataset[i][0], 8)
+    def tensor(self, i): # uint8 [3, H, W], as models take it
+        return self.own[i - len(self.dataset)][1] if self._is_own(i) else remember(self._tensors, i, lambda: self.dataset[i][0], 8)
     def pixels(self, i): # uint8 [H, W, 3]
         return (self.tensor(i) if self._is_own(i) else remember(self._pixels, i, lambda: self.dataset.image(i), 8)).permute(1, 2, 0).numpy()
     def truth(self, i): return None if self._is_own(i) or not self.known else np.flatnonzero(self.dataset.targets[i])
@@ -315,7 +322,7 @@ class ImageExplorer(Explorer):
         order = self.order()
         if self.image in order: return
         if 'image' in changed: self.images = 'all'
-        elif not len(order): raise ValueError(f"there is no image for {next(k for k, v in self.options('images').items() if v == self.images)!r}")
+        elif not len(order): raise ValueError(f"there is no image for {self._chosen('images')!r}")
         else: self.image = int(order[0])
 
     def step(self, by:int=1): # images forward; negative goes back

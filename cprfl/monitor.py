@@ -15,7 +15,7 @@ from .explorer import Explorer, new_figure
 from .plots import GROUP_COLOURS, plot_training
 from .train import Callback
 
-# %% ../nbs/core/12b_monitor.ipynb #0d32fe92
+# %% ../nbs/core/12b_monitor.ipynb #1d507002
 def _read_csv(file):
     "A table of the run's folder; None where there is none yet"
     try: return pd.read_csv(file)
@@ -46,7 +46,7 @@ class TrainingMonitor(Explorer):
         self.look()
 
     @property
-    def following(self): return self._thread is not None and self._thread.is_alive()
+    def following(self): return self._thread is not None and self._thread.is_alive() and not self.finished
     @following.setter
     def following(self, on): self.start() if on else self.stop()
 
@@ -77,7 +77,8 @@ class TrainingMonitor(Explorer):
         m = self.metrics
         epoch = 0 if m is None or not len(m) else int(m['epoch'].iloc[-1])
         seconds = float(m['seconds'].tail(5).mean()) if epoch and 'seconds' in m else 0.
-        return dict(epoch=epoch, epochs=self.epochs, seconds=seconds, left=seconds * (self.epochs - epoch) if seconds and self.epochs else None)
+        left = seconds * (self.epochs - epoch) if seconds and self.epochs else None
+        return dict(epoch=epoch, epochs=self.epochs, seconds=seconds, left=left)
 
     def start(self):
         "Follow the folder from now on"
@@ -131,9 +132,13 @@ class TrainingMonitor(Explorer):
 
     def caption(self):
         p, name = self.progress(), escape(self.folder.name)
-        if self.finished: said = 'finished; test mAP ' + ', '.join(f'{g} {100 * self.report[g]:.1f}' for g in ('total', 'head', 'medium', 'tail') if self.report.get(g) is not None)
+        if self.finished:
+            maps = {g: self.report.get(g) for g in ('total', 'head', 'medium', 'tail')}
+            said = 'finished; test mAP ' + ', '.join(f'{g} {100 * v:.1f}' for g, v in maps.items() if v is not None)
         elif not p['epoch']: said = 'no epoch yet' if self.folder.exists() else 'the folder does not exist yet'
-        else: said = f"epoch {p['epoch']} of {p['epochs'] or '?'}, {p['seconds']:.1f} s each" + (f", about {p['left'] / 60:.0f} min to go" if p['left'] else '')
+        else:
+            said = f"epoch {p['epoch']} of {p['epochs'] or '?'}, {p['seconds']:.1f} s each"
+            if p['left']: said += f", about {p['left'] / 60:.0f} min to go"
         return f"<b>{name}</b>: <progress max='{p['epochs'] or 1}' value='{p['epoch']}' aria-label='epochs'></progress> {said}"
 
 class _Watch(Callback):

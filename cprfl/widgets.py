@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INK', 'RIGHT', 'UNKNOWN', 'PredictionExplorer', 'AttentionExplorer', 'DriftExplorer', 'TrainingMonitor']
 
-# %% ../nbs/core/12_widgets.ipynb #3cbc0213
+# %% ../nbs/core/12_widgets.ipynb #f5ca069d
 from functools import lru_cache
 from html import escape
 import numpy as np
@@ -13,8 +13,10 @@ import pandas as pd
 import torch
 from .attention import attention_maps, grad_cam, score_maps, upsample_maps
 from .baselines import ZeroShotCLIP
-from .explain import Predictions, align_predictions, as_model, class_similarity, prompt_drift, prompt_trajectories, telling_images, top_k_table
-from .explorer import LEGEND, PLAIN, SHARP, Explorer, ImageExplorer, group_marks, new_figure, own_dataset, panel, remember, shorten, to_png, write
+from .explain import Predictions, align_predictions, as_model, telling_images, top_k_table
+from .explain import class_similarity, prompt_drift, prompt_trajectories
+from .explorer import LEGEND, PLAIN, SHARP, Explorer, ImageExplorer
+from .explorer import group_marks, new_figure, own_dataset, panel, remember, shorten, to_png, write
 from .monitor import TrainingMonitor
 from .plots import GROUP_COLOURS, MARKERS
 from .train import predict
@@ -41,7 +43,7 @@ def _draw_best(ax, rows, title):
         ax.barh(y + 0.58, 1, 0.24, color='#f1f3f4')
         ax.barh(y + 0.58, max(score, 0.004), 0.24, color=fill, edgecolor=INK, linewidth=0.6, hatch='' if right in (None, True) else '/////')
 
-# %% ../nbs/core/12_widgets.ipynb #58311f21
+# %% ../nbs/core/12_widgets.ipynb #3d853215
 class PredictionExplorer(ImageExplorer):
     "An image and the k best labels of several models"
     controls = (('images', 'choice', 'Show'), ('image', 'browse', 'Image'), ('upload', 'upload', 'Add your images'))
@@ -57,7 +59,8 @@ class PredictionExplorer(ImageExplorer):
         if self.model not in runs: raise ValueError(f"model: expected one of {', '.join(runs)}, got {model!r}")
         super().__init__(*self._load(dataset))
         p = self.predictions
-        self._orders = {kind: telling_images(p.logits, p.targets, p.groups, kind, self.model, len(p.paths), k=k) for kind in ('fixed', 'tail', 'all_fail')}
+        order = lambda kind: telling_images(p.logits, p.targets, p.groups, kind, self.model, len(p.paths), k=k)
+        self._orders = {kind: order(kind) for kind in ('fixed', 'tail', 'all_fail')}
 
     def _load(self, dataset):
         "Predictions and their images, in one order"
@@ -83,14 +86,16 @@ class PredictionExplorer(ImageExplorer):
         return {n: predict(self._models[n], d).numpy() for n, d in sets.items()}
 
     def take(self, files):
-        if any(isinstance(r, pd.DataFrame) for r in self.runs.values()): raise ValueError("your own images need runs; here are tables of predictions")
+        if any(isinstance(r, pd.DataFrame) for r in self.runs.values()):
+            raise ValueError("your own images need runs; here are tables of predictions")
         new, p = self._predict(files), self.predictions
         p.logits = {n: np.concatenate([l, new[n]]) for n, l in p.logits.items()}
 
     def options(self, field):
         if field == 'image': return range(len(self))
         own = {'your own images': 'own'} if self.own else {}
-        return {'all images': 'all', f'only {self.model} is right': 'fixed', 'a tail label': 'tail', 'labels that no model finds': 'all_fail'} | own
+        telling = {f'only {self.model} is right': 'fixed', 'a tail label': 'tail', 'labels that no model finds': 'all_fail'}
+        return {'all images': 'all'} | telling | own
 
     def order(self): return self._orders[self.images] if self.images in self._orders else super().order()
 
@@ -103,7 +108,8 @@ class PredictionExplorer(ImageExplorer):
         p, truth = self.predictions, self.truth(self.image)
         y = np.zeros((1, len(p.classes)), bool)
         if truth is not None: y[0, truth] = True
-        best = top_k_table({n: l[[self.image]] for n, l in p.logits.items()}, y, p.classes, p.groups, self.k, p.softmax).drop(columns='image')
+        logits = {n: l[[self.image]] for n, l in p.logits.items()}
+        best = top_k_table(logits, y, p.classes, p.groups, self.k, p.softmax).drop(columns='image')
         return best if truth is not None else best.assign(right=None)
 
     def missed(self) -> list: # class indices
@@ -117,11 +123,12 @@ class PredictionExplorer(ImageExplorer):
         lines = -(-len(names) // columns)
         deep = 30 + (70 if lines == 1 and self.k <= 3 else 44) * min(self.k, len(self.dataset.classes))
         fig = new_figure(self.width, max(edge + 16, 12 + lines * deep))
-        _bare(panel(fig, 8, 8, w, h)).imshow(image, interpolation='nearest', aspect='auto')
-        index = {name: c for c, name in enumerate(self.dataset.classes)}
+        _bare(panel(fig, 0, 8, w, h)).imshow(image, interpolation='nearest', aspect='auto')
+        label = {name: self.label(c) for c, name in enumerate(self.dataset.classes)}
         for j, name in enumerate(names):
-            rows = [(self.label(index[r['class']]), r['score'], r['right'] if r['right'] is None else bool(r['right'])) for r in table[table['model'] == name].to_dict('records')]
-            ax = panel(fig, 280 + 211 * (j % columns), 30 + j // columns * deep, 190, deep - 30)
+            own = table[table['model'] == name]
+            rows = [(label[c], score, right) for c, score, right in zip(own['class'], own['score'], own['right'].tolist())]
+            ax = panel(fig, 272 + 214 * (j % columns), 30 + j // columns * deep, 192, deep - 30)
             _draw_best(ax, rows, shorten(name, 20) + ' (softmax)' * (name in self.predictions.softmax))
         return fig
 
@@ -131,7 +138,7 @@ class PredictionExplorer(ImageExplorer):
         lost = f"; no model finds {', '.join(escape(self.label(c)) for c in missed)}" if missed else ''
         return f'{self.heading()}: {shown}{lost}<br><small>✓ right, ✗ wrong; {LEGEND}</small>'
 
-# %% ../nbs/core/12_widgets.ipynb #1fb2caaa
+# %% ../nbs/core/12_widgets.ipynb #7dccc4ba
 @lru_cache
 def _colours():
     from matplotlib import colormaps
@@ -152,14 +159,15 @@ class AttentionExplorer(ImageExplorer):
         dataset=None # images, with boxes or without; or your own: a folder, files, {name: bytes}; the run's test set when left out
     ):
         recipe = getattr(run, 'recipe', None)
-        if recipe is None and not hasattr(dataset, 'targets'): raise ValueError("AttentionExplorer: a model alone does not know its classes; pass a dataset, or a Run")
+        if recipe is None and not hasattr(dataset, 'targets'):
+            raise ValueError("AttentionExplorer: a model alone does not know its classes; pass a dataset, or a Run")
         if dataset is None:
             from cprfl.experiment import load_data
             dataset = load_data(recipe)[1]
             if dataset is None: raise ValueError("AttentionExplorer: this run has no test set; pass a dataset, or a folder of images")
         if recipe is not None: dataset = own_dataset(dataset, run.classes, run.groups, _image_size(run))
         super().__init__(dataset, _image_size(run) if recipe is not None else dataset[0][0].shape[-1])
-        self.model, self._attention, self._cams = as_model(run), {}, {}
+        self.model, self.category, self._attention, self._cams = as_model(run), 0, {}, {}
         self.method, self.opacity = 'attention' if hasattr(self.model, 'vsi') else 'gradcam', 0.6
         with grad_cam(self.model): pass # what cannot be explained is said now; and the library is loaded
         truth = self.truth(0)
@@ -175,7 +183,6 @@ class AttentionExplorer(ImageExplorer):
     def logits(self) -> torch.Tensor: # [C]; zero-shot CLIP's are cosines
         "The model's answer to the image"
         if hasattr(self.model, 'vsi'): return self._attend().logits[0]
-        if not hasattr(self, 'category'): self.category = 0
         return self._cam()[1][0]
 
     def map(self) -> torch.Tensor: # [h, w], on the patch grid, not negative
@@ -201,32 +208,37 @@ class AttentionExplorer(ImageExplorer):
         if field == 'category':
             truth = self.truth(self.image)
             return {self.label(c) + ' ✓' * (truth is not None and c in truth): c for c in range(len(self.dataset.classes))}
-        if field == 'images': return {'all images': 'all'} | ({'images with the category': 'category'} if self.known else {}) | ({'your own images': 'own'} if self.own else {})
+        if field == 'images':
+            own = {'your own images': 'own'} if self.own else {}
+            return {'all images': 'all'} | ({'images with the category': 'category'} if self.known else {}) | own
         heads = self._attend().heads.shape[1] if hasattr(self.model, 'vsi') else 0
-        return ({'attention, mean': 'attention'} if heads else {}) | {f'attention, head {i + 1}': f'head {i + 1}' for i in range(heads)} | {'Grad-CAM': 'gradcam'}
+        mean = {'attention, mean': 'attention'} if heads else {}
+        return mean | {f'attention, head {i + 1}': f'head {i + 1}' for i in range(heads)} | {'Grad-CAM': 'gradcam'}
 
     def png(self):
         from PIL import Image
-        m, edge = self.map().clamp(min=0), self.width // 2 - 60
+        m, edge = self.map().clamp(min=0), self.width // 2 - 50
         image, (w, h) = self.fitted(edge, round(1.2 * edge))
         heat = upsample_maps(m / m.max().clamp(min=1e-12), image.size[::-1]).numpy()
         canvas = Image.new('RGB', (round(SHARP * self.width), round(SHARP * (h + 34))), 'white')
-        title = next(k for k, v in self.options('method').items() if v == self.method)
-        for x, shown, text in ((8, image.copy(), self.label(self.category)), (w + 24, _heat(image, heat, self.opacity), title)):
+        left = 0, image.copy(), self.label(self.category)
+        for x, shown, text in (left, (w + 16, _heat(image, heat, self.opacity), self._chosen('method'))):
             self._draw_boxes(shown)
             canvas.paste(shown, (round(SHARP * x), round(SHARP * 26)))
             write(canvas, x, 6, shorten(text, 50), 13.5, INK)
-        canvas.paste(Image.fromarray(_colours()[::-1, None]).resize((round(SHARP * 12), image.height)), (round(SHARP * (2 * w + 38)), round(SHARP * 26)))
-        for y, text in ((24, f'{float(m.max()):.2g}'), (h + 14, '0')): write(canvas, 2 * w + 55, y, text, 11)
+        scale = Image.fromarray(_colours()[::-1, None]).resize((round(SHARP * 12), image.height))
+        canvas.paste(scale, (round(SHARP * (2 * w + 30)), round(SHARP * 26)))
+        for y, text in ((24, f'{float(m.max()):.2g}'), (h + 14, '0')): write(canvas, 2 * w + 47, y, text, 11)
         return to_png(canvas)
 
     def _draw_boxes(self, image):
         from PIL import ImageDraw
         scale = image.width / self.pixels(self.image).shape[1]
         for c, *box in self.boxes(self.image):
+            if c != self.category: continue
             x0, y0, x1, y1 = (round(scale * v) for v in box)
             for colour, out, width in (('black', 1, 5), ('white', 0, 3)):
-                if c == self.category: ImageDraw.Draw(image).rectangle((x0 - out, y0 - out, x1 - 1 + out, y1 - 1 + out), outline=colour, width=width)
+                ImageDraw.Draw(image).rectangle((x0 - out, y0 - out, x1 - 1 + out, y1 - 1 + out), outline=colour, width=width)
 
     def caption(self):
         s, truth, C = self.scores(), self.truth(self.image), len(self.dataset.classes)
@@ -235,12 +247,13 @@ class AttentionExplorer(ImageExplorer):
         parts = [f"<b>{escape(self.label(self.category))}</b>: {score}, rank {s['rank']} of {C}"]
         if 'on_patches' in s: parts.append(f"{s['on_patches']:.0%} of the attention is on patches, the rest on prompts")
         if 'hit' in s:
-            parts.append(f"the strongest patch is {'inside' if s['hit'] else 'outside'}, and {s['energy']:.0%} of the map inside of what is boxed, {s['area']:.0%} of the image")
+            parts.append(f"the strongest patch is {'inside' if s['hit'] else 'outside'}")
+            parts.append(f"what is boxed holds {s['energy']:.0%} of the map, on {s['area']:.0%} of the image")
         elif truth is not None: parts[0] += ('' if self.category in truth else ' (not in this image)')
         shown = 'labels not known' if truth is None else 'shows ' + (', '.join(escape(self.label(c)) for c in truth) or 'no class')
         return f"{self.heading()}: {shown}<br>{'; '.join(parts)}<br><small>{LEGEND}</small>"
 
-# %% ../nbs/core/12_widgets.ipynb #66e6b790
+# %% ../nbs/core/12_widgets.ipynb #899fa213
 class DriftExplorer(Explorer):
     "Prompt trajectories over the epochs, and the nearest neighbours of a category now"
     controls = (('epoch', 'film', 'Epoch'), ('category', 'choice', 'Category'), ('centre', 'toggle', 'Without their mean'))
@@ -264,8 +277,9 @@ class DriftExplorer(Explorer):
     def neighbours(self): # pandas, nearest first: class, group, now, start (cosines)
         "The nearest prompts of the category at this epoch, and how near they were at the start"
         name, group = self.classes[self.category], self.drift['group'].iloc[:len(self.classes)].to_numpy()
-        now, start = (class_similarity(self.prompts[e], self.classes, self.centre).loc[name].to_numpy() for e in (self.epoch, min(self.prompts)))
-        table = pd.DataFrame({'class': self.classes, 'group': group, 'now': now, 'start': start}).drop(index=self.category)
+        cosines = lambda epoch: class_similarity(self.prompts[epoch], self.classes, self.centre).loc[name].to_numpy()
+        columns = {'class': self.classes, 'group': group, 'now': cosines(self.epoch), 'start': cosines(min(self.prompts))}
+        table = pd.DataFrame(columns).drop(index=self.category)
         return table.sort_values('now', ascending=False, kind='stable').head(self.k).reset_index(drop=True)
 
     def figure(self):
@@ -281,7 +295,8 @@ class DriftExplorer(Explorer):
         at = sorted(self.prompts).index(self.epoch)
         for c in range(len(self.classes)): ax.plot(*xy[:at + 1, c].T, color='#9aa5ad', linewidth=0.8, zorder=1)
         for g, ids in self.groups.items():
-            if len(ids): ax.scatter(*xy[at, np.asarray(ids, int)].T, color=GROUP_COLOURS.get(g, INK), marker=MARKERS.get(g, 'D'), s=34, label=g, zorder=2, linewidths=0)
+            style = dict(color=GROUP_COLOURS.get(g, INK), marker=MARKERS.get(g, 'D'), s=34, linewidths=0, zorder=2)
+            if len(ids): ax.scatter(*xy[at, np.asarray(ids, int)].T, label=g, **style)
         path = xy[:at + 1, self.category].T
         ax.plot(*path, color='#111111', linewidth=1.8, zorder=3)
         ax.scatter(*path[:, 0], marker='o', s=60, facecolors='white', edgecolors='#111111', zorder=4)
@@ -290,12 +305,14 @@ class DriftExplorer(Explorer):
             own = name == self.classes[self.category]
             c = self.classes.index(name)
             left = own and xy[at, c, 0] < xy[0, c, 0] # off its own path
-            ax.annotate(shorten(name), xy[at, c], (-9 if left else 9, 5), textcoords='offset points', ha='right' if left else 'left', fontsize=9, color='#111111' if own else '#555555',
-                        fontweight='bold' if own else 'normal', zorder=5, **PLAIN)
+            style = dict(color='#111111', fontweight='bold') if own else dict(color='#555555')
+            ax.annotate(shorten(name), xy[at, c], (-9 if left else 9, 5), textcoords='offset points', ha='right' if left else 'left',
+                        fontsize=9, zorder=5, **style, **PLAIN)
         low, high = xy.min((0, 1)), xy.max((0, 1))
         room = 0.08 * (high - low) + 1e-6
         ax.set(xlim=(low[0] - room[0], high[0] + 2 * room[0]), ylim=(low[1] - room[1], high[1] + room[1]))
-        for set_label, i in ((ax.set_xlabel, 0), (ax.set_ylabel, 1)): set_label(f'axis {i + 1} of the PCA ({self.explained[i]:.0%} of the variance)', fontsize=9)
+        for i, set_label in enumerate((ax.set_xlabel, ax.set_ylabel)):
+            set_label(f'axis {i + 1} of the PCA ({self.explained[i]:.0%} of the variance)', fontsize=9)
         self._tidy(ax, f'Prompts at epoch {self.epoch} of {max(self.prompts)}'); ax.legend(frameon=False, fontsize=8, loc='best')
 
     def _draw_neighbours(self, ax, near):
@@ -315,5 +332,5 @@ class DriftExplorer(Explorer):
     def caption(self):
         row = self.drift.iloc[sorted(self.prompts).index(self.epoch) * len(self.classes) + self.category]
         name = escape(f'{self.classes[self.category]} {self.marks[self.category]}'.strip())
-        return (f"<b>{name}</b> at epoch {self.epoch}: cosine with its own start {row['cosine']:.2f}, moved by {row['relative']:.2f} of its length"
-                f"<br><small>bars: cosine now; ◇: at the start; {LEGEND}</small>")
+        return (f"<b>{name}</b> at epoch {self.epoch}: cosine with its own start {row['cosine']:.2f}, "
+                f"moved by {row['relative']:.2f} of its length<br><small>bars: cosine now; ◇: at the start; {LEGEND}</small>")
