@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['SHARP', 'PLAIN', 'MARKS', 'LEGEND', 'new_figure', 'panel', 'to_png', 'shorten', 'remember', 'group_marks', 'write',
-           'with_caption', 'Explorer', 'View', 'own_dataset', 'ImageExplorer']
+           'with_caption', 'Explorer', 'View', 'OwnImages', 'own_dataset', 'ImageExplorer']
 
-# %% ../nbs/core/12a_explorer.ipynb #4a38fe3e
+# %% ../nbs/core/12a_explorer.ipynb #740e9ba2
 from base64 import b64encode
 from functools import lru_cache
 from html import escape, unescape
 from io import BytesIO
+from pathlib import Path
 import re, textwrap
 import numpy as np
-from .explain import as_dataset, load_images
+from .data import MultiLabelDataset, read_image, resize
+from .explain import load_images
 
 # %% ../nbs/core/12a_explorer.ipynb #d4f9d9f7
 SHARP = 1.5 # stored pixels per pixel on the screen
@@ -178,7 +180,7 @@ class Explorer:
         data = {k: v for k, v in view.items() if 'widget-view' in k}
         return data | {'image/png': b64encode(self.static()).decode(), 'text/plain': repr(self)}, {'image/png': dict(width=self.width)}
 
-# %% ../nbs/core/12a_explorer.ipynb #39b67386
+# %% ../nbs/core/12a_explorer.ipynb #2f1a5ba3
 def _control(kind, label, options, value):
     import ipywidgets as w
     common = dict(description=label, style=dict(description_width='initial'))
@@ -197,7 +199,7 @@ def _around(kind, control, step):
         return w.HBox([buttons[0], control, buttons[1]], layout=dict(grid_gap='6px'))
     if kind != 'film': return control
     play = w.Play(min=0, max=len(control.options) - 1, value=control.index, interval=300, show_repeat=False)
-    row = w.HBox([play, control])
+    row = w.HBox([play, control], layout=dict(grid_gap='10px'))
     row.link = w.jslink((play, 'value'), (control, 'index')) # a widget, too
     return row
 
@@ -269,16 +271,31 @@ class View:
             for part in (w.layout, getattr(w, 'style', None), getattr(w, 'link', None), w):
                 if part is not None: part.close()
 
-# %% ../nbs/core/12a_explorer.ipynb #1f4526b5
+# %% ../nbs/core/12a_explorer.ipynb #73d94740
+class OwnImages(MultiLabelDataset):
+    "Images from anywhere, without labels"
+    _per_image = 'paths', 'targets', 'files'
+    def __init__(self,
+        source, # a folder, a file, a list of files, or {name: bytes}
+        classes:list, # C class names of the model
+        groups:dict, # head, medium, tail -> class indices
+        size:int # edge that the images are squashed to, pixels
+    ):
+        names = load_images(source, size)[1] # refuses what cannot be read
+        super().__init__(names, np.zeros((len(names), len(classes)), np.uint8), classes, groups, resize(size))
+        if isinstance(source, dict): self.files = list(source.values())
+        else: self.files = [Path(source) / n for n in names] if isinstance(source, (str, Path)) and Path(source).is_dir() else names
+
+    def image(self, i): return read_image(BytesIO(self.files[i]) if isinstance(self.files[i], bytes) else self.files[i])
+
 def own_dataset(
-    source, # a dataset, which is given back; or a folder, a file, a list of files, {name: bytes}
+    source, # a dataset, which is given back; or what `OwnImages` takes
     classes:list, # C class names of the model
     groups:dict, # head, medium, tail -> class indices
     size:int # edge that the images are squashed to, pixels
 ): # a dataset
-    "Images from anywhere, as a dataset of the kit"
-    if hasattr(source, 'targets'): return source
-    return as_dataset(*load_images(source, size), classes, groups)
+    "A dataset, or one's own images as one"
+    return source if hasattr(source, 'targets') else OwnImages(source, classes, groups, size)
 
 class ImageExplorer(Explorer):
     "What explorers of images have in common: a test set, one's own images, filters, steps"
@@ -288,16 +305,16 @@ class ImageExplorer(Explorer):
     ):
         self.dataset, self.size, self.own = dataset, size, []
         self.known, self.images, self.image = bool(dataset.targets.any()), 'all', 0
-        self._pixels, self._tensors = {}, {}
+        self._images = {}
         self.marks = group_marks(dataset.groups, len(dataset.classes))
 
     def __len__(self): return len(self.dataset) + len(self.own)
     def _is_own(self, i): return i >= len(self.dataset)
-    def name(self, i): return self.own[i - len(self.dataset)][0] if self._is_own(i) else self.dataset.paths[i]
-    def tensor(self, i): # uint8 [3, H, W], as models take it
-        return self.own[i - len(self.dataset)][1] if self._is_own(i) else remember(self._tensors, i, lambda: self.dataset[i][0], 8)
-    def pixels(self, i): # uint8 [H, W, 3]
-        return (self.tensor(i) if self._is_own(i) else remember(self._pixels, i, lambda: self.dataset.image(i), 8)).permute(1, 2, 0).numpy()
+    def _at(self, i): return (self.own[i - len(self.dataset)], 0) if self._is_own(i) else (self.dataset, i)
+    def _kept(self, kind, i, read): return remember(self._images, (kind, i), lambda: read(*self._at(i)), 16)
+    def name(self, i): return self._at(i)[0].paths[self._at(i)[1]]
+    def tensor(self, i): return self._kept('tensor', i, lambda d, j: d[j][0]) # uint8 [3, h, w], as models take it
+    def pixels(self, i): return self._kept('pixels', i, lambda d, j: d.image(j).permute(1, 2, 0).numpy()) # uint8 [H, W, 3], as it is
     def truth(self, i): return None if self._is_own(i) or not self.known else np.flatnonzero(self.dataset.targets[i])
     def boxes(self, i): return [] if self._is_own(i) or getattr(self.dataset, 'boxes', None) is None else self.dataset.boxes[i]
 
@@ -336,12 +353,12 @@ class ImageExplorer(Explorer):
         "Put one's own images behind the others, and go there; says what could not be read"
         good, sentences = {}, []
         for name, data in files.items():
-            try: good[name] = load_images({name: data}, self.size)[0][0]
+            try: good[name] = OwnImages({name: data}, self.dataset.classes, self.dataset.groups, self.size)
             except ValueError: sentences.append(f'{name} is no image that can be read, and was left out.')
         if good:
             first = len(self)
             self.take({name: files[name] for name in good})
-            self.own += list(good.items())
+            self.own += good.values()
             self.set(images='own', image=first)
             sentences.insert(0, f'{len(good)} of your images added; their labels are not known.')
         return ' '.join(sentences)

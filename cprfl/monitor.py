@@ -15,7 +15,7 @@ from .explorer import Explorer, new_figure
 from .plots import GROUP_COLOURS, plot_training
 from .train import Callback
 
-# %% ../nbs/core/12b_monitor.ipynb #1d507002
+# %% ../nbs/core/12b_monitor.ipynb #6c709433
 def _read_csv(file):
     "A table of the run's folder; None where there is none yet"
     try: return pd.read_csv(file)
@@ -138,7 +138,7 @@ class TrainingMonitor(Explorer):
         elif not p['epoch']: said = 'no epoch yet' if self.folder.exists() else 'the folder does not exist yet'
         else:
             said = f"epoch {p['epoch']} of {p['epochs'] or '?'}, {p['seconds']:.1f} s each"
-            if p['left']: said += f", about {p['left'] / 60:.0f} min to go"
+            if p['left']: said += f", about {p['left']:.0f} s to go" if p['left'] < 90 else f", about {p['left'] / 60:.0f} min to go"
         return f"<b>{name}</b>: <progress max='{p['epochs'] or 1}' value='{p['epoch']}' aria-label='epochs'></progress> {said}"
 
 class _Watch(Callback):

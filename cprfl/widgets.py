@@ -138,7 +138,7 @@ class PredictionExplorer(ImageExplorer):
         lost = f"; no model finds {', '.join(escape(self.label(c)) for c in missed)}" if missed else ''
         return f'{self.heading()}: {shown}{lost}<br><small>✓ right, ✗ wrong; {LEGEND}</small>'
 
-# %% ../nbs/core/12_widgets.ipynb #7dccc4ba
+# %% ../nbs/core/12_widgets.ipynb #d4be845d
 @lru_cache
 def _colours():
     from matplotlib import colormaps
@@ -210,7 +210,7 @@ class AttentionExplorer(ImageExplorer):
             return {self.label(c) + ' ✓' * (truth is not None and c in truth): c for c in range(len(self.dataset.classes))}
         if field == 'images':
             own = {'your own images': 'own'} if self.own else {}
-            return {'all images': 'all'} | ({'images with the category': 'category'} if self.known else {}) | own
+            return {'all images': 'all'} | ({'with this category': 'category'} if self.known else {}) | own
         heads = self._attend().heads.shape[1] if hasattr(self.model, 'vsi') else 0
         mean = {'attention, mean': 'attention'} if heads else {}
         return mean | {f'attention, head {i + 1}': f'head {i + 1}' for i in range(heads)} | {'Grad-CAM': 'gradcam'}

@@ -226,7 +226,7 @@ def test_many_models_and_labels_have_room(dataset, tables):
 def test_your_own_folder(runs, tmp_path):
     for i, image in enumerate(images(3, 20, 30, seed=5)): (tmp_path / f"<{i}>.png").write_bytes(as_png(image))
     explorer = PredictionExplorer(runs, tmp_path)
-    assert len(explorer) == 3 and explorer.name(1) == "<1>.png" and explorer.truth(0) is None
+    assert len(explorer) == 3 and explorer.name(1) == "<1>.png" and explorer.truth(0) is None and explorer.pixels(2).shape == (20, 30, 3)
     table = explorer.table()
     assert set(table["right"]) == {None} and "labels not known" in explorer.caption() and "&lt;0&gt;.png" in explorer.caption()
     x, names = load_images(tmp_path, 32)
@@ -336,6 +336,7 @@ def test_attention_of_a_run_and_of_your_own_images(runs, tmp_path):
     assert len(explorer) == 12 and explorer.pixels(0).shape == (20, 30, 3) and explorer.tensor(0).shape == (3, 32, 32)
     assert "hit" not in explorer.scores() and explorer.scores()["on_patches"] <= 1
     said = upload(explorer, **{"mine.png": as_png(images(1, 50, 40, seed=3)[0]), "bad.png": b"x"})
+    assert explorer.pixels(12).shape == (50, 40, 3), "shown as it is, squashed for the model alone"
     assert "1 of your images" in said and "bad.png" in said and explorer.truth(explorer.image) is None and explorer.map().shape == patch_grid(explorer.map().numel(), (32, 32))
     (tmp_path / "a.png").write_bytes(as_png(images(1)[0]))
     assert len(AttentionExplorer(runs["erm"], tmp_path)) == 1
