@@ -30,8 +30,8 @@ lab: $(READY) ## open JupyterLab on the notebooks
 export: $(READY) ## notebooks to package: what to run after editing nbs/
 	$(BIN)/nbdev_export && $(BIN)/nbdev_clean
 
-outputs: $(READY) ## run index and tutorials, and keep their outputs
-	$(BIN)/python tests/outputs.py nbs/index.ipynb nbs/tutorials/*.ipynb && $(BIN)/nbdev_clean
+outputs: $(READY) ## run index, tutorials and analyses (after make demo), and keep their outputs
+	$(BIN)/python tests/outputs.py nbs/index.ipynb nbs/tutorials/*.ipynb nbs/analysis/*.ipynb && $(BIN)/nbdev_clean
 
 readme: $(READY) ## README.md from nbs/index.ipynb (no Quarto needed)
 	$(BIN)/python tests/readme.py

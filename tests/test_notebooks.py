@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts and "_proc" not in p.parts)
 NAMES = [str(p.relative_to(ROOT / "nbs")) for p in NOTEBOOKS]
-RUN = [n for n in NAMES if not n.startswith("analysis/")]
+READ_FILES = {"analysis/losses.ipynb", "analysis/components.ipynb", "analysis/semantics.ipynb"} # the other analyses need the runs of `make demo`
+RUN = [n for n in NAMES if not n.startswith("analysis/") or n in READ_FILES]
 
 
 def nbdev(command, *args, cwd=ROOT):
@@ -80,3 +81,20 @@ def test_notebook_runs(name):
 def test_modules_stay_readable():
     long = {p.name: n for p in (ROOT / "cprfl").glob("[!_]*.py") if (n := len(p.read_text().splitlines())) > 450}
     assert not long
+
+
+@pytest.fixture(scope="module")
+def small_runs(tmp_path_factory):
+    "The demo's runs, as small as they get"
+    from cprfl.experiment import get_recipe, run_recipe
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("shapes-clip", "shapes-erm", "shapes-cprfl-random", "shapes-cprfl"):
+        run_recipe(get_recipe(name).with_(name=f"{name}-s0", epochs=1, image_size=32, precision="fp32", purity=40), folder, progress=False)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["top3", "attention", "prompt_drift"])
+def test_analysis_notebooks_run_on_any_runs(small_runs, name):
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CPRFL_RUNS": str(small_runs)}
+    done = subprocess.run([Path(sys.executable).parent / "nbdev_test", "--path", f"nbs/analysis/{name}.ipynb", "--n_workers", "0"], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
