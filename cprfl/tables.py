@@ -151,16 +151,17 @@ def all_tables(
         inputs=Table('Backbone and input size', tuple(r for label, slug in slugs.items() for r in ((f'asl@{slug}', f'ASL, {label}', ''), (f'cprfl@{slug}', f'CPRFL, {label}', '')))
                      + (('asl', 'ASL', ''), ('cprfl', 'CPRFL', ''))))
 
-# %% ../nbs/core/09a_tables.ipynb #61b1a08d
+# %% ../nbs/core/09a_tables.ipynb #431aa366
 def default_workers() -> int:
     "One process on a GPU; else one per core, as far as 2 GB of memory each allow"
     import psutil, torch
     return 1 if torch.cuda.is_available() else max(1, min(os.cpu_count() or 1, psutil.virtual_memory().available // 2**31))
 
 def _work(recipe, folder, cache, threads):
-    import torch, warnings
+    import multiprocessing, torch, warnings
     warnings.filterwarnings('ignore')
     torch.set_num_threads(threads)
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True) # joblib's own cannot start a data loader's processes
     try: run_or_open(recipe, folder, cache=cache, progress=False)
     except Exception as e: return recipe.name, f'{type(e).__name__}: {e}'
     return recipe.name, None
