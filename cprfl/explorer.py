@@ -180,7 +180,7 @@ class Explorer:
         data = {k: v for k, v in view.items() if 'widget-view' in k}
         return data | {'image/png': b64encode(self.static()).decode(), 'text/plain': repr(self)}, {'image/png': dict(width=self.width)}
 
-# %% ../nbs/core/12a_explorer.ipynb #2f1a5ba3
+# %% ../nbs/core/12a_explorer.ipynb #ec292f73
 def _control(kind, label, options, value):
     import ipywidgets as w
     common = dict(description=label, style=dict(description_width='initial'))
@@ -258,8 +258,8 @@ class View:
 
     def refresh(self):
         "Write the explorer's state into the widgets"
+        self.picture.value = self.explorer.png() # first of all, what one waits for
         self._sync()
-        self.picture.value = self.explorer.png()
         self.caption.value = f'<div aria-live="polite" style="line-height: 1.5">{self.explorer.caption()}</div>'
 
     def close(self):

@@ -23,6 +23,8 @@ def run(file):
     Client(nb, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(Path(file).parent)}}).execute()
     for cell in nb.cells:
         if cell.cell_type == "code":
+            for o in cell.outputs:
+                if "image/png" in o.get("data", {}): o.data.pop(WIDGET, None)  # an explorer: its picture stays
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and WIDGET not in o.get("data", {})]
     nb.metadata.pop("widgets", None)
     nbformat.write(nb, file)
