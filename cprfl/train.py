@@ -171,7 +171,7 @@ def _write_csv(path, rows):
             w = csv.DictWriter(f, list(rows[-1]), extrasaction='ignore'); w.writeheader(); w.writerows(rows)
     write_atomic(path, write)
 
-# %% ../nbs/core/07_train.ipynb #12c2f54f
+# %% ../nbs/core/07_train.ipynb #0f965096
 class Recorder(Callback):
     "Writes a run's folder: metrics, weights, prompts, and states to resume from"
     def __init__(self,
@@ -194,7 +194,7 @@ class Recorder(Callback):
 
     def _record_prompts(self, trainer):
         if not hasattr(trainer.evaluated, 'prompts'): return
-        with torch.no_grad(): self.prompts[f'epoch_{trainer.epoch:04d}'] = trainer.evaluated.prompts().float().cpu()
+        with torch.no_grad(): self.prompts[f'epoch_{trainer.epoch:04d}'] = trainer.evaluated.prompts().float().cpu().clone() # free prompts are the weights themselves, which will change
         _save_tensors(self.folder / 'prompts.safetensors', self.prompts)
 
     def after_epoch(self, trainer):

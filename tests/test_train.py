@@ -536,3 +536,12 @@ def test_two_paths_have_a_loss_each():
     assert torch.allclose(model.eval()(x), sum(both) / 2, atol=1e-6)
     trainer.fit()
     assert torch.isfinite(predict(trainer.evaluated, Toy())).all()
+
+
+def test_free_prompts_are_recorded_as_they_were(tmp_path):
+    "They are a parameter: what is kept of an epoch must not change with it"
+    torch.manual_seed(0)
+    model = CPRFL(None, torch.randn(3, 8), d=16, heads=2, head_dim=8, ffn_dim=16, feature_dim=16, free_prompts=True)
+    Trainer(model, Toy(), config=TrainConfig(epochs=2, lr=0.01, select="last", precision="fp32", device="cpu"), folder=tmp_path, progress=False).fit()
+    P = load_file(tmp_path / "prompts.safetensors")
+    assert not torch.equal(P["epoch_0000"], P["epoch_0001"]) and not torch.equal(P["epoch_0001"], P["epoch_0002"])
