@@ -67,7 +67,7 @@ def prepare(
     print(prepare_benchmark(name, root, lists=lists or None, images=images or None, workers=workers, offline=offline))
     print(f'train on it with: cprfl_train --recipe {name} --root {root}')
 
-# %% ../nbs/core/14_cli.ipynb #825189e1
+# %% ../nbs/core/14_cli.ipynb #57cd8f69
 _HEAD = ('d', 'heads', 'head_dim', 'ffn_dim', 'depth', 'dropout')
 
 @console
@@ -79,7 +79,7 @@ def train(
     root:str=None, # folder of the images, or of the prepared benchmark
     skip_bad:store_true=False, # leave bad rows out (they are recorded) instead of stopping
     image_size:int=None, # squash images to this edge, pixels
-    model:str=None, # cprfl, erm or clip
+    model:str=None, # cprfl, erm, mlgcn, coop or clip
     backbone:str=None, # resnet50, torchvision:resnet101, vit_base_patch16_224, clip:RN50/openai, ...
     weights:str=None, # file of backbone weights
     frozen:store_true=False, # keep the backbone fixed and cache its features
@@ -121,7 +121,7 @@ def train(
     if list: given.update(benchmark=None, train_file=list, test_file=test_list)
     if weights: given['pretrained'] = False
     if given.get('backbone', r.backbone) != r.backbone: given['backbone_args'] = {} # they were the other backbone's
-    if head and given.get('model', r.model) in ('erm', 'clip'): raise ValueError(f"{', '.join('--' + k.replace('_', '-') for k in head)}: these are for --model cprfl only")
+    if head and given.get('model', r.model) != 'cprfl': raise ValueError(f"{', '.join('--' + k.replace('_', '-') for k in head)}: these are for --model cprfl only")
     base = {} if given.get('model', r.model) != r.model else r.model_args
     run = run_recipe(r.with_(**given, model_args={**base, **head}), out, resume=resume, cache=cache)
     _show(run)
