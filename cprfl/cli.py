@@ -67,7 +67,7 @@ def prepare(
     print(prepare_benchmark(name, root, lists=lists or None, images=images or None, workers=workers, offline=offline))
     print(f'train on it with: cprfl_train --recipe {name} --root {root}')
 
-# %% ../nbs/core/14_cli.ipynb #57cd8f69
+# %% ../nbs/core/14_cli.ipynb #139523e8
 _HEAD = ('d', 'heads', 'head_dim', 'ffn_dim', 'depth', 'dropout')
 
 @console
@@ -121,7 +121,7 @@ def train(
     if list: given.update(benchmark=None, train_file=list, test_file=test_list)
     if weights: given['pretrained'] = False
     if given.get('backbone', r.backbone) != r.backbone: given['backbone_args'] = {} # they were the other backbone's
-    if head and given.get('model', r.model) != 'cprfl': raise ValueError(f"{', '.join('--' + k.replace('_', '-') for k in head)}: these are for --model cprfl only")
+    if head and given.get('model', r.model) in ('erm', 'mlgcn', 'coop', 'clip'): raise ValueError(f"{', '.join('--' + k.replace('_', '-') for k in head)}: these are for --model cprfl only")
     base = {} if given.get('model', r.model) != r.model else r.model_args
     run = run_recipe(r.with_(**given, model_args={**base, **head}), out, resume=resume, cache=cache)
     _show(run)
