@@ -30,24 +30,25 @@ def console(func):
             raise SystemExit(130) from None
     return command
 
-# %% ../nbs/core/14_cli.ipynb #f3695961
+# %% ../nbs/core/14_cli.ipynb #790481ae
 DEMO = ('shapes-clip', 'shapes-erm', 'shapes-cprfl-random', 'shapes-cprfl')
 
 @console
 def demo(
     out:str='runs/demo', # folder for the runs
     seeds:int=1, # how many seeds to average over; each is a Shapes-LT and a training of its own
-    epochs:int=0 # epochs per run; 0 takes the recipe's
+    epochs:int=0, # epochs per run; 0 takes the recipe's
+    workers:int=0 # runs side by side, one thread each; 0 chooses
 ):
     "Train CPRFL on the embedded benchmark, beside a ResNet and zero-shot CLIP"
-    from cprfl.experiment import get_recipe, results_table, run_or_open, summarise
-    runs = []
-    for seed in range(seeds):
-        for name in DEMO:
-            recipe = get_recipe(name).with_(name=f'{name}-s{seed}', seed=seed, data_seed=10 * seed)
-            if epochs: recipe = recipe.with_(epochs=epochs)
-            print(f'\n{recipe.name}: {recipe.about}')
-            runs.append(run_or_open(recipe, out))
+    from cprfl.experiment import Run, get_recipe, results_table, summarise
+    from cprfl.tables import run_many, seeded
+    recipes = [get_recipe(name).with_(name=name, **({'epochs': epochs} if epochs else {})) for name in DEMO]
+    print('\n'.join(f'{r.name:22} {r.about}' for r in recipes))
+    recipes = [r for same_seed in zip(*(seeded(r, seeds) for r in recipes)) for r in same_seed]
+    failed = run_many(recipes, out, workers, threads=1)
+    if failed: raise RuntimeError('\n'.join(f'{name}: {why}' for name, why in failed.items()))
+    runs = [Run(Path(out) / r.name) for r in recipes]
     table = results_table(runs)
     table.to_csv(Path(out) / 'demo.csv')
     print(f'\nShapes-LT: mAP in percent on 1,000 test images\n\n{summarise(table).to_string()}\n\nThe runs, and this table as demo.csv, are in {out}')

@@ -24,7 +24,7 @@ class PromptInitializer(nn.Sequential):
         if hidden < 1: raise ValueError(f"PromptInitializer: tau * d must be at least 1, got tau={tau}, d={d}")
         super().__init__(nn.Linear(m, hidden), nn.GELU(), nn.Linear(hidden, d))
 
-# %% ../nbs/core/04_model.ipynb #5465a9f9
+# %% ../nbs/core/04_model.ipynb #dcab0956
 class PromptAttention(nn.Module):
     "Multi-head attention over Z = (F, P); computes the output rows from `start` on only (paper, eqs. 3 and 4)"
     def __init__(self,
@@ -45,22 +45,31 @@ class PromptAttention(nn.Module):
 
     def forward(self,
         z:torch.Tensor, # [B, n, d] tokens
-        start:int=0, # first position whose output is wanted
-        return_attention:bool=False, # also give the softmax weights [B, heads, n - start, keys]
-        keys:int|None=None # attend to the first so many positions only; None: to all
+        shared:torch.Tensor|None=None, # [s, d] tokens that follow them and are the same for every image
+        start:int=0, # first position whose output is wanted, at most n
+        return_attention:bool=False, # also give the softmax weights [B, heads, n + s - start, keys]
+        keys:int|None=None # attend to the first so many of the n positions only; None: to all n + s
     ):
-        wq, wkv = self.to_qkv.weight.tensor_split([self.heads * (self.to_qkv.out_features // 3 // self.heads)])
-        q = self._split(F.linear(z[:, start:], wq))
-        k, v = (self._split(t) for t in F.linear(z[:, :keys], wkv).chunk(2, -1))
+        wq, wkv = self.to_qkv.weight.tensor_split([self.to_qkv.out_features // 3])
+        q = self._split(_project(wq, z[:, start:], shared))
+        k, v = (self._split(t) for t in _project(wkv, z[:, :keys], shared if keys is None else None).chunk(2, -1))
         attention = None
         if return_attention:
             with torch.autocast(z.device.type, enabled=False): attention = (q.float() @ k.float().transpose(-1, -2) * self.scale).softmax(-1)
             out = attention.to(v.dtype) @ v
-        else: out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        else: out = _attend(q, k, v, self.scale)
         out = self.dropout(self.to_out(out.transpose(1, 2).flatten(2)))
         return (out, attention) if return_attention else out
 
-# %% ../nbs/core/04_model.ipynb #7336773b
+def _attend(q, k, v, scale): # the fused kernel's backward pass is the slow one on CPUs, where a small matrix of weights is cheap to keep
+    if q.device.type == 'cpu' and torch.is_grad_enabled() and q.shape[-2] * k.shape[-2] <= 2**16: return (q * scale @ k.transpose(-1, -2)).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+def _project(weight, z, shared): # what is shared is multiplied once, not once an image
+    out = F.linear(z, weight)
+    return out if shared is None else torch.cat([out, F.linear(shared, weight).expand(len(z), -1, -1)], 1)
+
+# %% ../nbs/core/04_model.ipynb #94575723
 class VSILayer(nn.Module):
     "Pre-norm encoder layer: FFN(LN(Attention(LN(z)))), without residual connections unless asked for"
     def __init__(self,
@@ -79,18 +88,21 @@ class VSILayer(nn.Module):
 
     def forward(self,
         z:torch.Tensor, # [B, n, d] tokens
-        start:int=0, # first position whose output is wanted
-        return_attention:bool=False, # also give the attention [B, heads, n - start, keys]
-        keys:int|None=None # attend to the first so many positions only; None: to all
+        shared:torch.Tensor|None=None, # [s, d] tokens that follow them and are the same for every image
+        start:int=0, # first position whose output is wanted, at most n
+        return_attention:bool=False, # also give the attention [B, heads, n + s - start, keys]
+        keys:int|None=None # attend to the first so many of the n positions only; None: to all n + s
     ):
-        a = self.attention(self.norm1(z), start, return_attention, keys)
+        a = self.attention(self.norm1(z), None if shared is None else self.norm1(shared), start, return_attention, keys)
         a, attention = a if return_attention else (a, None)
-        if self.residual: a = a + z[:, start:]
+        if self.residual: a = a + _tokens(z, shared)[:, start:]
         out = self.ffn(self.norm2(a))
         if self.residual: out = out + a
         return (out, attention) if return_attention else out
 
-# %% ../nbs/core/04_model.ipynb #c0620b94
+def _tokens(z, shared): return z if shared is None else torch.cat([z, shared.to(z.dtype).expand(len(z), -1, -1)], 1)
+
+# %% ../nbs/core/04_model.ipynb #e6834e98
 class VisualSemanticInteraction(nn.Module):
     "Transformer over (patches, prompts); gives one feature per category, P' [B, C, d] (paper, eqs. 3 to 5)"
     def __init__(self,
@@ -119,11 +131,10 @@ class VisualSemanticInteraction(nn.Module):
         if features.ndim != 3 or prompts.ndim != 2 or features.shape[-1] != prompts.shape[-1]:
             raise ValueError("VisualSemanticInteraction: expected features [B, v, d] and prompts [C, d] of one width d, "
                              f"got {list(features.shape)} and {list(prompts.shape)}")
-        v = features.shape[1]
-        z = torch.cat([features, prompts.to(features.dtype).expand(len(features), -1, -1)], 1)
+        z, shared, v = features, prompts, features.shape[1]
         keys = v if self.attend == 'patches' else None
-        for layer in self.layers[:-1]: z = layer(z, keys=keys)
-        out = self.layers[-1](z, v, return_attention, keys)
+        for layer in self.layers[:-1]: z, shared = layer(z, shared, keys=keys), None # from the second layer on prompts know the image
+        out = self.layers[-1](z, shared, v, return_attention, keys)
         if not return_attention: return out
         return out[0], out[1][..., :v]
 

@@ -7,8 +7,9 @@ __all__ = ['PROTOCOLS', 'OWN', 'ROWS', 'FORMATS', 'Protocol', 'get_protocol', 'a
            'default_workers', 'seeded', 'run_many', 'collect', 'intervals', 'paper_results', 'make_table', 'caption',
            'format_table', 'write_tables', 'told_apart', 'Results', 'read_tables']
 
-# %% ../nbs/core/09a_tables.ipynb #7d1fabe3
+# %% ../nbs/core/09a_tables.ipynb #1a4a3e11
 from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
 import json, os
 import numpy as np
@@ -151,7 +152,7 @@ def all_tables(
         inputs=Table('Backbone and input size', tuple(r for label, slug in slugs.items() for r in ((f'asl@{slug}', f'ASL, {label}', ''), (f'cprfl@{slug}', f'CPRFL, {label}', '')))
                      + (('asl', 'ASL', ''), ('cprfl', 'CPRFL', ''))))
 
-# %% ../nbs/core/09a_tables.ipynb #431aa366
+# %% ../nbs/core/09a_tables.ipynb #9b7f98fa
 def default_workers() -> int:
     "One process on a GPU; else one per core, as far as 2 GB of memory each allow"
     import psutil, torch
@@ -159,12 +160,43 @@ def default_workers() -> int:
 
 def _work(recipe, folder, cache, threads):
     import multiprocessing, torch, warnings
-    warnings.filterwarnings('ignore')
-    torch.set_num_threads(threads)
+    before = torch.get_num_threads()
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True) # joblib's own cannot start a data loader's processes
-    try: run_or_open(recipe, folder, cache=cache, progress=False)
-    except Exception as e: return recipe.name, f'{type(e).__name__}: {e}'
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        torch.set_num_threads(threads)
+        try: run_or_open(recipe, folder, cache=cache, progress=False)
+        except Exception as e: return recipe.name, f'{type(e).__name__}: {e}'
+        finally: torch.set_num_threads(before)
     return recipe.name, None
+
+def _epochs(recipe): return 0 if recipe.model == 'clip' else recipe.train.epochs
+
+def _epochs_done(recipe, folder):
+    path = Path(folder) / recipe.name
+    if (path / 'report.json').exists(): return _epochs(recipe)
+    try: return min(_epochs(recipe), (path / 'metrics.csv').read_text().count('\n') - 1)
+    except FileNotFoundError: return 0
+
+@contextmanager
+def _watched(recipes, folder, progress, every=1.):
+    "A bar over the epochs of all runs: they train in other processes, and their folders tell how far they are"
+    from threading import Event, Thread
+    from tqdm.auto import tqdm
+    stop = Event()
+    with tqdm(total=sum(map(_epochs, recipes)), unit='epoch', desc=f'{len(recipes)} runs', disable=not progress) as bar:
+        def look():
+            done = [_epochs_done(r, folder) for r in recipes]
+            bar.n = sum(done)
+            bar.set_postfix_str(', '.join(f'{r.name} {n}/{_epochs(r)}' for r, n in zip(recipes, done) if 0 < n < _epochs(r)))
+        def follow():
+            while not stop.wait(every): look()
+        thread = Thread(target=follow, daemon=True)
+        if progress: thread.start()
+        try: yield
+        finally:
+            stop.set()
+            if progress: thread.join(); look()
 
 def seeded(
     recipe:Recipe, # of a row
@@ -178,19 +210,16 @@ def run_many(
     folder:str|Path='runs', # for the runs
     workers:int=0, # processes; 0 chooses
     cache:str|Path|None=None, # of features; `<folder>/cache` when left out
-    progress:bool=True # show a bar over the runs
+    threads:int=0, # of each process; 0 shares the cores out
+    progress:bool=True # show a bar over the epochs of all runs
 ) -> dict: # name -> error message of the runs that failed
     "Run what is missing, side by side"
     from joblib import Parallel, delayed
-    from tqdm.auto import tqdm
     workers = min(workers or default_workers(), len(recipes)) or 1
-    threads, failed = max(1, (os.cpu_count() or 1) // workers), {}
-    jobs = Parallel(workers, return_as='generator_unordered')(delayed(_work)(r, folder, cache, threads) for r in recipes)
-    with tqdm(total=len(recipes), desc='runs', disable=not progress) as bar:
-        for name, error in jobs:
-            if error: failed[name] = error
-            bar.set_postfix_str(name, refresh=False); bar.update()
-    return failed
+    threads = threads or max(1, (os.cpu_count() or 1) // workers)
+    with _watched(recipes, folder, progress):
+        done = Parallel(workers)(delayed(_work)(r, folder, cache, threads) for r in recipes)
+    return {name: error for name, error in done if error}
 
 # %% ../nbs/core/09a_tables.ipynb #a1fd7294
 _GROUPS = ['total', 'head', 'medium', 'tail']

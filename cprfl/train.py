@@ -207,7 +207,7 @@ class Recorder(Callback):
         write_atomic(self.folder / 'state' / f'epoch_{trainer.epoch:04d}.pt', lambda p: torch.save(trainer.state(), p))
         for old in sorted((self.folder / 'state').glob('epoch_*.pt'))[:-self.keep]: old.unlink()
 
-# %% ../nbs/core/07_train.ipynb #322f2331
+# %% ../nbs/core/07_train.ipynb #266e7de5
 class NonFiniteLoss(RuntimeError): "The loss became NaN or infinite; names the images of the batch"
 
 class Trainer:
@@ -280,7 +280,7 @@ class Trainer:
         self.sampler = EpochSampler(n, c.seed, self.train.targets if c.sampler == 'class_aware' else None)
         self.augment = BatchAugment(c.augment, c.seed)
         loader = DataLoader(self.train, c.batch_size, sampler=self.sampler, num_workers=c.num_workers, drop_last=n > c.batch_size)
-        self.optimizer = torch.optim.AdamW(param_groups(self.model, c), lr=c.lr)
+        self.optimizer = torch.optim.AdamW(param_groups(self.model, c), lr=c.lr, fused=True)
         self.model, self.optimizer, self.loader = self.accelerator.prepare(self.model, self.optimizer, loader)
         self.loss.to(self.accelerator.device)
         self.steps = math.ceil(len(self.loader) / c.accumulate)
@@ -327,8 +327,16 @@ class Trainer:
             self.optimizer.step(); self.optimizer.zero_grad()
         if self.accelerator.sync_gradients:
             self.schedule.step()
-            if self.ema: self.ema.update(self.accelerator.unwrap_model(self.model), step=self.epoch * self.steps + self.step // self.config.accumulate)
+            if self.ema: self._average()
         return loss.detach()
+
+    def _average(self): # what is trained; a frozen backbone is what it was
+        from torch.optim.swa_utils import get_ema_multi_avg_fn
+        decay = self.ema.get_decay(self.epoch * self.steps + self.step // self.config.accumulate)
+        mean, now = self.trained_state(), self.accelerator.unwrap_model(self.model).state_dict()
+        moving = [k for k, v in mean.items() if v.is_floating_point()]
+        get_ema_multi_avg_fn(decay)([mean[k] for k in moving], [now[k] for k in moving], None)
+        for k in mean.keys() - moving: mean[k].copy_(now[k])
 
     def _loss(self, logits, targets): # a model with several paths gives the logits of each while it trains
         return sum(self.loss(l.float(), targets) for l in (logits if isinstance(logits, tuple) else (logits,)))

@@ -274,14 +274,14 @@ def few_images(monkeypatch):
 
 
 def test_demo_compares_four_methods_and_is_not_done_twice(shell, few_images, tmp_path, monkeypatch):
-    out = good(shell(cli.demo, "--epochs", 1, "--out", tmp_path))
+    out = good(shell(cli.demo, "--epochs", 1, "--workers", 1, "--out", tmp_path))
     assert all(name in out for name in cli.DEMO) and "mAP in percent" in out and str(tmp_path) in out
     assert list(pd.read_csv(tmp_path / "demo.csv")["method"]) == list(cli.DEMO)
     for name in cli.DEMO: assert Run(tmp_path / f"{name}-s0").report["num_test"] == 40
     monkeypatch.setattr(cprfl.experiment, "run_recipe", lambda *a, **k: pytest.fail("run again"))
-    assert "mAP in percent" in good(shell(cli.demo, "--epochs", 1, "--out", tmp_path))
+    assert "mAP in percent" in good(shell(cli.demo, "--epochs", 1, "--workers", 1, "--out", tmp_path))
 
 
 @pytest.mark.skip(reason="trains four models on all of Shapes-LT, which takes minutes; `make demo` does it, and the test above checks the same path on few images")
 def test_demo_on_the_whole_benchmark(shell, tmp_path):
-    assert "mAP in percent" in good(shell(cli.demo, "--epochs", 1, "--out", tmp_path))
+    assert "mAP in percent" in good(shell(cli.demo, "--epochs", 1, "--workers", 1, "--out", tmp_path))

@@ -1,11 +1,13 @@
 "The runner of the paper's tables: rows on equal footing, results from files, nothing typed in."
+import time
+
 import pandas as pd
 import pytest
 
 from cprfl.cli import table as cprfl_table
 from cprfl.experiment import Recipe, Run, get_recipe, run_or_open
 from cprfl.tables import (Protocol, all_rows, all_tables, collect, format_table, get_protocol, intervals, make_table, paper_results, run_many, seeded,
-                          told_apart, write_tables)
+                          told_apart, write_tables, _watched)
 
 YAML = """
 title: My images
@@ -147,6 +149,16 @@ def test_rows_with_cached_features_run_side_by_side(tmp_path):
     coop = all_rows(get_protocol("shapes"))["coop"].with_(name="coop-s0", epochs=1)
     assert run_many([coop], tmp_path, workers=1, progress=False) == {}
     assert Run(tmp_path / "coop-s0").model() is not None
+
+
+def test_the_bar_counts_epochs_of_other_processes(tmp_path, capsys):
+    "It reads them from the runs' folders"
+    rows = all_rows(get_protocol("shapes"))
+    half = rows["cprfl"].with_(name="half", epochs=8)
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "metrics.csv").write_text("epoch,loss\n1,0.5\n2,0.4\n3,0.3\n")
+    with _watched([half, rows["clip"]], tmp_path, progress=True, every=0.01): time.sleep(0.3)
+    assert "3/8" in capsys.readouterr().err
 
 
 def test_command(runs, capsys):
