@@ -68,7 +68,7 @@ def prepare(
     print(prepare_benchmark(name, root, lists=lists or None, images=images or None, workers=workers, offline=offline))
     print(f'train on it with: cprfl_train --recipe {name} --root {root}')
 
-# %% ../nbs/core/14_cli.ipynb #139523e8
+# %% ../nbs/core/14_cli.ipynb #1c921eab
 _HEAD = ('d', 'heads', 'head_dim', 'ffn_dim', 'depth', 'dropout')
 
 @console
@@ -115,7 +115,7 @@ def train(
 ):
     "Train a model, test it, and leave a run folder"
     given = {k: v for k, v in locals().items() if v is not None and v is not False and k not in ('recipe', 'list', 'test_list', 'out', 'cache', 'resume')}
-    from cprfl.experiment import RECIPES, get_recipe, run_recipe
+    from cprfl.experiment import RECIPES, get_recipe, is_main, run_recipe
     if recipe == 'list': return print('\n'.join(f'{n:22} {r.about}' for n, r in RECIPES.items()))
     r = get_recipe(recipe or ('frozen-cprfl' if list else 'shapes-cprfl'))
     head = {k: given.pop(k) for k in _HEAD if k in given}
@@ -125,7 +125,7 @@ def train(
     if head and given.get('model', r.model) in ('erm', 'mlgcn', 'coop', 'clip'): raise ValueError(f"{', '.join('--' + k.replace('_', '-') for k in head)}: these are for --model cprfl only")
     base = {} if given.get('model', r.model) != r.model else r.model_args
     run = run_recipe(r.with_(**given, model_args={**base, **head}), out, resume=resume, cache=cache)
-    _show(run)
+    if is_main(): _show(run)
 
 def _show(run):
     from cprfl.experiment import results_table, summarise

@@ -328,11 +328,11 @@ def evaluating(
     finally:
         for m, training in was: m.training = training
 
-# %% ../nbs/core/10_explain.ipynb #25c56ef7
+# %% ../nbs/core/10_explain.ipynb #f8b72829
 @torch.no_grad()
 def _logits_and_cosines(model, dataset, batch_size, device):
     from torch.utils.data import DataLoader
-    if hasattr(dataset, 'set_epoch'): dataset.view[:] = 0 # of cached views, the plain image
+    if hasattr(dataset, 'draw_views'): dataset.view[:] = 0 # of cached views, the plain image
     P, out = model.prompts().float(), []
     for x, _, _ in DataLoader(dataset, batch_size):
         x = to_patches(x.to(device).float() if x.ndim == 3 else model.backbone(x.to(device)))

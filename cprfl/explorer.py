@@ -17,7 +17,7 @@ import numpy as np
 from .data import MultiLabelDataset, read_image, resize
 from .explain import load_images
 
-# %% ../nbs/core/12a_explorer.ipynb #d4f9d9f7
+# %% ../nbs/core/12a_explorer.ipynb #d4cdc213
 SHARP = 1.5 # stored pixels per pixel on the screen
 
 def new_figure(
@@ -30,7 +30,10 @@ def new_figure(
 
 def panel(
     figure, # as `new_figure` gives it
-    x:float, y:float, width:float, height:float, # upper left corner and size, pixels
+    x:float, # left edge, pixels
+    y:float, # upper edge, pixels
+    width:float, # pixels
+    height:float, # pixels
     **kw # keywords of the axes
 ): # matplotlib axes
     "Axes at a place that is given in pixels"
@@ -81,7 +84,7 @@ def group_marks(
         for c in ids: out[c] = MARKS.get(g, '')
     return out
 
-# %% ../nbs/core/12a_explorer.ipynb #228ca7ec
+# %% ../nbs/core/12a_explorer.ipynb #73d0caec
 @lru_cache
 def _font(size):
     import matplotlib
@@ -90,10 +93,11 @@ def _font(size):
 
 def write(
     canvas, # Pillow image, changed in place
-    x:float, y:float, # upper left corner of the text, pixels on the screen
+    x:float, # left edge of the text, pixels on the screen
+    y:float, # its upper edge
     text:str, # one line
     size:float=12.5, # of the letters, pixels on the screen
-    colour:str='#222222'
+    colour:str='#222222' # of the letters
 ):
     "Write on a picture"
     from PIL import ImageDraw
@@ -101,7 +105,7 @@ def write(
 
 def with_caption(
     png:bytes, # a picture
-    caption:str # HTML, as `Explorer.caption` gives it
+    caption:str # HTML, as the `caption` of an explorer gives it
 ) -> bytes:
     "A picture with its caption underneath, as PNG"
     from PIL import Image

@@ -44,7 +44,7 @@ def random_view(
         torch.manual_seed(seed)
         return torch.stack([op(image) for image in images])
 
-# %% ../nbs/core/06b_features.ipynb #da8eb56b
+# %% ../nbs/core/06b_features.ipynb #313ecd82
 @torch.inference_mode()
 def _fill(out, view, backbone, dataset, batch_size, device, precision, num_workers, bar):
     loader, at = DataLoader(dataset, batch_size, num_workers=num_workers), 0
@@ -77,7 +77,7 @@ def cache_features(
     num_workers:int=2, # processes that decode
     device='cpu', # where the backbone runs
     progress:bool=True # show a bar
-) -> 'FeatureDataset':
+) -> MultiLabelDataset: # a `FeatureDataset`
     "Patch features of every image, from the cache if they are there, else computed now; float16 [views, N, v, D] on disk"
     device, backbone = torch.device(device), backbone.eval().to(device).to(memory_format=torch.channels_last)
     file = Path(folder) / f'{feature_key(backbone, dataset, size, views, "random_view", precision)}.npy'
@@ -86,7 +86,7 @@ def cache_features(
         if not file.exists(): _compute(file, backbone, dataset, views, batch_size, device, precision, num_workers, progress)
     return FeatureDataset(file, dataset)
 
-# %% ../nbs/core/06b_features.ipynb #f19a9c8d
+# %% ../nbs/core/06b_features.ipynb #5777dbf9
 class FeatureDataset(MultiLabelDataset):
     "Cached patch features in place of images: `(features [v, D], target [C], index)`"
     _per_image = 'paths', 'targets', 'rows', 'view'
@@ -101,7 +101,7 @@ class FeatureDataset(MultiLabelDataset):
     @property
     def num_features(self): return self.features.shape[-1]
 
-    def set_epoch(self,
+    def draw_views(self,
         epoch:int, # of the training
         seed:int=0 # of the run
     ):

@@ -25,14 +25,15 @@ class Problem:
     message: str # what is wrong
     def __str__(self): return f"{self.file}:{self.line}: {self.message}" if self.line else f"{self.file}: {self.message}"
 
-# %% ../nbs/core/00a_images.ipynb #cd720a4a
+# %% ../nbs/core/00a_images.ipynb #09f2d7ed
 class BadDataError(ValueError):
     "All problems found in a dataset, raised together before training"
     shown = 50
-    def __init__(self, problems): # list of `Problem`
-        self.problems = list(problems)
-        super().__init__(self.problems)
+    def __init__(self, problems): # list of `Problem`; or a text, as a data loader's process hands on what failed there
+        self.text, self.problems = (problems, []) if isinstance(problems, str) else (None, list(problems))
+        super().__init__(problems)
     def __str__(self):
+        if self.text: return self.text
         n = len(self.problems)
         head = [] if n == 1 else [f"{n} problems in the data"]
         more = [f"and {n - self.shown} more"] if n > self.shown else []

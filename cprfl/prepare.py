@@ -17,12 +17,12 @@ import requests
 from tqdm.auto import tqdm
 from .images import check_images, image_problem, path_problem
 
-# %% ../nbs/core/13_prepare.ipynb #e13e15f1
+# %% ../nbs/core/13_prepare.ipynb #e1c3a328
 @dataclass(frozen=True)
 class Archive:
     "A tar file with images"
-    url: str
-    md5: str
+    url: str # where it is
+    md5: str # its checksum, hexadecimal
     holds: str # paths of the list that begin with this are in it
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ def _stream(session, url, part, bar=None):
                 if bar is not None: bar.update(len(chunk))
     if total is not None and part.stat().st_size != total: raise _Passing(f"{part.stat().st_size:,} of {total:,} bytes came")
 
-# %% ../nbs/core/13_prepare.ipynb #8cbe56e5
+# %% ../nbs/core/13_prepare.ipynb #44d5ae54
 def fetch(
     session, # requests.Session
-    url:str,
+    url:str, # what to fetch
     file, # where the whole and verified file goes
     check=None, # callable on a path: what is wrong with the file, or None
     retries:int=4, # attempts
@@ -261,17 +261,17 @@ def _get_archives(archives, missing, base, net):
             failed.append(need)
     return failed, reason
 
-# %% ../nbs/core/13_prepare.ipynb #a886cc93
+# %% ../nbs/core/13_prepare.ipynb #d7d7447d
 @dataclass(frozen=True)
 class Prepared:
     "What `prepare_benchmark` did"
-    name: str
-    folder: Path
+    name: str # of the benchmark
+    folder: Path # where it is now
     images: dict # number of images by split
     already: int # images that were there
     linked: int # images linked from the folder given as `images`
     fetched: int # images downloaded or unpacked
-    seconds: float
+    seconds: float # it took
     def __str__(self):
         images = " and ".join(f"{n:,} {split}" for split, n in self.images.items())
         return (f"{self.name} is ready in {self.folder}: {images} images, all whole "

@@ -130,9 +130,9 @@ def test_views_are_drawn_per_epoch_and_repeat_themselves(images, tmp_path):
     assert all(not np.allclose(ds.features[v], ds.features[0], atol=1e-3) for v in (1, 2, 3))
     draws = {}
     for seed, epoch in ((0, 0), (0, 1), (1, 0)):
-        ds.set_epoch(epoch, seed)
+        ds.draw_views(epoch, seed)
         draws[seed, epoch] = ds.view.copy()
-        ds.set_epoch(epoch, seed)
+        ds.draw_views(epoch, seed)
         assert np.array_equal(ds.view, draws[seed, epoch]) and set(ds.view) == {0, 1, 2, 3}
     assert not np.array_equal(draws[0, 0], draws[0, 1]) and not np.array_equal(draws[0, 0], draws[1, 0])
     i = int(np.flatnonzero(ds.view == 2)[0])
@@ -144,7 +144,7 @@ def test_views_are_drawn_per_epoch_and_repeat_themselves(images, tmp_path):
 def test_prediction_always_sees_the_plain_view(images, tmp_path):
     ds, model = cache(images, tmp_path, views=3), CPRFL(None, torch.randn(20, 8), d=16, heads=2, head_dim=8, ffn_dim=16, feature_dim=16)
     want = predict(model, ds)
-    ds.set_epoch(5)
+    ds.draw_views(5)
     assert torch.equal(predict(model, ds), want)
 
 
@@ -152,7 +152,7 @@ def test_a_part_keeps_its_rows(images, tmp_path):
     ds = cache(images, tmp_path)
     part = ds.subset([30, 3]).subset([1])
     assert len(part) == 1 and torch.equal(part[0][0], ds[3][0]) and part.paths == [ds.paths[3]]
-    part.set_epoch(1)
+    part.draw_views(1)
     assert len(part.view) == 1 and len(ds.view) == 40
 
 

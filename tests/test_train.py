@@ -254,7 +254,7 @@ def test_a_failing_state_leaves_the_older_ones(tmp_path, monkeypatch):
     toy(tmp_path, [StopAfter(1)])
     def full(obj, f): Path(f).write_bytes(b"half"); raise OSError(28, "No space left on device")
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(RuntimeError, match=r"Recorder.after_epoch: .*No space left"): toy(tmp_path, resume=True)
+    with pytest.raises(OSError, match=r"Recorder.after_epoch: .*No space left"): toy(tmp_path, resume=True)
     monkeypatch.undo()
     assert [f.name for f in (tmp_path / "state").iterdir()] == ["epoch_0001.pt"]
     assert same(toy(), toy(tmp_path, resume=True))

@@ -1,0 +1,78 @@
+"Losses and metrics over extreme logits and any targets: finite, with right gradients, equal to a float64 oracle"
+import numpy as np
+import pytest
+import torch
+from cprfl.losses import available_losses, build_loss
+from cprfl.metrics import average_precision, multilabel_report
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
+EXTREMES = [0.0, 1e-30, -1e-30, 1.0, -1.0, 20.0, -20.0, 88.8, -88.8, 1e4, -1e4]
+quick = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+@st.composite
+def batches(draw, max_images=6, max_classes=5):
+    "Logits of any size and any targets: all negative, all positive, one image, one class"
+    B, C = draw(st.integers(1, max_images)), draw(st.integers(1, max_classes))
+    number = st.one_of(st.sampled_from(EXTREMES), st.floats(-30, 30, width=32))
+    logits = draw(st.lists(number, min_size=B * C, max_size=B * C))
+    targets = draw(st.one_of(st.just([0] * (B * C)), st.just([1] * (B * C)), st.lists(st.integers(0, 1), min_size=B * C, max_size=B * C)))
+    return torch.tensor(logits, dtype=torch.float32).view(B, C), torch.tensor(targets, dtype=torch.float32).view(B, C)
+
+
+def loss_of(name, C): return build_loss(name, np.arange(1, C + 1) * 3, 100)
+
+
+@pytest.mark.parametrize("name", available_losses())
+@given(batch=batches())
+@quick
+def test_losses_are_finite_with_finite_gradients(name, batch):
+    logits, targets = batch[0].clone().requires_grad_(), batch[1]
+    loss = loss_of(name, logits.shape[1])(logits, targets)
+    loss.backward()
+    assert loss.ndim == 0 and torch.isfinite(loss) and torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("name", available_losses())
+@given(batch=batches())
+@quick
+def test_losses_equal_themselves_in_float64(name, batch):
+    logits, targets = batch
+    loss = loss_of(name, logits.shape[1])
+    exact = loss.double()(logits.double(), targets.double())
+    assert torch.allclose(loss.float()(logits, targets).double(), exact, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bce", "mls", "focal", "cb_focal", "db_focal", "db_nofocal", "rw_inv", "rw_sqrt_inv"])
+@given(batch=batches(3, 3))
+@settings(max_examples=15, deadline=None, derandomize=True)
+def test_gradients_are_those_of_finite_differences(name, batch):
+    "In float64, at moderate logits (ASL holds its focal weight constant, so its gradient is not that of its value)"
+    logits, targets = batch[0].double().clamp(-8, 8) + 0.01, batch[1].double()
+    loss = loss_of(name, logits.shape[1]).double()
+    assert torch.autograd.gradcheck(lambda x: loss(x, targets), logits.requires_grad_(), eps=1e-6, atol=1e-5)
+
+
+@given(batch=batches(12, 4))
+@quick
+def test_average_precision_is_scikit_learns(batch):
+    scores, targets = batch
+    scores = scores + 1e-3 * torch.arange(len(scores)).view(-1, 1) * (1 + scores.abs())  # without ties the order is one
+    ap = average_precision(scores, targets)
+    for c in range(scores.shape[1]):
+        s, t = scores[:, c].numpy(), targets[:, c].numpy()
+        if t.sum() == 0: assert torch.isnan(ap[c])
+        elif len(np.unique(s)) == len(s): assert ap[c].item() == pytest.approx(average_precision_score(t, s), abs=1e-5)
+
+
+@given(batch=batches(12, 4))
+@quick
+def test_reports_never_fail(batch):
+    scores, targets = batch
+    C = scores.shape[1]
+    report = multilabel_report(scores, targets, {"head": [0], "medium": list(range(1, C)), "tail": []})
+    present = targets.sum(0) > 0
+    assert np.isfinite(report["total"]) == bool(present.any())
+    assert np.isnan(report["tail"])
