@@ -31,13 +31,14 @@ export: $(READY) ## notebooks to package: what to run after editing nbs/
 	$(BIN)/nbdev_export && $(BIN)/nbdev_clean
 
 outputs: $(READY) ## run index, tutorials and analyses (after make demo), and keep their outputs
-	$(BIN)/python tests/outputs.py nbs/index.ipynb nbs/tutorials/*.ipynb nbs/analysis/*.ipynb && $(BIN)/nbdev_clean
+	$(BIN)/python tests/outputs.py nbs/index.ipynb nbs/tutorials/*.ipynb nbs/explanation/*.ipynb nbs/analysis/*.ipynb && $(BIN)/nbdev_clean
 
 readme: $(READY) ## README.md from nbs/index.ipynb (no Quarto needed)
 	$(BIN)/python tests/readme.py
 
 docs: $(READY) ## render the site into _docs (needs Quarto)
 	@command -v quarto >/dev/null || { echo "Quarto is needed to render the site: https://quarto.org/docs/get-started"; exit 1; }
+	$(BIN)/python tests/readme.py # newer than the index, or nbdev would write one of its own
 	$(BIN)/nbdev_docs
 
 clean: ## remove the virtual environment and what was built

@@ -77,7 +77,7 @@ class Recipe:
         try: return base.with_(**settings)
         except (TypeError, ValueError) as e: raise ValueError(f"{file}: {e}") from e
 
-# %% ../nbs/core/09_experiment.ipynb #2706be8c
+# %% ../nbs/core/09_experiment.ipynb #43010651
 _SHAPES = Recipe(purity=200, backbone='shapes', backbone_args=dict(stage=3), image_size=96,
                  train=TrainConfig(epochs=30, lr=1e-3, backbone_lr=0.3, weight_decay=0.01, ema=0.99, precision='bf16', augment='shapes', select='last'))
 _SMALL_HEAD = dict(d=256, heads=4, head_dim=64, ffn_dim=256, dropout=0.)
@@ -86,8 +86,8 @@ _FROZEN = Recipe(benchmark=None, train_file='train.txt', backbone='resnet50', pr
                  train=TrainConfig(epochs=15, lr=4e-4, ema=0.99, precision='bf16'))
 
 RECIPES = {r.name: r for r in (
-    _SHAPES.with_(name='shapes-cprfl', about='CPRFL on Shapes-LT; two CPU cores', model_args=_SMALL_HEAD),
-    _SHAPES.with_(name='shapes-cprfl-random', about='the same with meaningless semantics: the control', model_args=_SMALL_HEAD, semantics='random:128', semantics_norm=12.),
+    _SHAPES.with_(name='shapes-cprfl', about='CPRFL on Shapes-LT; two CPU cores', model_args=_SMALL_HEAD, prompt_lr=0.1),
+    _SHAPES.with_(name='shapes-cprfl-random', about='the same with meaningless semantics: the control', model_args=_SMALL_HEAD, prompt_lr=0.1, semantics='random:128', semantics_norm=12.),
     _SHAPES.with_(name='shapes-erm', about='ResNet with a linear head and ASL on Shapes-LT', model='erm'),
     _SHAPES.with_(name='shapes-erm-bce', about='ResNet with a linear head and plain BCE on Shapes-LT', model='erm', loss='bce'),
     _SHAPES.with_(name='shapes-clip', about='zero-shot prediction by the CLIP in the package', model='clip'),
@@ -140,7 +140,7 @@ def build_model(
     if semantics is None: semantics = category_semantics(classes, recipe.semantics, recipe.template, recipe.semantics_norm, recipe.train.seed)
     return MLGCN(backbone, semantics, targets, **recipe.model_args) if recipe.model == 'mlgcn' else CPRFL(backbone, semantics, **recipe.model_args)
 
-# %% ../nbs/core/09_experiment.ipynb #dc0577e1
+# %% ../nbs/core/09_experiment.ipynb #bf4a4ac4
 def _describe(recipe, train):
     from cprfl import __version__
     return dict(recipe=asdict(recipe), classes=train.classes, groups={k: [int(i) for i in v] for k, v in train.groups.items()},
@@ -168,7 +168,7 @@ def run_recipe(
     cache:str|Path|None=None, # folder of cached features; `<folder>/cache` when left out
     callbacks=(), # for the trainer
     progress:bool=True # show bars
-) -> 'Run':
+):
     "Train (where there is something to train), test, and write the run's folder"
     path, began = Path(folder) / recipe.name, time.perf_counter()
     if (path / 'report.json').exists() or any(path.glob('state/*.pt')): _check_resumable(path, recipe, resume)
@@ -216,12 +216,12 @@ def _start_folder(path, recipe, train, test):
 
 def _plain(report): return {k: v.tolist() if hasattr(v, 'tolist') else v for k, v in report.items()}
 
-# %% ../nbs/core/09_experiment.ipynb #54dfd6bf
+# %% ../nbs/core/09_experiment.ipynb #b50c0e69
 def run_or_open(
     recipe:Recipe, # what to run
     folder:str|Path='runs', # where its folder is, or will be
     **kw # keywords of `run_recipe`
-) -> 'Run':
+):
     "The run of a recipe, computed if need be"
     path = Path(folder) / recipe.name
     if (path / 'report.json').exists() and Run(path).recipe == recipe: return Run(path)

@@ -41,9 +41,9 @@ class Protocol:
         base = get_recipe(own.pop('base', 'frozen-cprfl'))
         return cls(recipe=base.with_(**own), **settings)
 
-# %% ../nbs/core/09a_tables.ipynb #85ce9791
+# %% ../nbs/core/09a_tables.ipynb #5de88b06
 PROTOCOLS = dict(
-    shapes=Protocol('Shapes-LT', get_recipe('shapes-cprfl').with_(epochs=8, semantics_norm=12.), inputs={'64 px': dict(image_size=64), '128 px': dict(image_size=128)},
+    shapes=Protocol('Shapes-LT', get_recipe('shapes-cprfl').with_(epochs=8, semantics_norm=12., prompt_lr=1.), inputs={'64 px': dict(image_size=64), '128 px': dict(image_size=128)},
                     sources=dict(random='random:128', words='words', clip='shapes')))
 
 def get_protocol(

@@ -19,7 +19,7 @@ from .losses import available_losses, build_loss
 from .longtail import stratified_split
 from .metrics import multilabel_report
 
-# %% ../nbs/core/07_train.ipynb #c4d1a237
+# %% ../nbs/core/07_train.ipynb #1fbd2b05
 PRECISIONS, SELECT, SAMPLERS = dict(fp32='no', bf16='bf16', fp16='fp16'), ('valid', 'last', 'test'), ('uniform', 'class_aware')
 SAFE = 'num_workers', 'save_steps', 'device' # settings that change no result: a run may be resumed with others
 
@@ -30,6 +30,7 @@ class TrainConfig:
     batch_size:int = 32 # images per step, over all processes
     lr:float = 5e-5 # peak learning rate of the one-cycle schedule
     backbone_lr:float = 1. # learning rate of the backbone, as a multiple of `lr`
+    prompt_lr:float = 1. # learning rate of the PI network, which makes the prompts, as a multiple of `lr`
     weight_decay:float = 1e-4 # of AdamW; never on biases and other 1-d parameters
     warmup:float = 0.1 # share of the steps in which the rate rises
     loss:str = 'asl' # a name of `available_losses()`
@@ -53,22 +54,20 @@ class TrainConfig:
                               ('device', ('auto', 'cpu', 'cuda'))):
             if getattr(self, name) not in allowed: raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name, low, high in (('epochs', 1, None), ('batch_size', 1, None), ('accumulate', 1, None), ('lr', 0, None), ('ema', 0, 1), ('warmup', 0, 1), ('valid_fraction', 0, 1),
-                                *((k, 0, None) for k in ('backbone_lr', 'weight_decay', 'clip_grad', 'patience', 'num_workers', 'save_steps', 'seed'))):
+                                *((k, 0, None) for k in ('backbone_lr', 'prompt_lr', 'weight_decay', 'clip_grad', 'patience', 'num_workers', 'save_steps', 'seed'))):
             if not low <= getattr(self, name) <= (high or math.inf): raise ValueError(f"{name}: expected {low} to {high or 'any'}, got {getattr(self, name)}")
         if self.patience and self.select == 'last': raise ValueError("patience: stopping early needs select='valid' or 'test', got 'last'")
 
-# %% ../nbs/core/07_train.ipynb #cdafbeaf
+# %% ../nbs/core/07_train.ipynb #70a6129d
 def param_groups(
     model:torch.nn.Module, # its backbone, if any, is `model.backbone`
     config:TrainConfig # rates and decay
 ) -> list: # groups for the optimiser
-    "Trainable parameters by (backbone or not) x (decayed or not)"
-    groups = {}
+    "Trainable parameters by (backbone, PI or the rest) x (decayed or not)"
+    rates, groups = {'backbone': config.backbone_lr, 'pi': config.prompt_lr}, {}
     for name, p in model.named_parameters():
-        if not p.requires_grad: continue
-        groups.setdefault((name.startswith('backbone.'), p.ndim > 1), []).append(p)
-    return [dict(params=ps, lr=config.lr * (config.backbone_lr if backbone else 1), weight_decay=config.weight_decay if decayed else 0.)
-            for (backbone, decayed), ps in groups.items()]
+        if p.requires_grad: groups.setdefault((rates.get(name.split('.')[0], 1), p.ndim > 1), []).append(p)
+    return [dict(params=ps, lr=config.lr * rate, weight_decay=config.weight_decay if decayed else 0.) for (rate, decayed), ps in groups.items()]
 
 # %% ../nbs/core/07_train.ipynb #5c5aa786
 class EpochSampler(Sampler):
@@ -91,7 +90,7 @@ class EpochSampler(Sampler):
         pools = (self.pools[c] for c in classes.tolist())
         return iter([pool[int(u * len(pool))] for pool, u in zip(pools, where.tolist())][self.start:])
 
-# %% ../nbs/core/07_train.ipynb #946710a3
+# %% ../nbs/core/07_train.ipynb #647d6360
 @torch.inference_mode()
 def predict(
     model:torch.nn.Module, # gives logits for a batch
@@ -120,7 +119,11 @@ def _layout(device): # tensor cores want channels last; on CPUs it slows the bac
 def _prepare(x): # uint8 images stay bytes until the backbone normalises them; cached features become floats
     return x.float() if x.ndim == 3 else x.contiguous(memory_format=_layout(x.device))
 
-def evaluate(model, dataset, **kw): # keywords of `predict`
+def evaluate(
+    model:torch.nn.Module, # gives logits for a batch
+    dataset, # images or cached features, with targets and groups
+    **kw # keywords of `predict`
+) -> dict: # see `multilabel_report`
     "The report of `multilabel_report` on a dataset"
     return multilabel_report(predict(model, dataset, **kw), torch.from_numpy(dataset.targets), dataset.groups)
 

@@ -106,7 +106,7 @@ def test_versions_agree():
 
 def test_console_scripts_are_there():
     scripts = project()["project"]["scripts"]
-    assert {"cprfl_demo", "cprfl_prepare", "cprfl_train", "cprfl_evaluate", "cprfl_predict", "cprfl_table"} <= set(scripts)
+    assert {"cprfl_demo", "cprfl_prepare", "cprfl_train", "cprfl_evaluate", "cprfl_predict", "cprfl_table", "cprfl_bench"} <= set(scripts)
     for name, target in scripts.items():
         module, func = target.split(":")
         assert callable(getattr(importlib.import_module(module), func)) and (Path(sys.executable).parent / name).is_file(), name

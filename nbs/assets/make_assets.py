@@ -1,0 +1,51 @@
+"The site's icon and its social card, drawn by the kit: `python nbs/assets/make_assets.py`"
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from cprfl.plots import GROUP_COLOURS, plot_class_counts
+from cprfl.shapes import shapes_lt
+
+HERE = Path(__file__).parent
+NIGHT, PAPER = "#12263c", "#fbfaf7"
+BARS = ((44, PAPER), (25, GROUP_COLOURS["medium"]), (15, GROUP_COLOURS["medium"]), (9, GROUP_COLOURS["tail"])) # height, colour
+
+
+def favicon():
+    "A long tail on a rounded square, 64 by 64"
+    bars = "".join(f'<rect x="{11 + 11 * i}" y="{54 - h}" width="9" height="{h}" rx="1.5" fill="{colour}"/>' for i, (h, colour) in enumerate(BARS))
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64"><rect width="64" height="64" rx="13" fill="{NIGHT}"/>{bars}</svg>\n'
+
+
+def rare_scenes(train, n):
+    "Indices of scenes of the training set, with a label of the medium or tail groups each, none twice"
+    ids = [*train.groups["tail"], *train.groups["medium"]]
+    firsts = [int(np.flatnonzero(train.targets[:, c])[0]) for c in ids]
+    return list(dict.fromkeys(firsts))[:n]
+
+
+def card(train):
+    "1200 by 630 pixels: what it is, how the classes are distributed, and how the scenes look"
+    import matplotlib.pyplot as plt
+    fig = plt.figure(figsize=(12, 6.3), dpi=100, facecolor=PAPER)
+    fig.add_artist(matplotlib.patches.Rectangle((0, 0), 0.012, 1, color=GROUP_COLOURS["head"]))
+    fig.text(0.055, 0.78, "cprfl", fontsize=66, weight="bold", color=NIGHT, family="monospace")
+    fig.text(0.06, 0.625, "Long-tailed multi-label\nimage classification,\nin notebooks", fontsize=25, color=NIGHT, va="center", linespacing=1.25)
+    ax = fig.add_axes((0.06, 0.13, 0.46, 0.31), facecolor=PAPER)
+    plot_class_counts(train, ax)
+    ax.set_xticks([]), ax.set_ylabel(""), ax.set_xlabel("training images of the 20 classes of Shapes-LT", fontsize=14, labelpad=8)
+    ax.legend(frameon=False, fontsize=14)
+    for k, i in enumerate(rare_scenes(train, 9)):
+        at = fig.add_axes((0.565 + 0.138 * (k % 3), 0.639 - 0.2629 * (k // 3), 0.13, 0.13 * 1200 / 630))
+        at.imshow(train[i][0].permute(1, 2, 0).numpy()), at.set_axis_off()
+    return fig
+
+
+if __name__ == "__main__":
+    matplotlib.use("Agg")
+    (HERE / "favicon.svg").write_text(favicon())
+    fig = card(shapes_lt("train"))
+    fig.canvas.draw()
+    Image.fromarray(np.asarray(fig.canvas.buffer_rgba())[..., :3]).quantize(192, dither=Image.Dither.NONE).save(HERE / "card.png", optimize=True)
