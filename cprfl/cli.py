@@ -213,10 +213,10 @@ def table(
     print(f'\nruns and tables: {out}')
     if failed: raise RuntimeError(f"{len(failed)} of the runs failed; the same command tries them again")
 
-# %% ../nbs/core/14_cli.ipynb #33d727f4
+# %% ../nbs/core/14_cli.ipynb #febba3c9
 @console
 def bench(
-    what:str='train', # train, levers, eval, metrics, classes, data; several separated by commas
+    what:str, # train, levers, eval, metrics, classes, data; several separated by commas
     out:str='', # folder for a CSV of each table; nothing is written when left out
     backbone:str='resnet50', # with random weights, which are as fast as trained ones
     size:int=224, # input size, pixels

@@ -1,0 +1,67 @@
+"The benchmarks measure what they say; their figures are never tested"
+import json
+
+import pandas as pd
+import pytest
+import torch
+from cprfl import bench
+from cprfl.cli import bench as cprfl_bench
+
+TINY = dict(backbone="resnet10t", size=64, d=32, heads=2, head_dim=8, ffn_dim=32)
+
+
+@pytest.fixture(scope="module")
+def tiny(): return bench.Setting(**TINY, classes=6, batch=2)
+
+
+def test_both_steps_compute_the_same_loss(tiny):
+    tiny.model.eval()
+    kit, reference = bench.KitStep(tiny, "fp32"), bench.ReferenceStep(tiny, encode_text=False, run_average=False)
+    assert kit.forward(tiny.images).item() == pytest.approx(reference.forward(tiny.images).item(), rel=1e-4)
+    tiny.model.train()
+
+
+def test_the_reference_has_the_habits_that_it_is_said_to_have(tiny):
+    "Text encoded and average run in each forward pass, counted by hooks"
+    step, calls = bench.ReferenceStep(tiny), []
+    step.text.transformer.register_forward_hook(lambda *a: calls.append("text"))
+    step.average.backbone.register_forward_hook(lambda *a: calls.append("average"))
+    step()
+    assert calls == ["text", "text", "average"]
+    kit = bench.KitStep(tiny)
+    kit.average.register_forward_hook(lambda *a: calls.append("kit"))
+    kit()
+    assert "kit" not in calls
+
+
+def test_levers_and_parts(tiny):
+    table = bench.bench_levers(tiny, repeats=1)
+    assert table.index[0] == "none (the reference)" and table["ratio"].iloc[0] == 1 and {"bfloat16", "all (the kit's step)"} <= set(table.index)
+    parts = bench.bench_train(tiny, repeats=1)
+    assert {"  backbone, forward", "  backward", "  optimiser", "  moving average"} <= set(parts.index) and parts.loc["the kit's step", "share_of_ceiling"] > 0
+
+
+def test_evaluation(tiny):
+    table = bench.bench_eval(tiny, repeats=1)
+    assert len(table) == 2 and (table["ms"] > 0).all() and tiny.model.training
+
+
+def test_classes():
+    table = bench.bench_classes((4, 80, 90), repeats=1, batch=2, **TINY)
+    assert table.index.tolist() == [(a, c) for a in ("all", "patches") for c in (4, 80, 90)]
+    assert table.loc[("all", 80), "over_80"] == 1
+
+
+def test_a_form_that_would_take_too_long_is_left_out():
+    table = bench.bench_classes((4, 80, 10**9), repeats=1, limit=5.0, batch=2, **TINY)
+    assert 10**9 not in table.index.get_level_values("classes")
+
+
+def test_command(tmp_path, capsys):
+    cprfl_bench(["metrics", "--out", str(tmp_path), "--repeats", "1", "--classes", "4"])
+    out = capsys.readouterr().out
+    assert "the kit" in out and f"torch {torch.__version__}" in out
+    assert pd.read_csv(tmp_path / "metrics.csv")["ratio"].iloc[0] == 1
+    assert json.loads((tmp_path / "machine.json").read_text())["metrics"]["classes"] == 4
+    with pytest.raises(SystemExit) as stop: cprfl_bench(["speed"])
+    assert stop.value.code == 2 and "expected some of train, levers" in capsys.readouterr().err
