@@ -253,7 +253,7 @@ class AttentionExplorer(ImageExplorer):
         shown = 'labels not known' if truth is None else 'shows ' + (', '.join(escape(self.label(c)) for c in truth) or 'no class')
         return f"{self.heading()}: {shown}<br>{'; '.join(parts)}<br><small>{LEGEND}</small>"
 
-# %% ../nbs/core/12_widgets.ipynb #899fa213
+# %% ../nbs/core/12_widgets.ipynb #7c46a729
 class DriftExplorer(Explorer):
     "Prompt trajectories over the epochs, and the nearest neighbours of a category now"
     controls = (('epoch', 'film', 'Epoch'), ('category', 'choice', 'Category'), ('centre', 'toggle', 'Without their mean'))
@@ -285,7 +285,7 @@ class DriftExplorer(Explorer):
     def figure(self):
         fig = new_figure(self.width, 440)
         near = self.neighbours()
-        self._draw_paths(panel(fig, 52, 30, 500, 360), near['class'].iloc[:2].tolist())
+        self._draw_paths(panel(fig, 66, 30, 486, 360), near['class'].iloc[:2].tolist())
         self._draw_neighbours(panel(fig, 700, 30, 180, 360), near)
         return fig
 

@@ -19,7 +19,8 @@ def output_text(out):
 def cell_text(cell):
     "A cell as Markdown"
     if cell.cell_type == "markdown":
-        return re.sub(r"\]\((core|tutorials|analysis)/", r"](nbs/\1/", cell.source)
+        text = re.sub(r'!\[(.*?)\]\((.*?)\)\{fig-alt="(.*?)"\}', r"![\3](\2)\n\n*\1*", cell.source)  # a caption of Quarto's
+        return re.sub(r"\]\((core|tutorials|analysis|explanation|assets)/", r"](nbs/\1/", text)
     lines = cell.source.splitlines()
     if any(line.startswith("#| hide") for line in lines):
         return ""

@@ -1,4 +1,5 @@
-"The site's icon and its social card, drawn by the kit: `python nbs/assets/make_assets.py`"
+"The site's icon, its social card and the first page's picture, drawn by the kit: `python nbs/assets/make_assets.py [RUN]`"
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -43,9 +44,36 @@ def card(train):
     return fig
 
 
+def questions(run):
+    "One test image, asked for each category that it shows: the first image with a head, a medium and a tail category, all among the model's best guesses"
+    import matplotlib.pyplot as plt
+    import torch
+    from cprfl.attention import attention_maps
+    from cprfl.experiment import load_data
+    from cprfl.explain_plots import plot_map, signed
+    test, scores = load_data(run.recipe)[1], torch.tensor(run.predictions[run.classes].to_numpy())
+    group = {c: g for g, ids in test.groups.items() for c in map(int, ids)}
+    for i, target in enumerate(test.targets):
+        there = np.flatnonzero(target).tolist()
+        if {group[c] for c in there} == {"head", "medium", "tail"} and set(scores[i].topk(len(there)).indices.tolist()) == set(there): break
+    maps = attention_maps(run.model(), test[i][0][None]).mean[0]
+    fig, axes = plt.subplots(1, len(there) + 1, figsize=(1.9 * (len(there) + 1), 2.12), dpi=140, layout="constrained", facecolor="white")
+    size = tuple(test.image(i).shape[-2:])
+    plot_map(test[i][0], None, axes[0], title="the image")
+    for ax, c in zip(axes[1:], there): plot_map(test[i][0], maps[c], ax, [b[1:] for b in test.boxes[i] if b[0] == c], size, signed(test.classes[c], group[c]))
+    return fig
+
+
+def save(fig, file):
+    "A PNG of few colours, which is small"
+    fig.canvas.draw()
+    Image.fromarray(np.asarray(fig.canvas.buffer_rgba())[..., :3]).quantize(192, dither=Image.Dither.NONE).save(file, optimize=True)
+
+
 if __name__ == "__main__":
     matplotlib.use("Agg")
+    if len(sys.argv) > 1:
+        from cprfl.experiment import Run
+        save(questions(Run(sys.argv[1])), HERE / "questions.png")
     (HERE / "favicon.svg").write_text(favicon())
-    fig = card(shapes_lt("train"))
-    fig.canvas.draw()
-    Image.fromarray(np.asarray(fig.canvas.buffer_rgba())[..., :3]).quantize(192, dither=Image.Dither.NONE).save(HERE / "card.png", optimize=True)
+    save(card(shapes_lt("train")), HERE / "card.png")
