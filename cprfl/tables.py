@@ -15,7 +15,7 @@ import json, os
 import numpy as np
 from .experiment import Recipe, Run, get_recipe, run_or_open
 
-# %% ../nbs/core/09a_tables.ipynb #cab09272
+# %% ../nbs/core/09a_tables.ipynb #410c5fd5
 @dataclass
 class Protocol:
     "What the rows of a table share"
@@ -29,6 +29,7 @@ class Protocol:
 
     def __post_init__(self):
         if 'clip' not in self.sources: raise ValueError(f"protocol: sources must name CPRFL's own semantics 'clip', got {', '.join(self.sources) or 'none'}")
+        self.recipe = self.recipe.with_(semantics=self.sources['clip'])
 
     @classmethod
     def from_yaml(cls, file): # path of the file

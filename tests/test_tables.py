@@ -169,3 +169,9 @@ def test_command(runs, capsys):
     assert "cprfl-db-focal" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop: cprfl_table(["--tables", "methds"])
     assert stop.value.code == 2 and "expected some of methods" in capsys.readouterr().err
+
+
+def test_rows_of_a_protocol_use_its_own_semantics():
+    "Not those of the recipe that it starts from, which may need a download"
+    rows = all_rows(Protocol("x", get_recipe("frozen-cprfl"), sources={"clip": "file:a.npy", "random": "random:8"}, tower=False))
+    assert {k: r.semantics for k, r in rows.items() if k in ("cprfl", "own", "cprfl-bce", "cprfl-random")} == {"cprfl": "file:a.npy", "own": "file:a.npy", "cprfl-bce": "file:a.npy", "cprfl-random": "random:8"}
