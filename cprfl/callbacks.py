@@ -12,7 +12,7 @@ from pathlib import Path
 import csv, json, os, shutil, signal, threading
 import torch
 
-# %% ../nbs/core/06d_callbacks.ipynb #ff8ce65f
+# %% ../nbs/core/06d_callbacks.ipynb #15b9c328
 class Callback:
     "Base of everything that watches a training; override what you need"
     def before_fit(self, trainer): pass
@@ -37,10 +37,11 @@ class ProgressBar(Callback):
 
 class EarlyStopping(Callback):
     "Stop when the validation mAP has not risen for `patience` epochs"
+    def before_fit(self, trainer): self.after_epoch(trainer) # a run that had stopped is resumed
     def after_epoch(self, trainer):
         if trainer.config.patience and trainer.epoch - trainer.best_epoch >= trainer.config.patience: trainer.stop = True
 
-# %% ../nbs/core/06d_callbacks.ipynb #3dbd868e
+# %% ../nbs/core/06d_callbacks.ipynb #291b517b
 def write_atomic(
     path:str|Path, # the file to (re)place
     write # callable that writes to the path it is given
@@ -52,7 +53,8 @@ def write_atomic(
         write(part)
         with open(part, 'rb+') as f: os.fsync(f.fileno())
         os.replace(part, path)
-    except (OSError, RuntimeError) as e: # torch.save has errors of its own for a full disk
+    except Exception as e: # torch and safetensors have errors of their own for a full disk
+        if not path.parent.is_dir(): raise
         free = shutil.disk_usage(path.parent).free / 2**20
         raise OSError(f"{path} could not be written, what was there before is as it was ({free:,.0f} MB are free on that disk): {e}") from e
     finally: part.unlink(missing_ok=True)
@@ -67,7 +69,7 @@ def _write_csv(path, rows):
             w = csv.DictWriter(f, list(rows[-1]), extrasaction='ignore'); w.writeheader(); w.writerows(rows)
     write_atomic(path, write)
 
-# %% ../nbs/core/06d_callbacks.ipynb #53a58290
+# %% ../nbs/core/06d_callbacks.ipynb #ad739a01
 class Recorder(Callback):
     "Writes a run's folder: metrics, weights, prompts, and states to resume from"
     def __init__(self,
@@ -81,7 +83,12 @@ class Recorder(Callback):
         for left in self.folder.rglob('*.part'): left.unlink() # by a process that was killed while it wrote
         write_atomic(self.folder / 'train_config.json', lambda p: p.write_text(json.dumps(asdict(trainer.config), indent=2)))
         if trainer.epoch or trainer.batch: self.prompts = self._read_prompts(trainer.epoch)
+        elif saved_states(self.folder): raise FileExistsError(f"{self.folder} holds another training; fit(resume=True) goes on with it, or choose another folder")
         else: self._record_prompts(trainer)
+        for newer in saved_states(self.folder): # of a training that went on from a state before them
+            if newer.stem > self._name(trainer): newer.unlink()
+
+    def _name(self, trainer): return f'epoch_{trainer.epoch:04d}' + (f'_batch_{trainer.batch:06d}' if trainer.batch else '')
 
     def _read_prompts(self, epoch):
         from safetensors.torch import load_file
@@ -95,13 +102,15 @@ class Recorder(Callback):
         _save_tensors(self.folder / 'prompts.safetensors', self.prompts)
 
     def after_epoch(self, trainer):
-        if not trainer.is_main: return
+        if trainer.is_main: self._write(trainer)
+        self.save_state(trainer)
+
+    def _write(self, trainer):
         weights = trainer.trained_state()
         if trainer.best_epoch == trainer.epoch: _save_tensors(self.folder / 'best.safetensors', weights)
         _save_tensors(self.folder / 'last.safetensors', weights)
         _write_csv(self.folder / 'metrics.csv', trainer.history)
         self._record_prompts(trainer)
-        self.save_state(trainer)
 
     def after_batch(self, trainer):
         every = trainer.config.save_steps * trainer.config.accumulate
@@ -113,9 +122,9 @@ class Recorder(Callback):
         trainer # the `Trainer`, between two steps of the optimiser
     ):
         "Write what a training resumes from, and remove the oldest such file"
+        state = trainer.state() # by all processes, one of which writes
         if not trainer.is_main: return
-        name = f'epoch_{trainer.epoch:04d}' + (f'_batch_{trainer.batch:06d}' if trainer.batch else '')
-        write_atomic(self.folder / 'state' / f'{name}.pt', lambda p: torch.save(trainer.state(), p))
+        write_atomic(self.folder / 'state' / f'{self._name(trainer)}.pt', lambda p: torch.save(state, p))
         for old in saved_states(self.folder)[self.keep:]: old.unlink()
 
 def saved_states(

@@ -140,7 +140,7 @@ def build_model(
     if semantics is None: semantics = category_semantics(classes, recipe.semantics, recipe.template, recipe.semantics_norm, recipe.train.seed)
     return MLGCN(backbone, semantics, targets, **recipe.model_args) if recipe.model == 'mlgcn' else CPRFL(backbone, semantics, **recipe.model_args)
 
-# %% ../nbs/core/09_experiment.ipynb #bf4a4ac4
+# %% ../nbs/core/09_experiment.ipynb #0ca67718
 def _describe(recipe, train):
     from cprfl import __version__
     return dict(recipe=asdict(recipe), classes=train.classes, groups={k: [int(i) for i in v] for k, v in train.groups.items()},
@@ -201,9 +201,11 @@ def _recorders(recipe, test, path):
     from cprfl.explain import PurificationRecorder # the explanations know runs, so runs meet them late
     return [PurificationRecorder(test, recipe.purity, path)]
 
+def _plain_types(recipe): return json.loads(json.dumps(asdict(recipe))) # as they come back from a file: tuples are lists
+
 def _check_resumable(path, recipe, resume):
     if not resume: raise FileExistsError(f"{path} holds a run already; resume it, choose another name, or remove it")
-    then, now = asdict(Run(path).recipe), asdict(recipe)
+    then, now = asdict(Run(path).recipe), _plain_types(recipe)
     for k in SAFE: then['train'].pop(k, None), now['train'].pop(k, None)
     changed = [f'{k}: {then[k]!r} then, {now[k]!r} now' for k in now if now[k] != then[k]]
     if changed: raise ValueError(f"{path} was started with other settings; resume with the same, or choose another name:\n  " + '\n  '.join(changed))
@@ -216,7 +218,7 @@ def _start_folder(path, recipe, train, test):
 
 def _plain(report): return {k: v.tolist() if hasattr(v, 'tolist') else v for k, v in report.items()}
 
-# %% ../nbs/core/09_experiment.ipynb #b50c0e69
+# %% ../nbs/core/09_experiment.ipynb #3eaf7d1b
 def run_or_open(
     recipe:Recipe, # what to run
     folder:str|Path='runs', # where its folder is, or will be
@@ -224,7 +226,7 @@ def run_or_open(
 ):
     "The run of a recipe, computed if need be"
     path = Path(folder) / recipe.name
-    if (path / 'report.json').exists() and Run(path).recipe == recipe: return Run(path)
+    if (path / 'report.json').exists() and asdict(Run(path).recipe) == _plain_types(recipe): return Run(path)
     return run_recipe(recipe, folder, resume=(path / 'config.json').exists(), **kw)
 
 # %% ../nbs/core/09_experiment.ipynb #f28743bb

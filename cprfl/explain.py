@@ -367,7 +367,7 @@ def spread_images(
     chosen[order[~chosen[order]][:max(n - int(chosen.sum()), 0)]] = True
     return np.flatnonzero(chosen)
 
-# %% ../nbs/core/10_explain.ipynb #479d55bf
+# %% ../nbs/core/10_explain.ipynb #bcb57d48
 class PurificationRecorder(Callback):
     "Writes `purity.csv` while a model trains: epoch, class, group, auc, positive, negative, positives"
     def __init__(self,
@@ -382,7 +382,7 @@ class PurificationRecorder(Callback):
     def before_fit(self, trainer):
         self.folder = Path(self.folder or trainer.folder) if self.folder or trainer.folder else None
         file = self.folder and self.folder / 'purity.csv'
-        if not trainer.epoch: return self.after_epoch(trainer)
+        if not (trainer.epoch or trainer.batch): return self.after_epoch(trainer)
         if file and file.exists(): self.table = pd.read_csv(file).query('epoch <= @trainer.epoch')
 
     def after_epoch(self, trainer):

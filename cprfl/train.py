@@ -19,9 +19,9 @@ from .losses import available_losses, build_loss
 from .longtail import stratified_split
 from .metrics import multilabel_report
 
-# %% ../nbs/core/07_train.ipynb #1fbd2b05
+# %% ../nbs/core/07_train.ipynb #4ae0bc46
 PRECISIONS, SELECT, SAMPLERS = dict(fp32='no', bf16='bf16', fp16='fp16'), ('valid', 'last', 'test'), ('uniform', 'class_aware')
-SAFE = 'num_workers', 'save_steps', 'device' # settings that change no result: a run may be resumed with others
+SAFE = 'num_workers', 'save_steps', 'device' # what may differ when a run is resumed: it changes no result, or (another device) only the last digits
 
 @dataclass
 class TrainConfig:
@@ -127,8 +127,14 @@ def evaluate(
     "The report of `multilabel_report` on a dataset"
     return multilabel_report(predict(model, dataset, **kw), torch.from_numpy(dataset.targets), dataset.groups)
 
-# %% ../nbs/core/07_train.ipynb #41d173f6
+# %% ../nbs/core/07_train.ipynb #106d1f4c
 class NonFiniteLoss(RuntimeError): "The loss became NaN or infinite; names the images of the batch"
+
+def _read_state(file): # torch.load itself does not notice a flipped bit
+    import zipfile
+    with zipfile.ZipFile(file) as z:
+        if bad := z.testzip(): raise OSError(f'{bad} is damaged')
+    return torch.load(file, map_location='cpu', weights_only=True)
 
 class Trainer:
     "Trains any model of this kit: `Trainer(model, train, valid, config).fit()`"
@@ -147,10 +153,10 @@ class Trainer:
         self.loss = loss or build_loss(self.config.loss, self.train.class_counts, len(self.train), **self.config.loss_args)
         self.accelerator = self._accelerator()
         self.model = model.to(memory_format=_layout(self.accelerator.device))
-        self.callbacks = ([ProgressBar()] if progress else []) + [EarlyStopping()] + ([Recorder(self.folder)] if folder else []) + list(callbacks)
+        self.callbacks = ([ProgressBar()] if progress else []) + [EarlyStopping(), *callbacks] + ([Recorder(self.folder)] if folder else []) # last: the state it writes knows what the others did
         self.epoch, self.batch, self.seen, self.total, self.elapsed = 0, 0, 0, 0., 0. # how far: epochs, and within one: batches, images, sum of their losses, seconds
         self.best_epoch, self.best, self.best_state, self.history, self.stop = 0, -1., None, [], False
-        self.asked, self.paused, self.rng = None, False, None # a signal's name; stopped between two batches; random state to go on with
+        self.asked, self.paused = None, False # a signal's name; stopped between two batches
 
     is_main = property(lambda self: self.accelerator.is_main_process)
 
@@ -182,6 +188,7 @@ class Trainer:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
         from accelerate.utils import DataLoaderConfiguration
+        if self.config.device == 'cuda' and not torch.cuda.is_available(): raise ValueError("device: 'cuda' was asked for, but PyTorch sees no GPU; use 'cpu' or 'auto'")
         AcceleratorState._reset_state() # another precision than the run before is allowed
         return Accelerator(mixed_precision=PRECISIONS[self.config.precision], gradient_accumulation_steps=self.config.accumulate, cpu=self.config.device == 'cpu',
                            step_scheduler_with_optimizer=False, dataloader_config=DataLoaderConfiguration(split_batches=True))
@@ -220,6 +227,8 @@ class Trainer:
     def fit(self, resume=None): # None: from the start; True: from the run's folder, or where this trainer stopped; or a state file
         "Train, and return the trainer with the selected weights in `trainer.evaluated`"
         if not (resume is True and self.paused):
+            known = resume and (resume is not True or self.folder and saved_states(self.folder))
+            if (self.epoch or self.batch) and not known: raise RuntimeError("fit: this trainer has trained already, and there is no state to go on from; make a new one, with a new model")
             self._prepare()
             if resume: self._resume(resume)
         self.asked, self.paused = None, False
@@ -227,6 +236,7 @@ class Trainer:
         with asked_to_stop(self._ask):
             while self.epoch < self.config.epochs and not self.stop: self._fit_epoch()
         self._call('after_fit')
+        self._share_statistics()
         if self.config.select != 'last' and self.best_state is not None: self.evaluated.load_state_dict(self.best_state, strict=False)
         self.evaluated.eval()
         return self
@@ -236,6 +246,7 @@ class Trainer:
     def _fit_epoch(self):
         began = time.perf_counter() - self.elapsed
         if not self.batch: self._begin_epoch()
+        torch.manual_seed(self.config.seed * 100_003 + self.epoch) # for what loaders draw
         self.sampler.epoch, self.sampler.start = self.epoch, self.batch * self.config.batch_size
         if hasattr(self.train, 'draw_views'): self.train.draw_views(self.epoch, self.config.seed)
         self.model.train()
@@ -251,22 +262,22 @@ class Trainer:
     def _begin_epoch(self):
         self.seen, self.total, self.elapsed = 0, 0., 0.
         self._call('before_epoch')
-        torch.manual_seed(self.config.seed * 100_003 + self.epoch + 7_919 * self.accelerator.process_index) # dropout
 
     def _batches(self): # an image that cannot be read ends the training between two batches, too
         loader = iter(self.loader) if self.batch < len(self.loader) else iter(())
         while True:
             try: batch = next(loader, None)
             except Exception:
-                if not self.batch % self.config.accumulate: self._keep()
+                if self.accelerator.num_processes == 1 and not self.batch % self.config.accumulate:
+                    if self.asked: self._pause() # the signal reached a loader's process, too
+                    self._keep()
                 raise
             if batch is None: return
-            if self.rng: self._set_random_state(self.rng); self.rng = None
             yield batch
 
     def _end_epoch(self, began):
         total, seen = self._over_processes(self.total, self.seen)
-        self.epoch, self.batch, self.rng = self.epoch + 1, 0, None
+        self.epoch, self.batch = self.epoch + 1, 0
         row = dict(epoch=self.epoch, loss=float(total) / max(seen, 1), lr=self.schedule.get_last_lr()[-1], **self._validate())
         self.history.append(row | dict(seconds=round(time.perf_counter() - began, 2)))
         self.elapsed = 0.
@@ -283,7 +294,7 @@ class Trainer:
         return self.accelerator.check_trigger()
 
     def _keep(self): # between two batches: what is in memory, and in the folder, is whole
-        self.paused, self.rng = True, self._random_state() if self.batch else None
+        self.paused = True
         self._call('before_stop')
 
     def _pause(self):
@@ -292,6 +303,7 @@ class Trainer:
         raise KeyboardInterrupt if self.asked == 'SIGINT' else SystemExit(143)
 
     def _fit_batch(self, x, targets, index):
+        torch.manual_seed(hash((self.config.seed, self.epoch, self.batch, self.accelerator.process_index)) % 2**63) # dropout: a function of the place, so nothing to keep
         if x.ndim == 4: x = self.augment(x, self.epoch, self.batch)
         with self.accelerator.accumulate(self.model):
             with self.accelerator.autocast(): logits = self.model(_prepare(x))
@@ -322,12 +334,17 @@ class Trainer:
         if self.valid is None:
             self.best_epoch = self.epoch
             return {}
-        logits = predict(self.evaluated, self.valid, 2 * self.config.batch_size, self.accelerator)
+        self._share_statistics()
+        logits = predict(self.evaluated, self.valid, 2 * self.config.batch_size, self.accelerator, self.config.num_workers)
         report = multilabel_report(logits, torch.from_numpy(self.valid.targets), self.valid.groups)
         if self.config.select == 'last' or report['total'] > self.best:
             self.best, self.best_epoch = report['total'], self.epoch
             if self.config.select != 'last': self.best_state = {k: v.clone() for k, v in self.trained_state().items()}
         return {k: report[k] for k in ('total', 'head', 'medium', 'tail')}
+
+    def _share_statistics(self): # each process averages the batch statistics of its own images; the first one's are kept
+        if self.accelerator.num_processes == 1: return
+        for b in self.evaluated.buffers(): torch.distributed.broadcast(b, 0)
 
     def trained_state(self):
         "Weights of the evaluated model, without a frozen backbone"
@@ -337,21 +354,20 @@ class Trainer:
     def state(self):
         "Everything that the next epoch depends on; tensors and plain numbers only"
         model = self.accelerator.unwrap_model(self.model)
+        total, seen = self._over_processes(self.total, self.seen) if self.batch else (0., 0)
         return dict(model=model.state_dict(), ema=self.ema.module.state_dict() if self.ema else None, optimizer=self.optimizer.state_dict(), schedule=self.schedule.state_dict(),
                     scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else None, best_state=self.best_state,
-                    epoch=self.epoch, batch=self.batch, seen=self.seen, total=float(self.total), elapsed=self.elapsed, rng=self._random_state() if self.batch else None,
+                    epoch=self.epoch, batch=self.batch, seen=int(seen), total=float(total), elapsed=self.elapsed, data=self._data_key(),
                     best=self.best, best_epoch=self.best_epoch, history=self.history, config=asdict(self.config))
 
-    def _random_state(self): return dict(cpu=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
-
-    def _set_random_state(self, state):
-        torch.set_rng_state(state['cpu'])
-        if state['cuda']: torch.cuda.set_rng_state_all(state['cuda'])
+    def _data_key(self): # of paths and labels
+        import hashlib
+        return hashlib.sha256('\n'.join(map(str, self.train.paths)).encode() + self.train.targets.tobytes()).hexdigest()[:16]
 
     def _resume(self, source):
         states = [Path(source)] if source is not True else saved_states(self.folder) if self.folder else []
         for file in states:
-            try: state = torch.load(file, map_location='cpu', weights_only=True)
+            try: state = _read_state(file)
             except Exception as e: warnings.warn(f"{file} cannot be read ({type(e).__name__}: {e}); trying the one before")
             else: return self._restore(state, file)
         if states: raise RuntimeError(f"none of the states can be read: {', '.join(map(str, states))}")
@@ -360,8 +376,10 @@ class Trainer:
         mine, theirs = asdict(self.config), asdict(TrainConfig()) | state['config'] # a state may be older than a setting
         changed = [f'{k}: {theirs.get(k)!r} then, {v!r} now' for k, v in mine.items() if theirs.get(k) != v and k not in SAFE]
         if changed: raise ValueError(f"{file} belongs to other settings; resume with the same, or start anew:\n  " + '\n  '.join(changed))
+        if state.get('data', self._data_key()) != self._data_key(): raise ValueError(f"{file} belongs to other training images or labels ({len(self.train)} images now); resume with the same, or start anew")
         self.accelerator.unwrap_model(self.model).load_state_dict(state['model'])
         if self.ema: self.ema.module.load_state_dict(state['ema'])
         self.optimizer.load_state_dict(state['optimizer']); self.schedule.load_state_dict(state['schedule'])
         if self.accelerator.scaler: self.accelerator.scaler.load_state_dict(state['scaler'])
-        for k in ('epoch', 'batch', 'seen', 'total', 'elapsed', 'rng', 'best', 'best_epoch', 'best_state', 'history'): setattr(self, k, state.get(k, getattr(self, k)))
+        for k in ('epoch', 'batch', 'seen', 'total', 'elapsed', 'best', 'best_epoch', 'best_state', 'history'): setattr(self, k, state.get(k, getattr(self, k)))
+        if not self.is_main: self.total, self.seen = 0., 0 # they are sums over all processes

@@ -11,14 +11,18 @@ from safetensors.torch import load_file
 HERE = Path(__file__).parent
 
 
+def launch(n, folder, *how):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", n, HERE / "processes.py", folder, *how]
+    return subprocess.run([str(a) for a in command], capture_output=True, text=True, timeout=200)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     "The same training on one process and on two (gloo)"
     out = {}
     for n in (1, 2):
         folder = tmp_path_factory.mktemp(f"processes{n}")
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", n, HERE / "processes.py", folder]
-        done = subprocess.run([str(a) for a in launch], capture_output=True, text=True, timeout=200)
+        done = launch(n, folder)
         assert done.returncode == 0, done.stderr[-3000:]
         out[n] = json.loads((folder / "said.json").read_text()) | dict(folder=folder)
     return out
@@ -43,3 +47,18 @@ def test_one_process_writes_the_folder(trained):
     assert names[0] == names[1] and "run/state/epoch_0005.pt" in names[0]
     a, b = (load_file(trained[n]["folder"] / "run" / "last.safetensors") for n in (1, 2))
     assert a.keys() == b.keys() and all(torch.allclose(a[k].float(), b[k].float(), atol=1e-4) for k in a)
+
+
+def test_two_processes_stop_together_and_go_on_as_if_nothing_had_been(tmp_path):
+    "With dropout, of which each process has its own; the signal reaches one of them"
+    for f in ("whole", "cut"): (tmp_path / f).mkdir()
+    assert launch(2, tmp_path / "whole", "whole").returncode == 0
+    cut = launch(2, tmp_path / "cut", "stop")
+    assert cut.returncode != 0 and "stopped by SIGTERM in epoch 3 after 4 batches" in cut.stderr, cut.stderr[-2000:]
+    assert (tmp_path / "cut" / "run" / "state" / "epoch_0002_batch_000004.pt").exists()
+    resumed = launch(2, tmp_path / "cut", "resume")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    a, b = (load_file(tmp_path / f / "weights.safetensors") for f in ("whole", "cut"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    losses = [[r["loss"] for r in json.loads((tmp_path / f / "said.json").read_text())["history"]] for f in ("whole", "cut")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-7)

@@ -14,7 +14,8 @@ from cprfl.images import BadDataError
 from cprfl.train import Callback, TrainConfig, Trainer
 from kills import kill_repeatedly
 from PIL import Image
-from test_train import Toy, Head, numbers, paint, picture_model, pictures, same, toy  # noqa: F401 (a fixture)
+from safetensors.torch import load_file
+from test_train import Toy, Head, StopAfter, numbers, paint, picture_model, pictures, same, toy  # noqa: F401 (a fixture)
 
 
 class Sends(Callback):
@@ -70,6 +71,44 @@ def test_states_within_an_epoch(tmp_path):
 def test_settings_that_change_no_result_may_change(tmp_path):
     with pytest.raises(SystemExit): toy(tmp_path, [Sends(signal.SIGTERM, 1, 1)])
     assert same(toy(), toy(tmp_path, resume=True, save_steps=2))
+
+
+def test_other_images_are_refused(tmp_path):
+    toy(tmp_path, [StopAfter(1)])
+    with pytest.raises(ValueError, match="belongs to other training images or labels .48 images now"): toy(tmp_path, data=Toy(48), resume=True)
+
+
+def test_another_training_in_the_same_folder_is_refused(tmp_path):
+    toy(tmp_path, [StopAfter(1)])
+    with pytest.raises((FileExistsError, RuntimeError), match="holds another training"): toy(tmp_path)
+    assert [f.stem for f in saved_states(tmp_path)] == ["epoch_0001"]
+
+
+def test_going_on_from_an_older_state_forgets_the_newer_ones(tmp_path):
+    whole = toy(tmp_path)
+    again = toy(tmp_path, resume=tmp_path / "state" / "epoch_0002.pt")
+    assert same(whole, again) and [f.stem for f in saved_states(tmp_path)] == ["epoch_0003", "epoch_0002"]
+
+
+def test_a_trainer_trains_once():
+    trainer = toy()
+    with pytest.raises(RuntimeError, match="has trained already"): trainer.fit()
+
+
+def test_a_flipped_bit_in_a_state_is_noticed(tmp_path):
+    whole, newest = toy(tmp_path), tmp_path / "state" / "epoch_0003.pt"
+    raw = bytearray(newest.read_bytes())
+    at = raw.find(load_file(tmp_path / "last.safetensors")["fc.weight"].numpy().tobytes()[:16])
+    assert at > 0
+    raw[at + 3] ^= 64
+    newest.write_bytes(raw)
+    with pytest.warns(UserWarning, match="epoch_0003.pt cannot be read .*damaged"): assert same(whole, toy(tmp_path, resume=True))
+
+
+def test_a_run_that_stopped_early_stays_stopped(tmp_path):
+    kw = dict(select="valid", patience=1, epochs=9, lr=0.0)
+    stopped = toy(tmp_path, **kw)
+    assert len(stopped.history) < 9 and same(stopped, toy(tmp_path, resume=True, **kw))
 
 
 def test_signals_are_handled_as_before_afterwards():
