@@ -139,7 +139,7 @@ class KitStep:
         self.optimizer.step(); self.optimizer.zero_grad()
         self.update_average()
 
-# %% ../nbs/analysis/speed.ipynb #19582638
+# %% ../nbs/analysis/speed.ipynb #3d871c93
 def _all_rows(vsi, features, prompts): # the encoder over (F, P), every row, then the last C
     z = torch.cat([features, prompts.expand(len(features), -1, -1)], 1)
     for layer in vsi.layers:
@@ -163,7 +163,10 @@ class ReferenceStep(KitStep):
         self.all_rows, self.run_average, self.text = all_rows, run_average, None
         if encode_text:
             import open_clip
-            self.text = open_clip.create_model('RN50', pretrained=None).to(setting.device).eval()
+            import logging
+            logging.disable(logging.WARNING) # that its weights are random is meant
+            try: self.text = open_clip.create_model('RN50', pretrained=None).to(setting.device).eval()
+            finally: logging.disable(logging.NOTSET)
             self.tokens = open_clip.get_tokenizer('RN50')([f'a photo of a thing {i}.' for i in range(setting.classes)]).to(setting.device)
 
     def logits(self, model, images):
@@ -279,21 +282,22 @@ def bench_eval(
     s.model.train()
     return pd.DataFrame([_row('reference: both models, text encoded', a, s.batch, a), _row('the kit', b, s.batch, a)]).set_index('what')
 
-# %% ../nbs/analysis/speed.ipynb #5d1f543a
+# %% ../nbs/analysis/speed.ipynb #dfbf020a
 def average_precision_loop(
-    scores:np.ndarray, # [N, C]
-    targets:np.ndarray # [N, C] zeros and ones
-) -> np.ndarray: # [C]
+    scores:torch.Tensor, # [N, C]
+    targets:torch.Tensor # [N, C] zeros and ones
+) -> torch.Tensor: # [C]
     "Average precision in a Python loop over classes and ranks"
     out = []
     for c in range(scores.shape[1]):
-        hits = total = 0
-        for rank, i in enumerate(np.argsort(-scores[:, c], kind='stable'), 1):
-            if targets[i, c]:
+        hits = rank = total = 0
+        for i in scores[:, c].argsort(descending=True, stable=True):
+            rank += 1
+            if targets[i, c] == 1:
                 hits += 1
                 total += hits / rank
         out.append(total / hits if hits else float('nan'))
-    return np.array(out)
+    return torch.tensor(out)
 
 def bench_metrics(
     images:int=5000, # N
@@ -304,7 +308,7 @@ def bench_metrics(
     import pandas as pd
     g = torch.Generator().manual_seed(0)
     scores, targets = torch.randn(images, classes, generator=g), (torch.rand(images, classes, generator=g) < 0.05).float()
-    slow = clock_once(lambda: average_precision_loop(scores.numpy(), targets.numpy()), 'cpu')
+    slow = clock_once(lambda: average_precision_loop(scores, targets), 'cpu')
     fast = clock(lambda: average_precision(scores, targets), repeats)
     return pd.DataFrame([dict(what='loop', ms=1000 * slow, ratio=1.), dict(what='the kit', ms=1000 * fast, ratio=slow / fast)]).set_index('what')
 

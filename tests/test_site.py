@@ -20,7 +20,7 @@ NBS = ROOT / "nbs"
 PAGES = sorted(str(p.relative_to(NBS)) for p in NBS.rglob("*.ipynb") if not {".ipynb_checkpoints", "_proc", "runs", "cache"} & set(p.parts))
 TEXTS = sorted(str(p.relative_to(ROOT)) for p in [*ROOT.glob("*.md"), *(ROOT / ".github").rglob("*.md"), *(ROOT / "cprfl").rglob("*.md")])
 MODULES = sorted(p.stem for p in (ROOT / "cprfl").glob("*.py") if not p.stem.startswith("_"))
-COMING = {"analysis/speed.ipynb"} # in the sidebar before they are written
+COMING = set() # pages in the sidebar that are not written yet
 
 
 def read(page): return nbformat.read(NBS / page, 4)
