@@ -22,7 +22,7 @@ demo: $(READY) ## train CPRFL on the embedded benchmark, beside its baselines (a
 	$(BIN)/cprfl_demo
 
 test: $(READY) ## export up to date, notebooks clean and running, all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lab: $(READY) ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=nbs nbs/index.ipynb

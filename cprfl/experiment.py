@@ -6,7 +6,7 @@
 __all__ = ['MODELS', 'RECIPES', 'Recipe', 'get_recipe', 'load_data', 'build_model', 'run_recipe', 'is_main', 'run_or_open', 'Run',
            'results_table', 'summarise']
 
-# %% ../nbs/core/09_experiment.ipynb #960668de
+# %% ../nbs/core/09_experiment.ipynb #43e1fd16
 from dataclasses import dataclass, field, asdict, replace
 from pathlib import Path
 import json, os, re, time
@@ -19,7 +19,7 @@ from .features import cache_features
 from .metrics import multilabel_report
 from .model import CPRFL
 from .semantics import TEMPLATE, category_semantics, load_clip
-from .train import SAFE, TrainConfig, Trainer, predict, write_atomic
+from .train import SAFE, TrainConfig, Trainer, predict, saved_states, write_atomic
 
 # %% ../nbs/core/09_experiment.ipynb #1088b5c9
 MODELS = ('cprfl', 'erm', 'mlgcn', 'coop', 'clip')
@@ -140,7 +140,7 @@ def build_model(
     if semantics is None: semantics = category_semantics(classes, recipe.semantics, recipe.template, recipe.semantics_norm, recipe.train.seed)
     return MLGCN(backbone, semantics, targets, **recipe.model_args) if recipe.model == 'mlgcn' else CPRFL(backbone, semantics, **recipe.model_args)
 
-# %% ../nbs/core/09_experiment.ipynb #0ca67718
+# %% ../nbs/core/09_experiment.ipynb #969c1536
 def _describe(recipe, train):
     from cprfl import __version__
     return dict(recipe=asdict(recipe), classes=train.classes, groups={k: [int(i) for i in v] for k, v in train.groups.items()},
@@ -195,6 +195,7 @@ def _write_report(path, test, logits, seconds):
     report = multilabel_report(logits, torch.from_numpy(test.targets), test.groups)
     _write_predictions(path / 'predictions.parquet', test, logits)
     _write_json(path / 'report.json', _plain(report) | dict(num_test=len(test), seconds=round(seconds, 1)))
+    for old in saved_states(path)[1:]: old.unlink() # what is complete needs none to fall back on
 
 def _recorders(recipe, test, path):
     if recipe.model != 'cprfl' or not recipe.purity or test is None: return []

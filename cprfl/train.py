@@ -127,7 +127,7 @@ def evaluate(
     "The report of `multilabel_report` on a dataset"
     return multilabel_report(predict(model, dataset, **kw), torch.from_numpy(dataset.targets), dataset.groups)
 
-# %% ../nbs/core/07_train.ipynb #106d1f4c
+# %% ../nbs/core/07_train.ipynb #5245183a
 class NonFiniteLoss(RuntimeError): "The loss became NaN or infinite; names the images of the batch"
 
 def _read_state(file): # torch.load itself does not notice a flipped bit
@@ -348,14 +348,17 @@ class Trainer:
 
     def trained_state(self):
         "Weights of the evaluated model, without a frozen backbone"
+        return self._trained(self.evaluated)
+
+    def _trained(self, model):
         frozen = self.frozen
-        return {k: v for k, v in self.evaluated.state_dict().items() if not (frozen and k.startswith('backbone.'))}
+        return {k: v for k, v in model.state_dict().items() if not (frozen and k.startswith('backbone.'))}
 
     def state(self):
         "Everything that the next epoch depends on; tensors and plain numbers only"
         model = self.accelerator.unwrap_model(self.model)
         total, seen = self._over_processes(self.total, self.seen) if self.batch else (0., 0)
-        return dict(model=model.state_dict(), ema=self.ema.module.state_dict() if self.ema else None, optimizer=self.optimizer.state_dict(), schedule=self.schedule.state_dict(),
+        return dict(model=self._trained(model), ema=self._trained(self.ema.module) if self.ema else None, optimizer=self.optimizer.state_dict(), schedule=self.schedule.state_dict(),
                     scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else None, best_state=self.best_state,
                     epoch=self.epoch, batch=self.batch, seen=int(seen), total=float(total), elapsed=self.elapsed, data=self._data_key(),
                     best=self.best, best_epoch=self.best_epoch, history=self.history, config=asdict(self.config))
@@ -377,8 +380,8 @@ class Trainer:
         changed = [f'{k}: {theirs.get(k)!r} then, {v!r} now' for k, v in mine.items() if theirs.get(k) != v and k not in SAFE]
         if changed: raise ValueError(f"{file} belongs to other settings; resume with the same, or start anew:\n  " + '\n  '.join(changed))
         if state.get('data', self._data_key()) != self._data_key(): raise ValueError(f"{file} belongs to other training images or labels ({len(self.train)} images now); resume with the same, or start anew")
-        self.accelerator.unwrap_model(self.model).load_state_dict(state['model'])
-        if self.ema: self.ema.module.load_state_dict(state['ema'])
+        self.accelerator.unwrap_model(self.model).load_state_dict(state['model'], strict=not self.frozen)
+        if self.ema: self.ema.module.load_state_dict(state['ema'], strict=not self.frozen)
         self.optimizer.load_state_dict(state['optimizer']); self.schedule.load_state_dict(state['schedule'])
         if self.accelerator.scaler: self.accelerator.scaler.load_state_dict(state['scaler'])
         for k in ('epoch', 'batch', 'seen', 'total', 'elapsed', 'best', 'best_epoch', 'best_state', 'history'): setattr(self, k, state.get(k, getattr(self, k)))
