@@ -58,9 +58,9 @@ def kill_repeatedly(folder, kills, seed=0, report=print):
     _, said = start(folder / "whole")
     took = time.perf_counter() - began
     assert (folder / "whole" / "last.safetensors").exists(), said
-    done = 0
+    done = tries = 0
     while done < kills: # a run that got through is begun again, so that every kill meets a training
-        cut = folder / f"cut{done}"
+        cut, tries = folder / f"cut{tries}", tries + 1
         while done < kills:
             process, said = start(cut, limit=rng.uniform(0.4, 1.0) * took)
             if process.returncode == 0: break
