@@ -183,13 +183,13 @@ class ReferenceStep(KitStep):
             with torch.no_grad(), self.autocast(): self.logits(self.average, images)
         return self.s.loss(logits.float(), self.s.targets)
 
-# %% ../nbs/analysis/speed.ipynb #cd04d389
+# %% ../nbs/analysis/speed.ipynb #c0ecc8f5
 def _row(name, seconds, batch, base=None, **kw): return dict(what=name, ms=1000 * seconds, images_per_s=batch / seconds, **({'ratio': base / seconds} if base else {}), **kw)
 
 def bench_train(
     setting:Setting|None=None, # what to measure; ResNet-50, 224 px, 80 classes, 16 images when left out
     repeats:int=3 # of each measurement
-) -> 'pd.DataFrame': # part or step, ms, images/s, ratio to the reference, share of the ceiling, MB
+) -> object: # part or step, ms, images/s, ratio to the reference, share of the ceiling, MB
     "A step of the reference and of the kit, and the kit's step in parts"
     import pandas as pd
     s = setting or Setting()
@@ -231,7 +231,11 @@ def _backward(kit, images, repeats):
         took.append(clock_once(loss.backward, kit.s.device))
     return _row('  backward', statistics.median(took[1:]), kit.s.batch)
 
-def clock_once(run, device): # seconds of a call that cannot be repeated
+def clock_once(
+    run, # callable
+    device # waits for it
+) -> float: # seconds
+    "How long a call takes that cannot be repeated"
     wait = torch.cuda.synchronize if torch.device(device).type == 'cuda' else lambda: None
     wait(); began = time.perf_counter()
     run()
@@ -241,7 +245,7 @@ def clock_once(run, device): # seconds of a call that cannot be repeated
 def bench_levers(
     setting:Setting|None=None, # what to measure
     repeats:int=3 # of each measurement
-) -> 'pd.DataFrame': # lever, ms, images/s, ratio to the reference
+) -> object: # lever, ms, images/s, ratio to the reference
     "The reference step, with each lever pulled alone, and all of them"
     import pandas as pd
     s = setting or Setting()
@@ -262,11 +266,11 @@ def _compiled(s, repeats, base): # where a compiler is missing, the row is
     except Exception: return []
     finally: s.model = plain
 
-# %% ../nbs/analysis/speed.ipynb #a0f5a221
+# %% ../nbs/analysis/speed.ipynb #e4538e4b
 def bench_eval(
     setting:Setting|None=None, # what to measure
     repeats:int=3 # of each measurement
-) -> 'pd.DataFrame': # step, ms, images/s, ratio
+) -> object: # step, ms, images/s, ratio
     "A batch of an evaluation"
     import pandas as pd
     s = setting or Setting()
@@ -282,7 +286,7 @@ def bench_eval(
     s.model.train()
     return pd.DataFrame([_row('reference: both models, text encoded', a, s.batch, a), _row('the kit', b, s.batch, a)]).set_index('what')
 
-# %% ../nbs/analysis/speed.ipynb #dfbf020a
+# %% ../nbs/analysis/speed.ipynb #2f8213de
 def average_precision_loop(
     scores:torch.Tensor, # [N, C]
     targets:torch.Tensor # [N, C] zeros and ones
@@ -303,7 +307,7 @@ def bench_metrics(
     images:int=5000, # N
     classes:int=80, # C
     repeats:int=5 # of the fast one
-) -> 'pd.DataFrame': # method, ms, ratio
+) -> object: # method, ms, ratio
     "mAP by the loop and by the kit"
     import pandas as pd
     g = torch.Generator().manual_seed(0)
@@ -312,7 +316,7 @@ def bench_metrics(
     fast = clock(lambda: average_precision(scores, targets), repeats)
     return pd.DataFrame([dict(what='loop', ms=1000 * slow, ratio=1.), dict(what='the kit', ms=1000 * fast, ratio=slow / fast)]).set_index('what')
 
-# %% ../nbs/analysis/speed.ipynb #e548b5a4
+# %% ../nbs/analysis/speed.ipynb #027d6d53
 CLASSES = 20, 80, 365, 1203, 10_000
 
 def bench_classes(
@@ -320,7 +324,7 @@ def bench_classes(
     repeats:int=2, # of each measurement
     limit:float=60., # seconds: a size whose step would take longer, as the growth so far lets expect, is left out
     **kw # of `Setting`
-) -> 'pd.DataFrame': # classes, ms and MB for each form, and growth over 80 classes
+) -> object: # classes, ms and MB for each form, and growth over 80 classes
     "A training step by the number of classes, with prompts that attend to all, and to patches alone"
     import pandas as pd
     rows = []
@@ -338,12 +342,12 @@ def bench_classes(
     at80 = table[table['classes'] == 80].set_index('attend')['ms']
     return table.assign(over_80=table['ms'] / table['attend'].map(at80)).set_index(['attend', 'classes']) if len(at80) else table.set_index(['attend', 'classes'])
 
-# %% ../nbs/analysis/speed.ipynb #7fb046b5
+# %% ../nbs/analysis/speed.ipynb #56aa9308
 def bench_data(
     images:int=256, # JPEG files to write and read
     size:int=448, # their edge
     workers=(0, 1, 2), # processes that decode
-) -> 'pd.DataFrame': # workers, images/s
+) -> object: # workers, images/s
     "Decode and resize JPEG files from a temporary folder"
     import pandas as pd
     from PIL import Image

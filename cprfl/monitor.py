@@ -15,7 +15,7 @@ from .explorer import Explorer, new_figure
 from .plots import GROUP_COLOURS, plot_training
 from .train import Callback
 
-# %% ../nbs/core/12b_monitor.ipynb #6c709433
+# %% ../nbs/core/12b_monitor.ipynb #3b4b2c1b
 def _read_csv(file):
     "A table of the run's folder; None where there is none yet"
     try: return pd.read_csv(file)
@@ -143,6 +143,7 @@ class TrainingMonitor(Explorer):
 
 class _Watch(Callback):
     "Lets a monitor look after every epoch"
+    reads_folder = True # so it comes after who writes there
     def __init__(self, monitor): self.monitor = monitor
     def before_fit(self, trainer): self.monitor.look()
     def after_epoch(self, trainer): self.monitor.look()

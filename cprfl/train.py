@@ -127,7 +127,7 @@ def evaluate(
     "The report of `multilabel_report` on a dataset"
     return multilabel_report(predict(model, dataset, **kw), torch.from_numpy(dataset.targets), dataset.groups)
 
-# %% ../nbs/core/07_train.ipynb #5245183a
+# %% ../nbs/core/07_train.ipynb #8891fb0b
 class NonFiniteLoss(RuntimeError): "The loss became NaN or infinite; names the images of the batch"
 
 def _read_state(file): # torch.load itself does not notice a flipped bit
@@ -153,7 +153,8 @@ class Trainer:
         self.loss = loss or build_loss(self.config.loss, self.train.class_counts, len(self.train), **self.config.loss_args)
         self.accelerator = self._accelerator()
         self.model = model.to(memory_format=_layout(self.accelerator.device))
-        self.callbacks = ([ProgressBar()] if progress else []) + [EarlyStopping(), *callbacks] + ([Recorder(self.folder)] if folder else []) # last: the state it writes knows what the others did
+        late = [cb for cb in callbacks if getattr(cb, 'reads_folder', False)]
+        self.callbacks = ([ProgressBar()] if progress else []) + [EarlyStopping(), *(cb for cb in callbacks if cb not in late)] + ([Recorder(self.folder)] if folder else []) + late # a state is written when the others are done
         self.epoch, self.batch, self.seen, self.total, self.elapsed = 0, 0, 0, 0., 0. # how far: epochs, and within one: batches, images, sum of their losses, seconds
         self.best_epoch, self.best, self.best_state, self.history, self.stop = 0, -1., None, [], False
         self.asked, self.paused = None, False # a signal's name; stopped between two batches
