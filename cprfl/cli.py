@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['GOES_ON', 'DEMO', 'console', 'demo', 'prepare', 'train', 'evaluate', 'predict', 'table', 'bench']
 
-# %% ../nbs/core/14_cli.ipynb #5281b552
+# %% ../nbs/core/14_cli.ipynb #ef563976
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 import re, sys
@@ -180,7 +181,7 @@ def predict(
         print(file)
         for score, i in zip(*(t.tolist() for t in scores.topk(min(k, len(scores))))): print(f'  {score:6.1%}  {run.classes[i]}  ({group[i]})')
 
-# %% ../nbs/core/14_cli.ipynb #b68fff51
+# %% ../nbs/core/14_cli.ipynb #e69c9409
 def _list_tables(tables, rows):
     for name, t in tables.items():
         print(f'{name}: {t.title}' + (f" (the paper's {t.where})" if t.where else ''))
@@ -189,9 +190,10 @@ def _list_tables(tables, rows):
 @console
 def table(
     protocol:str='shapes', # what the rows share: shapes, or a YAML file
-    tables:str='', # names separated by commas; all when left out (`--list` shows them)
+    tables:str='', # names separated by commas (`--list` shows them); all but `search` when left out, or `search` alone with --held-out
+    held_out:float=0., # share of the training images that stands in for the test set: for choosing settings
     seeds:int=3, # runs per row
-    out:str='', # folder for runs and tables; runs/table-PROTOCOL when left out
+    out:str='', # folder for runs and tables; runs/table-PROTOCOL when left out, and runs/search-PROTOCOL with --held-out
     cache:str=None, # folder of cached features
     workers:int=0, # runs side by side; 0 chooses
     format:str='text', # of what is printed: text, csv, markdown or latex
@@ -201,13 +203,15 @@ def table(
     "The paper's tables 1 to 3 and its figure 3, and more: every row under one protocol, mean and deviation over seeds"
     from cprfl.tables import all_rows, all_tables, get_protocol, run_many, seeded, write_tables
     p = get_protocol(protocol)
+    if held_out: p = replace(p, title=f'{p.title}, {held_out:.0%} of the training images in place of the test set', recipe=p.recipe.with_(held_out=held_out))
     rows, chosen = all_rows(p), all_tables(p)
-    wanted = tables.replace(' ', '').split(',') if tables else [*chosen]
+    wanted = tables.replace(' ', '').split(',') if tables else [*chosen] if list else ['search'] if held_out else [t for t in chosen if t != 'search']
     unknown = [t for t in wanted if t not in chosen]
     if unknown: raise ValueError(f"tables: expected some of {', '.join(chosen)}, got {', '.join(unknown)}")
+    if 'search' in wanted and not (held_out or list): raise ValueError("tables: `search` chooses settings, and the test set is not for that; add --held-out 0.3")
     chosen = {t: chosen[t] for t in wanted}
     if list: return _list_tables(chosen, rows)
-    out = Path(out or f'runs/table-{Path(protocol).stem}')
+    out = Path(out or f'runs/{"search" if held_out else "table"}-{Path(protocol).stem}')
     keys = dict.fromkeys(key for t in chosen.values() for key, _, _ in t.rows if key in rows)
     failed = {} if no_run else run_many([r for key in keys for r in seeded(rows[key], seeds)], out, workers, cache)
     for text in write_tables(out, p, chosen, format): print(f'\n{text}')

@@ -6,22 +6,23 @@
 __all__ = ['MODELS', 'RECIPES', 'Recipe', 'get_recipe', 'load_data', 'build_model', 'run_recipe', 'is_main', 'run_or_open', 'Run',
            'results_table', 'summarise']
 
-# %% ../nbs/core/09_experiment.ipynb #43e1fd16
+# %% ../nbs/core/09_experiment.ipynb #c48dbaa9
 from dataclasses import dataclass, field, asdict, replace
 from pathlib import Path
 import json, os, re, time
 import numpy as np
 import torch
-from .backbones import build_backbone
+from .backbones import TunedBackbone, build_backbone
 from .baselines import ERM, LearnedContext, MLGCN, ZeroShotCLIP
 from .data import from_coco, from_csv, from_folder, from_list, load_benchmark, resize
 from .features import cache_features
+from .longtail import stratified_split
 from .metrics import multilabel_report
 from .model import CPRFL
 from .semantics import TEMPLATE, category_semantics, load_clip
 from .train import SAFE, TrainConfig, Trainer, predict, saved_states, write_atomic
 
-# %% ../nbs/core/09_experiment.ipynb #1088b5c9
+# %% ../nbs/core/09_experiment.ipynb #e04cc368
 MODELS = ('cprfl', 'erm', 'mlgcn', 'coop', 'clip')
 
 @dataclass
@@ -30,12 +31,13 @@ class Recipe:
     name:str = 'run' # of the run's folder
     about:str = '' # hardware, time and expected result
     benchmark:str|None = 'shapes-lt' # 'voc-lt', 'coco-lt', 'shapes-lt'; None: the files below
-    data_seed:int = 0 # of Shapes-LT: another seed is another benchmark of the same kind
+    data_seed:int = 0 # of Shapes-LT, where another seed is another benchmark of the same kind; and of the share that is held out
     root:str|None = None # folder of the benchmark, or of the images in the files below
     train_file:str|None = None # list file (.txt), .csv, COCO .json, or a folder with a sub-folder per class
     test_file:str|None = None # the same for the test images
     classes:str|None = None # file of class names, for list files
     skip_bad:bool = False # leave bad rows out and go on, instead of stopping
+    held_out:float = 0. # share of the training images that stands in for the test set: for choosing settings
     image_size:int|None = None # edge that images are squashed to, pixels; None leaves them as they are
     model:str = 'cprfl' # 'cprfl', 'erm' (linear head), 'mlgcn', 'coop' (learned context) or 'clip' (zero-shot, no training)
     model_args:dict = field(default_factory=dict) # keywords of the model
@@ -45,6 +47,7 @@ class Recipe:
     weights:str|None = None # or from this file
     normalize:bool = True # normalise images as the weights expect
     frozen:bool = False # keep the backbone as it is, and cache its features
+    tune:int = 0 # last stages of a frozen ResNet that learn all the same, see `TunedBackbone`
     views:int = 1 # cached views per training image, see `cache_features`
     semantics:str = 'shapes' # see `category_semantics`
     template:str = TEMPLATE # of the sentences
@@ -57,6 +60,8 @@ class Recipe:
         if self.model not in MODELS: raise ValueError(f"model: expected one of {', '.join(MODELS)}, got {self.model!r}")
         if not self.benchmark and not self.train_file: raise ValueError("recipe: give a benchmark or a train_file")
         if self.image_size is None and self.benchmark != 'shapes-lt': raise ValueError("image_size: real images differ in size; give the edge to squash them to, such as 224")
+        if self.tune and not self.frozen: raise ValueError(f"tune: {self.tune} learning stages of a frozen backbone need frozen=True; without it all stages learn")
+        if not 0 <= self.held_out < 1: raise ValueError(f"held_out: expected a share of the training images in [0, 1), got {self.held_out}")
         if self.views > 1 and not self.frozen: raise ValueError(f"views: {self.views} cached views need frozen=True")
 
     def with_(self, **changes): # of the recipe, or of its `train` settings
@@ -101,7 +106,7 @@ def get_recipe(name:str) -> Recipe: # a copy
     if name not in RECIPES: raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}")
     return replace(RECIPES[name])
 
-# %% ../nbs/core/09_experiment.ipynb #9df9ffd2
+# %% ../nbs/core/09_experiment.ipynb #52d1a6ee
 def _read(recipe, file, groups=None):
     kw = dict(skip_bad=recipe.skip_bad, transform=resize(recipe.image_size) if recipe.image_size else None)
     if groups is not None: kw['groups'] = groups
@@ -112,8 +117,7 @@ def _read(recipe, file, groups=None):
     if path.suffix == '.json': return from_coco(path, recipe.root or path.parent, **kw)
     return from_list(path, recipe.classes or path.parent / 'classes.txt', recipe.root or path.parent, **kw)
 
-def load_data(recipe:Recipe) -> tuple: # training set, test set or None
-    "Both splits; the test set has the training set's groups"
+def _read_splits(recipe):
     if recipe.benchmark:
         kw = dict(root=recipe.root, transform=resize(recipe.image_size) if recipe.image_size else None)
         kw |= dict(seed=recipe.data_seed) if recipe.benchmark == 'shapes-lt' else dict(skip_bad=recipe.skip_bad)
@@ -122,6 +126,15 @@ def load_data(recipe:Recipe) -> tuple: # training set, test set or None
     test = _read(recipe, recipe.test_file, train.groups) if recipe.test_file else None
     if test is not None and test.classes != train.classes: raise ValueError(f"the test set has other classes: {test.classes[:5]}..., training has {train.classes[:5]}...")
     return train, test
+
+def _hold_out(recipe, train, test):
+    if not recipe.held_out: return train, test
+    kept, held = stratified_split(train.targets, recipe.held_out, recipe.data_seed)
+    return train.subset(kept), train.subset(held)
+
+def load_data(recipe:Recipe) -> tuple: # training set, test set or None
+    "Both splits, or with `held_out` two parts of the training set; the second has the training set's groups"
+    return _hold_out(recipe, *_read_splits(recipe))
 
 def build_model(
     recipe:Recipe, # which model
@@ -136,11 +149,12 @@ def build_model(
     if recipe.model == 'coop': return LearnedContext(load_clip(recipe.semantics), classes, **recipe.model_args)
     backbone = build_backbone(recipe.backbone, recipe.pretrained and load_weights, recipe.weights if load_weights else None, recipe.normalize, **recipe.backbone_args)
     if recipe.frozen: backbone.requires_grad_(False)
+    if recipe.tune: backbone = TunedBackbone(backbone, recipe.tune)
     if recipe.model == 'erm': return ERM(backbone, len(classes), **recipe.model_args)
     if semantics is None: semantics = category_semantics(classes, recipe.semantics, recipe.template, recipe.semantics_norm, recipe.train.seed)
     return MLGCN(backbone, semantics, targets, **recipe.model_args) if recipe.model == 'mlgcn' else CPRFL(backbone, semantics, **recipe.model_args)
 
-# %% ../nbs/core/09_experiment.ipynb #969c1536
+# %% ../nbs/core/09_experiment.ipynb #7e7e1b6e
 def _describe(recipe, train):
     from cprfl import __version__
     return dict(recipe=asdict(recipe), classes=train.classes, groups={k: [int(i) for i in v] for k, v in train.groups.items()},
@@ -156,8 +170,9 @@ def _write_predictions(path, dataset, logits):
 
 def _as_features(recipe, model, train, test, cache, progress):
     device = 'cuda' if torch.cuda.is_available() and recipe.train.device != 'cpu' else 'cpu'
-    kw = dict(folder=cache, size=recipe.image_size, precision='bf16' if recipe.train.precision == 'bf16' else 'fp32', device=device, progress=progress)
-    out = cache_features(model.backbone, train, views=recipe.views, **kw), test and cache_features(model.backbone, test, **kw)
+    kw = dict(folder=cache, size=recipe.image_size, precision='bf16' if recipe.train.precision == 'bf16' else 'fp32', device=device, progress=progress, maps=bool(recipe.tune))
+    fixed = model.backbone.fixed if recipe.tune else model.backbone
+    out = cache_features(fixed, train, views=recipe.views, **kw), None if recipe.held_out else test and cache_features(fixed, test, **kw)
     model.backbone.to('cpu')
     return out
 
@@ -172,10 +187,11 @@ def run_recipe(
     "Train (where there is something to train), test, and write the run's folder"
     path, began = Path(folder) / recipe.name, time.perf_counter()
     if (path / 'report.json').exists() or any(path.glob('state/*.pt')): _check_resumable(path, recipe, resume)
-    train, test = load_data(recipe)
+    splits = _read_splits(recipe)
+    train, test = _hold_out(recipe, *splits)
     model = build_model(recipe, train.classes, targets=train.targets)
     if is_main(): _start_folder(path, recipe, train, test)
-    if recipe.frozen: train, test = _as_features(recipe, model, train, test, cache or Path(folder) / 'cache', progress)
+    if recipe.frozen: train, test = _hold_out(recipe, *_as_features(recipe, model, *splits, cache or Path(folder) / 'cache', progress)) # of all images, so that every share finds them
     accelerator = None
     if recipe.model != 'clip':
         callbacks = [*callbacks, *_recorders(recipe, test, path)]

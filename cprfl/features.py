@@ -44,25 +44,25 @@ def random_view(
         torch.manual_seed(seed)
         return torch.stack([op(image) for image in images])
 
-# %% ../nbs/core/06b_features.ipynb #313ecd82
+# %% ../nbs/core/06b_features.ipynb #87750a16
 @torch.inference_mode()
-def _fill(out, view, backbone, dataset, batch_size, device, precision, num_workers, bar):
+def _fill(out, view, features, dataset, batch_size, device, precision, num_workers, bar):
     loader, at = DataLoader(dataset, batch_size, num_workers=num_workers), 0
     for step, (images, _, _) in enumerate(loader):
         if view: images = random_view(images, seed=view * 1_000_003 + step)
         images = images.to(device).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16'): f = backbone.patches(images)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16'): f = features(images)
         out[view, at:at + len(f)] = f.cpu().to(torch.float16).numpy()
         at += len(f); bar.update(len(f))
 
-def _compute(file, backbone, dataset, views, batch_size, device, precision, num_workers, progress):
+def _compute(file, features, dataset, views, batch_size, device, precision, num_workers, progress):
     from tqdm.auto import tqdm
-    with torch.inference_mode(): v, D = backbone.patches(dataset[0][0][None].to(device)).shape[1:]
+    with torch.inference_mode(): shape = features(dataset[0][0][None].to(device)).shape[1:]
     part = file.with_suffix(f'.{os.getpid()}.part')
     try:
-        out = np.lib.format.open_memmap(part, 'w+', np.float16, (views, len(dataset), v, D))
+        out = np.lib.format.open_memmap(part, 'w+', np.float16, (views, len(dataset), *shape))
         with tqdm(total=views * len(dataset), desc='features', unit='img', disable=not progress) as bar:
-            for view in range(views): _fill(out, view, backbone, dataset, batch_size, device, precision, num_workers, bar)
+            for view in range(views): _fill(out, view, features, dataset, batch_size, device, precision, num_workers, bar)
         out.flush(); os.replace(part, file)
     finally: part.unlink(missing_ok=True)
 
@@ -76,22 +76,23 @@ def cache_features(
     precision:str='bf16', # 'bf16' or 'fp32'
     num_workers:int=2, # processes that decode
     device='cpu', # where the backbone runs
-    progress:bool=True # show a bar
+    progress:bool=True, # show a bar
+    maps:bool=False # keep feature maps [D, h, w] as they are, instead of patches [v, D]
 ) -> MultiLabelDataset: # a `FeatureDataset`
-    "Patch features of every image, from the cache if they are there, else computed now; float16 [views, N, v, D] on disk"
+    "Features of every image, from the cache if they are there, else computed now; float16 [views, N, v, D] on disk, or [views, N, D, h, w]"
     device, backbone = torch.device(device), backbone.eval().to(device).to(memory_format=torch.channels_last)
-    file = Path(folder) / f'{feature_key(backbone, dataset, size, views, "random_view", precision)}.npy'
+    file = Path(folder) / f'{feature_key(backbone, dataset, size, views, "random_view", precision + maps * " maps")}.npy'
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_suffix('.lock')):
-        if not file.exists(): _compute(file, backbone, dataset, views, batch_size, device, precision, num_workers, progress)
+        if not file.exists(): _compute(file, backbone if maps else backbone.patches, dataset, views, batch_size, device, precision, num_workers, progress)
     return FeatureDataset(file, dataset)
 
-# %% ../nbs/core/06b_features.ipynb #5777dbf9
+# %% ../nbs/core/06b_features.ipynb #58b645d0
 class FeatureDataset(MultiLabelDataset):
-    "Cached patch features in place of images: `(features [v, D], target [C], index)`"
+    "Cached features in place of images: `(patches [v, D] or maps [D, h, w], target [C], index)`"
     _per_image = 'paths', 'targets', 'rows', 'view'
     def __init__(self,
-        file:str|Path, # float16 [views, N, v, D], as `cache_features` writes it
+        file:str|Path, # float16 [views, N, v, D] or [views, N, D, h, w], as `cache_features` writes it
         dataset:MultiLabelDataset # whose labels these are
     ):
         super().__init__(dataset.paths, dataset.targets, dataset.classes, groups=dataset.groups)
@@ -99,7 +100,7 @@ class FeatureDataset(MultiLabelDataset):
         self.rows, self.view = np.arange(len(self)), np.zeros(len(self), int)
 
     @property
-    def num_features(self): return self.features.shape[-1]
+    def num_features(self): return self.features.shape[3 if self.features.ndim == 4 else 2]
 
     def draw_views(self,
         epoch:int, # of the training

@@ -6,11 +6,11 @@
 __all__ = ['PRECISIONS', 'SELECT', 'SAMPLERS', 'SAFE', 'TrainConfig', 'param_groups', 'EpochSampler', 'predict', 'evaluate',
            'NonFiniteLoss', 'Trainer']
 
-# %% ../nbs/core/07_train.ipynb #536f2be5
+# %% ../nbs/core/07_train.ipynb #4054f41b
 from contextlib import nullcontext
 from dataclasses import dataclass, field, asdict
 from pathlib import Path
-import math, sys, time, warnings
+import math, os, sys, time, warnings
 import torch
 from torch.utils.data import DataLoader, Sampler
 from .augment import POLICIES, BatchAugment
@@ -90,7 +90,7 @@ class EpochSampler(Sampler):
         pools = (self.pools[c] for c in classes.tolist())
         return iter([pool[int(u * len(pool))] for pool, u in zip(pools, where.tolist())][self.start:])
 
-# %% ../nbs/core/07_train.ipynb #647d6360
+# %% ../nbs/core/07_train.ipynb #cc245a8a
 @torch.inference_mode()
 def predict(
     model:torch.nn.Module, # gives logits for a batch
@@ -105,12 +105,12 @@ def predict(
     if hasattr(dataset, 'draw_views'): dataset.view[:] = 0
     loader, device = DataLoader(dataset, batch_size, num_workers=num_workers), next(model.parameters()).device
     if accelerator: loader = accelerator.prepare(loader)
-    training, out = model.training, []
+    modes, out = [(m, m.training) for m in model.modules()], []
     model.eval()
     for x, _, _ in tqdm(loader, desc='predict', disable=not progress):
         with accelerator.autocast() if accelerator else nullcontext(): logits = model(_prepare(x.to(device))).float()
         out.append((accelerator.gather_for_metrics(logits) if accelerator else logits).cpu())
-    model.train(training)
+    for m, training in modes: m.training = training # each as it was: a frozen backbone is in eval mode while its head trains
     return torch.cat(out)
 
 def _layout(device): # tensor cores want channels last; on CPUs it slows the backward pass of narrow networks
@@ -127,7 +127,7 @@ def evaluate(
     "The report of `multilabel_report` on a dataset"
     return multilabel_report(predict(model, dataset, **kw), torch.from_numpy(dataset.targets), dataset.groups)
 
-# %% ../nbs/core/07_train.ipynb #8891fb0b
+# %% ../nbs/core/07_train.ipynb #39368eac
 class NonFiniteLoss(RuntimeError): "The loss became NaN or infinite; names the images of the batch"
 
 def _read_state(file): # torch.load itself does not notice a flipped bit
@@ -190,7 +190,7 @@ class Trainer:
         from accelerate.state import AcceleratorState
         from accelerate.utils import DataLoaderConfiguration
         if self.config.device == 'cuda' and not torch.cuda.is_available(): raise ValueError("device: 'cuda' was asked for, but PyTorch sees no GPU; use 'cpu' or 'auto'")
-        AcceleratorState._reset_state() # another precision than the run before is allowed
+        AcceleratorState._reset_state(reset_partial_state='RANK' not in os.environ) # another precision than the run before is allowed, and outside a launcher another device
         return Accelerator(mixed_precision=PRECISIONS[self.config.precision], gradient_accumulation_steps=self.config.accumulate, cpu=self.config.device == 'cpu',
                            step_scheduler_with_optimizer=False, dataloader_config=DataLoaderConfiguration(split_batches=True))
 
@@ -305,7 +305,7 @@ class Trainer:
 
     def _fit_batch(self, x, targets, index):
         torch.manual_seed(hash((self.config.seed, self.epoch, self.batch, self.accelerator.process_index)) % 2**63) # dropout: a function of the place, so nothing to keep
-        if x.ndim == 4: x = self.augment(x, self.epoch, self.batch)
+        if x.ndim == 4 and not hasattr(self.train, 'draw_views'): x = self.augment(x, self.epoch, self.batch) # cached features have views instead
         with self.accelerator.accumulate(self.model):
             with self.accelerator.autocast(): logits = self.model(_prepare(x))
             loss = self._loss(logits, targets)

@@ -1,5 +1,6 @@
 "The runner of the paper's tables: rows on equal footing, results from files, nothing typed in."
 import time
+from dataclasses import asdict
 
 import pandas as pd
 import pytest
@@ -27,10 +28,31 @@ def runs(tmp_path_factory):
 def test_every_row_of_every_table_is_a_recipe():
     p = get_protocol("shapes")
     rows, tables = all_rows(p), all_tables(p)
-    assert {"methods", "losses", "components", "semantics", "ablations", "own", "inputs"} == set(tables)
+    assert {"methods", "losses", "components", "semantics", "ablations", "own", "inputs", "tuned", "search"} == set(tables)
+    only_frozen = {"asl-tuned", "cprfl-tuned", "own-tuned", "cprfl@one-view"}
     for t in tables.values():
         for key, label, _ in t.rows:
-            assert isinstance(rows[key], Recipe) and rows[key].name == key and label
+            assert label and (key in only_frozen or isinstance(rows[key], Recipe) and rows[key].name == key)
+    assert not only_frozen & set(rows)
+    frozen = all_rows(Protocol("x", get_recipe("frozen-cprfl"), sources={"clip": "file:w.npy"}, tower=False))
+    assert only_frozen <= set(frozen) and frozen["own-tuned"].tune == 1 and frozen["own-tuned"].model_args["global_path"]
+
+
+def test_the_search_changes_one_setting_at_a_time():
+    p = Protocol("x", get_recipe("frozen-cprfl"), sources={"clip": "file:w.npy"}, tower=False)
+    rows = all_rows(p)
+    def flat(r): return {**asdict(r), **asdict(r)["train"], **r.model_args}
+    for key, label, _ in all_tables(p)["search"].rows[1:]:
+        changed = {k for k, v in flat(rows[key]).items() if v != flat(p.recipe).get(k)} - {"name", "train", "model_args"}
+        assert len(changed) == 1, (label, changed)
+    assert (rows["cprfl@half-the-epochs"].train.epochs, rows["cprfl@twice-the-width"].model_args["d"], rows["cprfl@semantics-half-as-long"].semantics_norm) == (7, 1024, 12)
+
+
+def test_the_search_stays_off_the_test_set(capsys):
+    with pytest.raises(SystemExit): cprfl_table(["--tables", "search"])
+    assert "add --held-out" in capsys.readouterr().err
+    cprfl_table(["--list", "--held-out", "0.3"])
+    assert "half-the-epochs" in capsys.readouterr().out
 
 
 def test_rows_differ_only_in_what_they_are_about():

@@ -437,6 +437,23 @@ def test_a_frozen_backbone_stays_as_it_is(pictures, tmp_path):
     assert t.frozen and not [k for k in load_file(tmp_path / "last.safetensors") if k.startswith("backbone.")]
 
 
+def test_a_prediction_in_mid_epoch_leaves_a_frozen_backbone_in_eval_mode(pictures):
+    class Peek(Callback):
+        def after_batch(self, trainer): predict(trainer.model, pictures.subset(range(4)))
+    model = picture_model()
+    model.backbone.requires_grad_(False)
+    before = {k: v.clone() for k, v in model.backbone.state_dict().items()}
+    Trainer(model, pictures, None, TrainConfig(epochs=1, batch_size=16, select="last", ema=0.), [Peek()], progress=False).fit()
+    assert all(torch.equal(v, before[k]) for k, v in model.backbone.state_dict().items()) and model.fc.weight.requires_grad
+
+
+def test_a_trainer_does_not_inherit_the_device_of_the_one_before():
+    from accelerate import PartialState
+    toy(epochs=1)
+    PartialState().device = torch.device("meta")
+    assert toy(epochs=1, device="cpu").accelerator.device.type == "cpu"
+
+
 # ---- when something goes wrong
 
 def test_a_loss_that_is_no_number_names_its_images():
