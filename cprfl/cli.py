@@ -73,7 +73,7 @@ def prepare(
     print(prepare_benchmark(name, root, lists=lists or None, images=images or None, workers=workers, offline=offline))
     print(f'train on it with: cprfl_train --recipe {name} --root {root}')
 
-# %% ../nbs/core/14_cli.ipynb #ac26ab63
+# %% ../nbs/core/14_cli.ipynb #c3d0f777
 _HEAD = ('d', 'heads', 'head_dim', 'ffn_dim', 'depth', 'dropout')
 
 @console
@@ -81,6 +81,7 @@ def train(
     recipe:str=None, # start from this recipe (shapes-cprfl, with --list frozen-cprfl); `--recipe list` shows them all
     list:str=None, # your training images: list file, .csv, COCO .json, or a folder of class folders
     test_list:str=None, # the same for testing
+    held_out:float=None, # share of the training images that stands in for the test set, to choose settings on
     classes:str=None, # file of class names, for list files; classes.txt beside the list when left out
     root:str=None, # folder of the images, or of the prepared benchmark
     skip_bad:store_true=False, # leave bad rows out (they are recorded) instead of stopping
@@ -89,6 +90,7 @@ def train(
     backbone:str=None, # resnet50, torchvision:resnet101, vit_base_patch16_224, clip:RN50/openai, ...
     weights:str=None, # file of backbone weights
     frozen:store_true=False, # keep the backbone fixed and cache its features
+    tune:int=None, # last stages of a frozen ResNet that learn all the same
     views:int=None, # cached views of each training image
     semantics:str=None, # clip:ARCH/TAG, file:PATH, glove:PATH, shapes, random
     semantics_norm:float=None, # rescale the semantics to this mean length
@@ -140,7 +142,7 @@ def _show(run):
     elif (run.folder / 'metrics.csv').exists(): print('\nno test images were given; the last epoch:\n', run.metrics.tail(1).to_string(index=False), sep='')
     print(f'\nrun: {run.folder}')
 
-# %% ../nbs/core/14_cli.ipynb #8aa15f58
+# %% ../nbs/core/14_cli.ipynb #6ed5439b
 @console
 def evaluate(
     run:str, # a run's folder
@@ -153,7 +155,7 @@ def evaluate(
     from cprfl.metrics import format_report
     from cprfl.train import evaluate as score
     run = Run(run)
-    recipe = run.recipe if not list else run.recipe.with_(benchmark=None, train_file=list, test_file=list, root=root)
+    recipe = run.recipe if not list else run.recipe.with_(benchmark=None, train_file=list, test_file=list, root=root, held_out=0.)
     test = load_data(recipe)[1]
     if test is None: raise ValueError(f'{run.folder} has no test set of its own; give one with --list')
     if test.classes != run.classes: raise ValueError(f'these images have other classes ({test.classes[:3]}...) than the run ({run.classes[:3]}...)')
