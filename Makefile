@@ -11,6 +11,7 @@ help: ## this list
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(f"Python >= 3.10 is needed, this is {sys.version.split()[0]}; try make PYTHON=python3.12") if sys.version_info < (3, 10) else 0'
+	@echo "Setting up $(VENV): minutes, and with CUDA's PyTorch about 7 GB, once"
 	@$(PYTHON) -m venv $(VENV) || { echo "No venv module: install your system's python3-venv package"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
@@ -25,7 +26,8 @@ test: $(READY) ## export up to date, notebooks clean and running, all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lab: $(READY) ## open JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir=nbs nbs/index.ipynb
+	@$(BIN)/nbdev_install_hooks 2>/dev/null || true # saved notebooks stay clean for git
+	$(BIN)/jupyter lab --notebook-dir=nbs --LabApp.news_url=None nbs/index.ipynb
 
 export: $(READY) ## notebooks to package: what to run after editing nbs/
 	$(BIN)/nbdev_export && $(BIN)/nbdev_clean

@@ -81,7 +81,7 @@ class Backbone(nn.Module):
         "Features as patches [B, v, D]"
         return to_patches(self(images))
 
-# %% ../nbs/core/03a_backbones.ipynb #aaf4a263
+# %% ../nbs/core/03a_backbones.ipynb #51ce1d28
 class _TimmFeatures(nn.Module):
     "forward_features of a timm model, without class and register tokens"
     def __init__(self, net): super().__init__(); self.net, self.prefix = net, getattr(net, 'num_prefix_tokens', 0)
@@ -94,9 +94,14 @@ def _timm_backbone(name, pretrained, weights, normalize, **kw):
     if not timm.is_model(name):
         near = timm.list_models(name.rstrip('0123456789').split('_')[0] + '*')[:8]
         raise ValueError(f"backbone: timm has no model {name!r}" + (f"; near names: {', '.join(near)}" if near else ''))
-    net = timm.create_model(name, pretrained=pretrained and not weights, num_classes=0, global_pool='', **kw)
+    pretrained = pretrained and not weights
+    try: net = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool='', **kw)
+    except Exception as e:
+        if not pretrained or isinstance(e, (TypeError, ValueError)): raise
+        raise RuntimeError(f"backbone {name!r}: its weights are not on this machine, and could not be fetched ({type(e).__name__}). With a network they are downloaded once; without one, give a file (weights=FILE, or --weights FILE), "
+                           "or take the small backbone in the package (--backbone shapes), which knows drawings only") from e
     if weights: _load_weights(net, weights)
-    cfg = net.pretrained_cfg if (pretrained and not weights) else {}
+    cfg = net.pretrained_cfg if pretrained else {}
     cam = getattr(net, 'layer4', None) or getattr(net, 'blocks', None)
     return Backbone(_TimmFeatures(net), net.num_features, cfg.get('mean', IMAGENET_MEAN), cfg.get('std', IMAGENET_STD), normalize, cam[-1] if cam else None)
 

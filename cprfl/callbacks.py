@@ -12,7 +12,7 @@ from pathlib import Path
 import csv, json, os, shutil, signal, threading
 import torch
 
-# %% ../nbs/core/06d_callbacks.ipynb #15b9c328
+# %% ../nbs/core/06d_callbacks.ipynb #c497e198
 class Callback:
     "Base of everything that watches a training; override what you need"
     def before_fit(self, trainer): pass
@@ -31,7 +31,7 @@ class ProgressBar(Callback):
     def after_batch(self, trainer): self.bar.update()
     def after_epoch(self, trainer):
         last = trainer.history[-1]
-        self.bar.set_postfix({k: f'{100 * last[k]:.1f}' if k != 'loss' else f'{last[k]:.4f}' for k in ('loss', 'total', 'tail') if k in last}, refresh=False)
+        self.bar.set_postfix({'loss': f"{last['loss']:.4f}"} | {f'{trainer.config.select} {k}': f'{100 * last[k]:.1f}' for k in ('total', 'tail') if k in last}, refresh=False)
     def after_fit(self, trainer): self.bar.close()
     before_stop = after_fit
 

@@ -12,8 +12,23 @@ from pathlib import Path
 import re, sys
 from fastcore.script import Param, anno_parser, store_true
 
-# %% ../nbs/core/14_cli.ipynb #b5b77008
+# %% ../nbs/core/14_cli.ipynb #367bde9b
 def _underscores(arg): return re.sub(r'^--[\w-]+', lambda m: '--' + m[0][2:].replace('-', '_'), arg)
+
+def _dashes(text): return re.sub(r'--[a-z_]+', lambda m: m[0].replace('_', '-'), text)
+
+def _parser(func):
+    "An argument parser whose help has --dashed-names"
+    parser = anno_parser(func, prog=f'cprfl_{func.__name__}')
+    parser.allow_abbrev, help_text = False, parser.format_help
+    parser.format_help = lambda: _dashes(help_text())
+    return parser
+
+def _refuse(parser, arg):
+    from difflib import get_close_matches
+    near = get_close_matches(arg, parser._option_string_actions, 1, cutoff=0.75)
+    print(_dashes(f"{parser.prog}: unknown argument {arg}" + (f"; did you mean {near[0]}?" if near else f"; {parser.prog} --help shows what there is")), file=sys.stderr)
+    raise SystemExit(2)
 
 GOES_ON = dict(train='; the same command with --resume goes on', demo='; the same command goes on', table='; the same command goes on', prepare='; the same command goes on')
 
@@ -23,8 +38,11 @@ def console(
     "Make a command of a function: arguments from the command line, errors as one sentence and exit code 2"
     @wraps(func)
     def command(argv:list=None): # arguments; those of the process when left out
-        parser = anno_parser(func, prog=f'cprfl_{func.__name__}')
-        args = vars(parser.parse_args([_underscores(a) for a in (sys.argv[1:] if argv is None else argv)]))
+        parser = _parser(func)
+        given = [_underscores(a) for a in (sys.argv[1:] if argv is None else argv)]
+        args, unknown = parser.parse_known_args(given)
+        if unknown: _refuse(parser, unknown[0])
+        args = vars(args)
         args = {k: v for k, v in args.items() if k in func.__annotations__ or k in func.__code__.co_varnames[:func.__code__.co_argcount]}
         try: return func(**args) and None
         except (ValueError, OSError, RuntimeError) as e:
@@ -35,8 +53,20 @@ def console(
             raise SystemExit(130) from None
     return command
 
-# %% ../nbs/core/14_cli.ipynb #790481ae
+# %% ../nbs/core/14_cli.ipynb #585fa7bb
 DEMO = ('shapes-clip', 'shapes-erm', 'shapes-cprfl-random', 'shapes-cprfl')
+_DEMO_ROWS = {'shapes-clip': 'zero-shot CLIP', 'shapes-erm': 'ResNet, linear head', 'shapes-cprfl-random': 'CPRFL, random prompts', 'shapes-cprfl': "CPRFL, the paper's"}
+_DEMO_TEXT = """
+Shapes-LT: mAP in percent on 1,000 test images{seeds}
+
+{table}
+
+head: categories with 100 training images or more; tail: fewer than 20. The two CPRFL differ in what prompts start from: random vectors, or CLIP's embeddings of the names.
+
+runs, and this table as demo.csv: {out}
+next: make lab, and there tutorials/first_training.ipynb
+      cprfl_predict {out}/shapes-cprfl-s0 IMAGE
+"""
 
 @console
 def demo(
@@ -56,7 +86,7 @@ def demo(
     runs = [Run(Path(out) / r.name) for r in recipes]
     table = results_table(runs)
     table.to_csv(Path(out) / 'demo.csv')
-    print(f'\nShapes-LT: mAP in percent on 1,000 test images\n\n{summarise(table).to_string()}\n\nThe runs, and this table as demo.csv, are in {out}')
+    print(_DEMO_TEXT.format(table=summarise(table).drop(columns=['seeds', 'seconds']).rename(_DEMO_ROWS).to_string(), seeds=f' and {seeds} seeds' * (seeds > 1), out=out))
 
 # %% ../nbs/core/14_cli.ipynb #8bb31951
 @console
@@ -73,7 +103,7 @@ def prepare(
     print(prepare_benchmark(name, root, lists=lists or None, images=images or None, workers=workers, offline=offline))
     print(f'train on it with: cprfl_train --recipe {name} --root {root}')
 
-# %% ../nbs/core/14_cli.ipynb #c3d0f777
+# %% ../nbs/core/14_cli.ipynb #f33273ea
 _HEAD = ('d', 'heads', 'head_dim', 'ffn_dim', 'depth', 'dropout')
 
 @console
@@ -87,12 +117,12 @@ def train(
     skip_bad:store_true=False, # leave bad rows out (they are recorded) instead of stopping
     image_size:int=None, # squash images to this edge, pixels
     model:str=None, # cprfl, erm, mlgcn, coop or clip
-    backbone:str=None, # resnet50, torchvision:resnet101, vit_base_patch16_224, clip:RN50/openai, ...
+    backbone:str=None, # resnet50, torchvision:resnet101, vit_base_patch16_224, clip:RN50/openai, shapes (in the package), ...
     weights:str=None, # file of backbone weights
     frozen:store_true=False, # keep the backbone fixed and cache its features
     tune:int=None, # last stages of a frozen ResNet that learn all the same
     views:int=None, # cached views of each training image
-    semantics:str=None, # clip:ARCH/TAG, file:PATH, glove:PATH, shapes, random
+    semantics:str=None, # clip:ARCH/TAG, file:PATH, glove:PATH, words, shapes, random; the last three need no download
     semantics_norm:float=None, # rescale the semantics to this mean length
     loss:str=None, # asl, bce, focal, db_focal, ...
     d:int=None, # width of the prompts
@@ -142,7 +172,7 @@ def _show(run):
     elif (run.folder / 'metrics.csv').exists(): print('\nno test images were given; the last epoch:\n', run.metrics.tail(1).to_string(index=False), sep='')
     print(f'\nrun: {run.folder}')
 
-# %% ../nbs/core/14_cli.ipynb #6ed5439b
+# %% ../nbs/core/14_cli.ipynb #39bde16f
 @console
 def evaluate(
     run:str, # a run's folder
@@ -181,7 +211,7 @@ def predict(
         image = resize(size or max(image.shape[1:]) // 32 * 32 or 32)(image) if size or run.recipe.benchmark != 'shapes-lt' else image
         with torch.inference_mode(): scores = model(image[None])[0].sigmoid()
         print(file)
-        for score, i in zip(*(t.tolist() for t in scores.topk(min(k, len(scores))))): print(f'  {score:6.1%}  {run.classes[i]}  ({group[i]})')
+        for score, i in zip(*(t.tolist() for t in scores.topk(min(k, len(scores))))): print(f'  {score:7.3f}  {run.classes[i]}  ({group[i]})')
 
 # %% ../nbs/core/14_cli.ipynb #e69c9409
 def _list_tables(tables, rows):

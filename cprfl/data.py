@@ -244,7 +244,7 @@ def _flag_labels(row, record, index):
         if flag is None: row.bad.append(f"column {name!r} is {value!r}, expected 0 or 1")
         elif flag: row.labels.append(i)
 
-# %% ../nbs/core/00_data.ipynb #e8a06971
+# %% ../nbs/core/00_data.ipynb #779b1f8d
 @delegates(_build)
 def from_csv(
     file, # CSV (or TSV) with a header
@@ -267,6 +267,8 @@ def from_csv(
     else: classes = columns
     absent = [] if named else [c for c in classes if c not in columns]
     if path is None: absent.append("path, image or filename")
+    flags = named or classes is not columns or not tables or any(d.get(c, "").strip() in ("0", "1") for d in tables for c in columns)
+    if path is not None and columns and not flags: absent.append("labels (with names), nor one of 0 and 1 for each class")
     if absent or not columns or len(set(header)) < len(header):
         why = f"no column {', '.join(absent)}" if absent else "no column holds labels" if not columns else "two columns have one name"
         raise BadDataError([Problem(str(file), 1, f"{why}; the columns are {', '.join(header)}")])
@@ -323,7 +325,7 @@ def _folder_files(folder):
 
 def _same_content(a, b): return not (a.exists() and b.exists()) or filecmp.cmp(a, b, shallow=False)
 
-# %% ../nbs/core/00_data.ipynb #ffbfca39
+# %% ../nbs/core/00_data.ipynb #57a47098
 @delegates(_build)
 def from_folder(
     root, # folder with one sub-folder a class
@@ -335,6 +337,8 @@ def from_folder(
     root = Path(root)
     if not root.is_dir(): raise BadDataError([Problem(str(root), None, "the image root is not a folder")])
     folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    tables = sorted(p.name for p in root.iterdir() if p.suffix in (".csv", ".json", ".txt"))
+    if not folders: raise BadDataError([Problem(str(root), None, "no folder of a class in it" + (f"; did you mean {root/tables[0]}?" if tables else ""))])
     classes = folders if classes is None else _as_classes(classes)
     absent = [c for c in classes if c not in folders]
     if absent: raise BadDataError([Problem(str(root), None, f"no folder {', '.join(absent)}; there are {', '.join(folders)}")])

@@ -106,14 +106,14 @@ def get_recipe(name:str) -> Recipe: # a copy
     if name not in RECIPES: raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}")
     return replace(RECIPES[name])
 
-# %% ../nbs/core/09_experiment.ipynb #52d1a6ee
-def _read(recipe, file, groups=None):
+# %% ../nbs/core/09_experiment.ipynb #ad80fd17
+def _read(recipe, file, like=None):
     kw = dict(skip_bad=recipe.skip_bad, transform=resize(recipe.image_size) if recipe.image_size else None)
-    if groups is not None: kw['groups'] = groups
+    if like is not None: kw['groups'] = like.groups
     path = Path(file)
     if not path.exists(): raise FileNotFoundError(f"no such list or folder: {path}")
     if path.is_dir(): return from_folder(path, **kw)
-    if path.suffix == '.csv': return from_csv(path, recipe.root or path.parent, **kw)
+    if path.suffix == '.csv': return from_csv(path, recipe.root or path.parent, like and like.classes, **kw)
     if path.suffix == '.json': return from_coco(path, recipe.root or path.parent, **kw)
     return from_list(path, recipe.classes or path.parent / 'classes.txt', recipe.root or path.parent, **kw)
 
@@ -123,9 +123,19 @@ def _read_splits(recipe):
         kw |= dict(seed=recipe.data_seed) if recipe.benchmark == 'shapes-lt' else dict(skip_bad=recipe.skip_bad)
         return load_benchmark(recipe.benchmark, 'train', **kw), load_benchmark(recipe.benchmark, 'test', **kw)
     train = _read(recipe, recipe.train_file)
-    test = _read(recipe, recipe.test_file, train.groups) if recipe.test_file else None
-    if test is not None and test.classes != train.classes: raise ValueError(f"the test set has other classes: {test.classes[:5]}..., training has {train.classes[:5]}...")
+    test = _read(recipe, recipe.test_file, train) if recipe.test_file else None
+    if test is not None and test.classes != train.classes:
+        only = lambda a, b: ', '.join([c for c in a.classes if c not in b.classes][:5]) or 'none, but their order differs'
+        raise ValueError(f"the test set has other classes than the training set; only in training: {only(train, test)}; only in the test set: {only(test, train)}")
     return train, test
+
+def _say(train, test):
+    "What was read, and whether it was read twice"
+    import warnings
+    print(f"training: {train}" + (f"\ntesting:  {test}" if test is not None else ''))
+    files = lambda data: {str(Path(getattr(data, 'root', None) or '') / p) for p in data.paths}
+    if test is not None and (both := files(train) & files(test)):
+        warnings.warn(f"{len(both)} of the {len(test)} test images are training images, too: what is measured on them is memory")
 
 def _hold_out(recipe, train, test):
     if not recipe.held_out: return train, test
@@ -154,7 +164,7 @@ def build_model(
     if semantics is None: semantics = category_semantics(classes, recipe.semantics, recipe.template, recipe.semantics_norm, recipe.train.seed)
     return MLGCN(backbone, semantics, targets, **recipe.model_args) if recipe.model == 'mlgcn' else CPRFL(backbone, semantics, **recipe.model_args)
 
-# %% ../nbs/core/09_experiment.ipynb #7e7e1b6e
+# %% ../nbs/core/09_experiment.ipynb #650bd343
 def _describe(recipe, train):
     from cprfl import __version__
     return dict(recipe=asdict(recipe), classes=train.classes, groups={k: [int(i) for i in v] for k, v in train.groups.items()},
@@ -189,6 +199,7 @@ def run_recipe(
     if (path / 'report.json').exists() or any(path.glob('state/*.pt')): _check_resumable(path, recipe, resume)
     splits = _read_splits(recipe)
     train, test = _hold_out(recipe, *splits)
+    if progress and is_main(): _say(train, test)
     model = build_model(recipe, train.classes, targets=train.targets)
     if is_main(): _start_folder(path, recipe, train, test)
     if recipe.frozen: train, test = _hold_out(recipe, *_as_features(recipe, model, *splits, cache or Path(folder) / 'cache', progress)) # of all images, so that every share finds them
@@ -221,7 +232,7 @@ def _recorders(recipe, test, path):
 def _plain_types(recipe): return json.loads(json.dumps(asdict(recipe))) # as they come back from a file: tuples are lists
 
 def _check_resumable(path, recipe, resume):
-    if not resume: raise FileExistsError(f"{path} holds a run already; resume it, choose another name, or remove it")
+    if not resume: raise FileExistsError(f"{path} holds a run already; go on with it (resume=True, or --resume), choose another name (--name), or remove it")
     then, now = asdict(Run(path).recipe), _plain_types(recipe)
     for k in SAFE: then['train'].pop(k, None), now['train'].pop(k, None)
     changed = [f'{k}: {then[k]!r} then, {now[k]!r} now' for k in now if now[k] != then[k]]
@@ -246,7 +257,7 @@ def run_or_open(
     if (path / 'report.json').exists() and asdict(Run(path).recipe) == _plain_types(recipe): return Run(path)
     return run_recipe(recipe, folder, resume=(path / 'config.json').exists(), **kw)
 
-# %% ../nbs/core/09_experiment.ipynb #f28743bb
+# %% ../nbs/core/09_experiment.ipynb #3f295363
 class Run:
     "A run's folder, opened: recipe, metrics, prompts, predictions, model"
     def __init__(self,
@@ -291,13 +302,14 @@ class Run:
         from safetensors.torch import load_file
         which = which if which != 'auto' else 'last' if self.recipe.train.select == 'last' else 'best'
         state = load_file(self.folder / f'{which}.safetensors')
-        model = build_model(self.recipe, self.classes, state.get('semantics'), load_weights=self.recipe.frozen)
+        without_backbone = self.recipe.frozen and not self.recipe.tune
+        model = build_model(self.recipe, self.classes, state.get('semantics'), load_weights=without_backbone)
         missing, unknown = model.load_state_dict(state, strict=False)
-        lost = [k for k in missing if not (self.recipe.frozen and k.startswith('backbone.'))]
+        lost = [k for k in missing if not (without_backbone and k.startswith('backbone.'))]
         if lost or unknown: raise ValueError(f"{self.folder}: weights do not fit the recipe; missing {lost[:5]}, unknown {list(unknown)[:5]}")
         return model.eval()
 
-# %% ../nbs/core/09_experiment.ipynb #05347665
+# %% ../nbs/core/09_experiment.ipynb #e152d281
 _MAPS = ['total', 'head', 'medium', 'tail']
 
 def results_table(
@@ -317,4 +329,5 @@ def summarise(
     mean, std, n = groups[_MAPS].mean(), groups[_MAPS].std(), groups.size()
     text = mean.map('{:.1f}'.format)
     if n.max() > 1: text += ' ± ' + std.map('{:.1f}'.format)
+    text = text.where(mean.notna(), '-') # a group without a class
     return text.assign(seeds=n, seconds=groups['seconds'].mean().round().astype(int))

@@ -56,7 +56,7 @@ def get_protocol(
     if not Path(name).is_file(): raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)} or a YAML file, got {name!r}")
     return Protocol.from_yaml(name)
 
-# %% ../nbs/core/09a_tables.ipynb #f666c361
+# %% ../nbs/core/09a_tables.ipynb #99ecf542
 def _loss(p, name, **changes): return p.recipe.with_(**{'loss': name, 'loss_args': p.loss_args.get(name, {})} | changes)
 def _linear(p, name, **changes): return _loss(p, name, **{'model': 'erm', 'model_args': {}} | p.linear | changes)
 def _head(p, **args): return p.recipe.with_(model_args={**p.recipe.model_args, **args})
@@ -64,6 +64,7 @@ def _own(p, loss='asl', **args): return _loss(p, loss, model_args={**p.recipe.mo
 def _clip(p, model, **changes): return p.recipe.with_(**{'model': model, 'model_args': {}, 'semantics': p.sources['clip'], 'views': 1, 'frozen': False, 'loss': 'bce'} | changes) if p.tower else None
 def _words(p): return next((p.sources[k] for k in ('glove', 'words') if k in p.sources), None)
 def _probe(p): return None if p.recipe.frozen else _linear(p, 'asl', frozen=True, views=6, epochs=30)
+def _tuned(p, recipe, **changes): return p.recipe.frozen and recipe.with_(**{**p.tuned, **changes})
 OWN = dict(global_path=True, patch_dropout=0.3) # the kit's own variant, off by default
 
 ROWS = {
@@ -101,9 +102,12 @@ ROWS = {
     'patch-dropout': lambda p: _head(p, patch_dropout=OWN['patch_dropout']),
     'global-path': lambda p: _head(p, global_path=True),
     'own': lambda p: _head(p, **OWN),
-    'asl-tuned': lambda p: p.recipe.frozen and _linear(p, 'asl').with_(**p.tuned),
-    'cprfl-tuned': lambda p: p.recipe.frozen and p.recipe.with_(**p.tuned),
-    'own-tuned': lambda p: p.recipe.frozen and _head(p, **OWN).with_(**p.tuned)}
+    'asl-tuned': lambda p: _tuned(p, _linear(p, 'asl')),
+    'cprfl-tuned': lambda p: _tuned(p, p.recipe),
+    'own-tuned': lambda p: _tuned(p, _head(p, **OWN)),
+    'asl-untuned': lambda p: _tuned(p, _linear(p, 'asl'), tune=0),
+    'cprfl-untuned': lambda p: _tuned(p, p.recipe, tune=0),
+    'own-untuned': lambda p: _tuned(p, _head(p, **OWN), tune=0)}
 
 # %% ../nbs/core/09a_tables.ipynb #ac51d710
 def _value(r, name): return getattr(r if hasattr(r, name) else r.train, name)
@@ -133,7 +137,7 @@ def all_rows(
     rows |= {f'cprfl@{_slug(label)}': change(protocol.recipe) for label, change in SEARCH.items()}
     return {key: recipe.with_(name=key) for key, recipe in rows.items() if recipe}
 
-# %% ../nbs/core/09a_tables.ipynb #d4c40334
+# %% ../nbs/core/09a_tables.ipynb #195a9870
 @dataclass(frozen=True)
 class Table:
     "A choice of rows"
@@ -172,7 +176,8 @@ def all_tables(
         inputs=Table('Backbone and input size', tuple(r for label in protocol.inputs for r in ((f'asl@{_slug(label)}', f'ASL, {label}', ''), (f'cprfl@{_slug(label)}', f'CPRFL, {label}', '')))
                      + (('asl', 'ASL', ''), ('cprfl', 'CPRFL', ''))),
         tuned=Table('Frozen, or with a last stage that learns', (
-            ('asl', 'linear head, ASL, frozen', ''), ('asl-tuned', 'linear head, ASL', ''), ('cprfl', 'CPRFL, frozen', ''), ('cprfl-tuned', 'CPRFL', ''), ('own', "the kit's variant, frozen", ''), ('own-tuned', "the kit's variant", ''))),
+            ('asl-untuned', 'linear head, ASL, frozen', ''), ('asl-tuned', 'linear head, ASL, tuned', ''), ('cprfl-untuned', 'CPRFL, frozen', ''), ('cprfl-tuned', 'CPRFL, tuned', ''),
+            ('own-untuned', "the kit's variant, frozen", ''), ('own-tuned', "the kit's variant, tuned", ''))),
         search=Table('One setting at a time', (('cprfl', 'CPRFL as it is', ''),) + tuple((f'cprfl@{_slug(label)}', label, '') for label in SEARCH)))
 
 # %% ../nbs/core/09a_tables.ipynb #9b7f98fa

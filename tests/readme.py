@@ -19,8 +19,7 @@ def output_text(out):
 def cell_text(cell):
     "A cell as Markdown"
     if cell.cell_type == "markdown":
-        text = re.sub(r'!\[(.*?)\]\((.*?)\)\{fig-alt="(.*?)"\}', r"![\3](\2)\n\n*\1*", cell.source)  # a caption of Quarto's
-        return re.sub(r"\]\((core|tutorials|analysis|explanation|assets)/", r"](nbs/\1/", text)
+        return re.sub(r"\]\((core|tutorials|analysis|explanation|assets)/", r"](nbs/\1/", cell.source)
     lines = cell.source.splitlines()
     if any(line.startswith("#| hide") for line in lines):
         return ""

@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 from cprfl import cli
-from cprfl.experiment import RECIPES, Run, load_data
+from cprfl.experiment import RECIPES, Run, _read_splits
 from cprfl.train import EarlyStopping
 from PIL import Image
 from safetensors.torch import load_file
@@ -103,13 +103,13 @@ def test_train_evaluate_predict(shell, data, tmp_path, recipe):
     pictures = [data / "28.png", data / "30.png"]
     out = good(shell(cli.predict, tmp_path / "tiny", *pictures))
     assert all(str(p) in out for p in pictures)
-    rows = re.findall(r"^ +(\d+\.\d)%  (cat|dining table|dog)  \((head|medium|tail)\)$", out, re.M)
+    rows = re.findall(r"^ +([01]\.\d{3})  (cat|dining table|dog)  \((head|medium|tail)\)$", out, re.M)
     assert len(rows) == 6 and {r[1] for r in rows[:3]} == set(CLASSES)
     scores = [float(r[0]) for r in rows]
     assert scores[:3] == sorted(scores[:3], reverse=True)
     logits = run.predictions.set_index("path").loc["28.png"]
-    assert scores[0] == pytest.approx(100 / (1 + np.exp(-logits.max())), abs=1.5) and rows[0][1] == logits.astype(float).idxmax()
-    assert len(re.findall("%", good(shell(cli.predict, tmp_path / "tiny", pictures[0], "--k", 1)))) == 1
+    assert scores[0] == pytest.approx(1 / (1 + np.exp(-logits.max())), abs=0.015) and rows[0][1] == logits.astype(float).idxmax()
+    assert len(re.findall(r"\d\.\d{3}", good(shell(cli.predict, tmp_path / "tiny", pictures[0], "--k", 1)))) == 1
 
 
 def test_a_second_frozen_run_uses_the_cache(shell, data, tmp_path):
@@ -209,7 +209,7 @@ def test_mistakes_are_a_sentence_and_leave_nothing_behind(shell, data, tmp_path,
 
 
 def test_wrong_arguments_exit_with_usage(shell, tmp_path):
-    for args in (["--epochs", "many"], ["--nonsense"], ["--image-size"]): assert "usage: cprfl_train" in bad(shell(cli.train, *args, "--out", tmp_path))
+    for args in (["--epochs", "many"], ["--image-size"]): assert "usage: cprfl_train" in bad(shell(cli.train, *args, "--out", tmp_path))
     assert "usage: cprfl_predict" in bad(shell(cli.predict))
 
 
@@ -246,7 +246,7 @@ def test_resume_after_an_interruption_gives_the_same_run(shell, data, tmp_path, 
     monkeypatch.undo()
     run = tmp_path / "cut" / "tiny"
     assert len(pd.read_csv(run / "metrics.csv")) == 2 and not (run / "report.json").exists()
-    assert "holds a run already; resume it" in bad(shell(cli.train, *args, "--out", tmp_path / "cut"))
+    assert "holds a run already; go on with it (resume=True, or --resume)" in bad(shell(cli.train, *args, "--out", tmp_path / "cut"))
     config = (run / "config.json").read_text()
     assert "lr: " in bad(shell(cli.train, *args, "--out", tmp_path / "cut", "--resume", "--lr", 0.5)).replace("'", "") and (run / "config.json").read_text() == config
     good(shell(cli.train, *args, "--out", tmp_path / "cut", "--resume"))
@@ -268,9 +268,9 @@ def test_recipes_of_the_kit_can_be_resumed_and_reopened():
 def few_images(monkeypatch):
     "Shapes-LT with 64 images to train and 40 to test"
     def few(recipe):
-        train, test = load_data(recipe)
+        train, test = _read_splits(recipe)
         return train.subset(range(64)), test.subset(range(40))
-    monkeypatch.setattr(cprfl.experiment, "load_data", few)
+    monkeypatch.setattr(cprfl.experiment, "_read_splits", few)
 
 
 def test_demo_compares_four_methods_and_is_not_done_twice(shell, few_images, tmp_path, monkeypatch):
@@ -285,3 +285,35 @@ def test_demo_compares_four_methods_and_is_not_done_twice(shell, few_images, tmp
 @pytest.mark.skip(reason="trains four models on all of Shapes-LT, which takes minutes; `make demo` does it, and the test above checks the same path on few images")
 def test_demo_on_the_whole_benchmark(shell, tmp_path):
     assert "mAP in percent" in good(shell(cli.demo, "--epochs", 1, "--workers", 1, "--out", tmp_path))
+
+
+# ---- slips of a newcomer
+
+@pytest.mark.parametrize("slip, answer", [
+    (["--bacth-size", "8"], "unknown argument --bacth-size; did you mean --batch-size?"), (["--epoch", "3"], "unknown argument --epoch; did you mean --epochs?"), (["mine.csv"], "unknown argument mine.csv")])
+def test_a_mistyped_option_is_answered_with_its_neighbour(shell, slip, answer):
+    assert answer in bad(shell(cli.train, *slip))
+
+
+def test_a_table_without_labels(shell, data, tmp_path):
+    (tmp_path / "t.csv").write_text("image,tags\n00.png,cat\n")
+    said = bad(shell(cli.train, "--list", tmp_path / "t.csv", "--root", data, "--out", tmp_path))
+    assert "no column labels" in said and "the columns are image, tags" in said and len(said.splitlines()) < 5
+
+
+def test_a_folder_without_class_folders(shell, data, tmp_path):
+    (tmp_path / "labels.csv").write_text("image,labels\n00.png,cat\n")
+    said = bad(shell(cli.train, "--list", tmp_path, "--out", tmp_path / "runs"))
+    assert "no folder of a class in it" in said and "did you mean" in said and "labels.csv" in said
+
+
+def test_a_class_that_training_does_not_know(shell, data, tmp_path):
+    for name, label in (("train", "cat"), ("test", "cta")): (tmp_path / f"{name}.csv").write_text(f"image,labels\n00.png,cat\n01.png,{label}\n")
+    said = bad(shell(cli.train, "--list", tmp_path / "train.csv", "--test-list", tmp_path / "test.csv", "--root", data, "--out", tmp_path))
+    assert re.search(r"test\.csv.*3.*cta", said)
+
+
+def test_images_that_are_tested_on_what_was_trained_on(shell, data, tmp_path):
+    with pytest.warns(UserWarning, match="28 of the 28 test images are training images"):
+        out = good(shell(cli.train, "--recipe", "shapes-cprfl", "--backbone", "test_resnet", *TINY, "--list", data / "train.txt", "--test-list", data / "train.txt", "--out", tmp_path))
+    assert "training: LongTailDataset: 28 images" in out and "testing:  LongTailDataset: 28 images" in out

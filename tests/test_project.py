@@ -128,3 +128,11 @@ def test_assets_are_packaged():
     from importlib.resources import files
     assert project()["tool"]["setuptools"]["package-data"] == {"cprfl.assets": ["*.safetensors", "*.csv"]}
     for name in ("shapes_clip.safetensors", "paper.csv"): assert (files("cprfl") / "assets" / name).is_file()
+
+
+def test_a_folder_of_the_same_name_does_not_hide_the_package(tmp_path):
+    "A script beside the clone is started in a folder that has a `cprfl/`"
+    (tmp_path / "cprfl").mkdir()
+    code = "import cprfl; from cprfl.semantics import category_semantics; print(cprfl.__version__, category_semantics(['red ring'], 'shapes').shape)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "[1, 128]" in done.stdout, done.stderr

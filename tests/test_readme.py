@@ -31,7 +31,7 @@ def test_options_in_the_readme_exist():
     for command in re.findall(r"(cprfl_\w+ (?:[^\n`]|\\\n)*)", TEXT):
         words = command.replace("\\\n", " ").split()
         help_text = subprocess.run([Path(sys.executable).parent / words[0], "--help"], capture_output=True, text=True).stdout
-        unknown = [w for w in words if w.startswith("--") and w.replace("-", "_").replace("__", "--", 1) not in help_text]
+        unknown = [w for w in words if w.startswith("--") and w not in help_text]
         assert help_text and not unknown, f"{words[0]}: {unknown}"
 
 

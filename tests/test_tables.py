@@ -29,13 +29,13 @@ def test_every_row_of_every_table_is_a_recipe():
     p = get_protocol("shapes")
     rows, tables = all_rows(p), all_tables(p)
     assert {"methods", "losses", "components", "semantics", "ablations", "own", "inputs", "tuned", "search"} == set(tables)
-    only_frozen = {"asl-tuned", "cprfl-tuned", "own-tuned", "cprfl@one-view"}
+    only_frozen = {f"{k}-{t}" for k in ("asl", "cprfl", "own") for t in ("tuned", "untuned")} | {"cprfl@one-view"}
     for t in tables.values():
         for key, label, _ in t.rows:
             assert label and (key in only_frozen or isinstance(rows[key], Recipe) and rows[key].name == key)
     assert not only_frozen & set(rows)
     frozen = all_rows(Protocol("x", get_recipe("frozen-cprfl"), sources={"clip": "file:w.npy"}, tower=False))
-    assert only_frozen <= set(frozen) and frozen["own-tuned"].tune == 1 and frozen["own-tuned"].model_args["global_path"]
+    assert only_frozen <= set(frozen) and (frozen["own-tuned"].tune, frozen["own-untuned"].tune) == (1, 0) and frozen["own-tuned"].model_args["global_path"]
 
 
 def test_the_search_changes_one_setting_at_a_time():
