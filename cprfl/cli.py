@@ -103,7 +103,7 @@ def prepare(
     print(prepare_benchmark(name, root, lists=lists or None, images=images or None, workers=workers, offline=offline))
     print(f'train on it with: cprfl_train --recipe {name} --root {root}')
 
-# %% ../nbs/core/14_cli.ipynb #f33273ea
+# %% ../nbs/core/14_cli.ipynb #a661ab24
 _HEAD = ('d', 'heads', 'head_dim', 'ffn_dim', 'depth', 'dropout')
 
 @console
@@ -170,9 +170,9 @@ def _show(run):
     from cprfl.experiment import results_table, summarise
     if (run.folder / 'report.json').exists(): print('\nmAP in percent\n', summarise(results_table([run])).to_string(), sep='')
     elif (run.folder / 'metrics.csv').exists(): print('\nno test images were given; the last epoch:\n', run.metrics.tail(1).to_string(index=False), sep='')
-    print(f'\nrun: {run.folder}')
+    print(f'\nrun: {run.folder}\nnext: cprfl_predict {run.folder} IMAGE')
 
-# %% ../nbs/core/14_cli.ipynb #39bde16f
+# %% ../nbs/core/14_cli.ipynb #e57b503c
 @console
 def evaluate(
     run:str, # a run's folder
@@ -191,7 +191,7 @@ def evaluate(
     if test.classes != run.classes: raise ValueError(f'these images have other classes ({test.classes[:3]}...) than the run ({run.classes[:3]}...)')
     test.groups = run.groups
     print(format_report(score(run.model(), test, batch_size=batch_size, progress=True)))
-    print(f'\nrun: {run.folder}')
+    print(f'\nrun: {run.folder}\nnext: cprfl_predict {run.folder} IMAGE')
 
 @console
 def predict(
