@@ -81,7 +81,7 @@ class Backbone(nn.Module):
         "Features as patches [B, v, D]"
         return to_patches(self(images))
 
-# %% ../nbs/core/03a_backbones.ipynb #51ce1d28
+# %% ../nbs/core/03a_backbones.ipynb #d4cc7e85
 class _TimmFeatures(nn.Module):
     "forward_features of a timm model, without class and register tokens"
     def __init__(self, net): super().__init__(); self.net, self.prefix = net, getattr(net, 'num_prefix_tokens', 0)
@@ -99,7 +99,7 @@ def _timm_backbone(name, pretrained, weights, normalize, **kw):
     except Exception as e:
         if not pretrained or isinstance(e, (TypeError, ValueError)): raise
         raise RuntimeError(f"backbone {name!r}: its weights are not on this machine, and could not be fetched ({type(e).__name__}). With a network they are downloaded once; without one, give a file (weights=FILE, or --weights FILE), "
-                           "or take the small backbone in the package (--backbone shapes), which knows drawings only") from e
+                           "or try the way with the small networks in the package, which know drawings only (--backbone shapes --semantics words --semantics-norm 12)") from e
     if weights: _load_weights(net, weights)
     cfg = net.pretrained_cfg if pretrained else {}
     cam = getattr(net, 'layer4', None) or getattr(net, 'blocks', None)

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['GOES_ON', 'DEMO', 'console', 'demo', 'prepare', 'train', 'evaluate', 'predict', 'table', 'bench']
 
-# %% ../nbs/core/14_cli.ipynb #ef563976
+# %% ../nbs/core/14_cli.ipynb #f1164bc8
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
+from shutil import which
 import re, sys
 from fastcore.script import Param, anno_parser, store_true
 
@@ -53,19 +54,19 @@ def console(
             raise SystemExit(130) from None
     return command
 
-# %% ../nbs/core/14_cli.ipynb #585fa7bb
+# %% ../nbs/core/14_cli.ipynb #9d272412
 DEMO = ('shapes-clip', 'shapes-erm', 'shapes-cprfl-random', 'shapes-cprfl')
-_DEMO_ROWS = {'shapes-clip': 'zero-shot CLIP', 'shapes-erm': 'ResNet, linear head', 'shapes-cprfl-random': 'CPRFL, random prompts', 'shapes-cprfl': "CPRFL, the paper's"}
+_DEMO_ROWS = {'shapes-clip': 'zero-shot CLIP', 'shapes-erm': 'ResNet, linear head', 'shapes-cprfl-random': 'CPRFL, random prompts', 'shapes-cprfl': 'CPRFL'}
 _DEMO_TEXT = """
 Shapes-LT: mAP in percent on 1,000 test images{seeds}
 
 {table}
 
-head: categories with 100 training images or more; tail: fewer than 20. The two CPRFL differ in what prompts start from: random vectors, or CLIP's embeddings of the names.
+head: categories with 100 training images or more; tail: fewer than 20. CPRFL is the paper's method; with random prompts it does not know what the names mean.
 
 runs, and this table as demo.csv: {out}
 next: make lab, and there tutorials/first_training.ipynb
-      cprfl_predict {out}/shapes-cprfl-s0 IMAGE
+      {predict} {out}/shapes-cprfl-s0 IMAGE
 """
 
 @console
@@ -86,7 +87,7 @@ def demo(
     runs = [Run(Path(out) / r.name) for r in recipes]
     table = results_table(runs)
     table.to_csv(Path(out) / 'demo.csv')
-    print(_DEMO_TEXT.format(table=summarise(table).drop(columns=['seeds', 'seconds']).rename(_DEMO_ROWS).to_string(), seeds=f' and {seeds} seeds' * (seeds > 1), out=out))
+    print(_DEMO_TEXT.format(table=summarise(table).drop(columns=['seeds', 'seconds']).rename(_DEMO_ROWS).to_string(), seeds=f' and {seeds} seeds' * (seeds > 1), out=out, predict='cprfl_predict' if which('cprfl_predict') else Path(sys.argv[0]).with_name('cprfl_predict')))
 
 # %% ../nbs/core/14_cli.ipynb #8bb31951
 @console
@@ -103,7 +104,7 @@ def prepare(
     print(prepare_benchmark(name, root, lists=lists or None, images=images or None, workers=workers, offline=offline))
     print(f'train on it with: cprfl_train --recipe {name} --root {root}')
 
-# %% ../nbs/core/14_cli.ipynb #a661ab24
+# %% ../nbs/core/14_cli.ipynb #6fc63d9a
 _HEAD = ('d', 'heads', 'head_dim', 'ffn_dim', 'depth', 'dropout')
 
 @console
@@ -111,7 +112,7 @@ def train(
     recipe:str=None, # start from this recipe (shapes-cprfl, with --list frozen-cprfl); `--recipe list` shows them all
     list:str=None, # your training images: list file, .csv, COCO .json, or a folder of class folders
     test_list:str=None, # the same for testing
-    held_out:float=None, # share of the training images that stands in for the test set, to choose settings on
+    held_out:float=None, # share of the training images to test on; a test set of its own is then left untouched, which is how to choose settings
     classes:str=None, # file of class names, for list files; classes.txt beside the list when left out
     root:str=None, # folder of the images, or of the prepared benchmark
     skip_bad:store_true=False, # leave bad rows out (they are recorded) instead of stopping
@@ -170,9 +171,12 @@ def _show(run):
     from cprfl.experiment import results_table, summarise
     if (run.folder / 'report.json').exists(): print('\nmAP in percent\n', summarise(results_table([run])).to_string(), sep='')
     elif (run.folder / 'metrics.csv').exists(): print('\nno test images were given; the last epoch:\n', run.metrics.tail(1).to_string(index=False), sep='')
+    if run.recipe.train.select == 'valid' and run.recipe.model != 'clip':
+        best = run.metrics.set_index('epoch')['total']
+        print(f'\nkept: epoch {best.idxmax()} of {len(best)}, which is best on the validation images ({100 * best.max():.1f}); --select last keeps the last one')
     print(f'\nrun: {run.folder}\nnext: cprfl_predict {run.folder} IMAGE')
 
-# %% ../nbs/core/14_cli.ipynb #e57b503c
+# %% ../nbs/core/14_cli.ipynb #a080b5e3
 @console
 def evaluate(
     run:str, # a run's folder
@@ -191,6 +195,9 @@ def evaluate(
     if test.classes != run.classes: raise ValueError(f'these images have other classes ({test.classes[:3]}...) than the run ({run.classes[:3]}...)')
     test.groups = run.groups
     print(format_report(score(run.model(), test, batch_size=batch_size, progress=True)))
+    if run.recipe.train.select == 'valid' and run.recipe.model != 'clip':
+        best = run.metrics.set_index('epoch')['total']
+        print(f'\nkept: epoch {best.idxmax()} of {len(best)}, which is best on the validation images ({100 * best.max():.1f}); --select last keeps the last one')
     print(f'\nrun: {run.folder}\nnext: cprfl_predict {run.folder} IMAGE')
 
 @console
@@ -213,8 +220,9 @@ def predict(
         print(file)
         for score, i in zip(*(t.tolist() for t in scores.topk(min(k, len(scores))))): print(f'  {score:7.3f}  {run.classes[i]}  ({group[i]})')
 
-# %% ../nbs/core/14_cli.ipynb #e69c9409
-def _list_tables(tables, rows):
+# %% ../nbs/core/14_cli.ipynb #c25cdaba
+def _list_tables(protocol, tables, rows):
+    print(f'protocol: {protocol.title}, {protocol.recipe.train.epochs} epochs of {protocol.recipe.backbone}; another one: --protocol FILE\n')
     for name, t in tables.items():
         print(f'{name}: {t.title}' + (f" (the paper's {t.where})" if t.where else ''))
         for key, label, _ in t.rows: print(f"  {key:22} {label}{'' if key in rows else '   [not with this protocol]'}")
@@ -242,7 +250,7 @@ def table(
     if unknown: raise ValueError(f"tables: expected some of {', '.join(chosen)}, got {', '.join(unknown)}")
     if 'search' in wanted and not (held_out or list): raise ValueError("tables: `search` chooses settings, and the test set is not for that; add --held-out 0.3")
     chosen = {t: chosen[t] for t in wanted}
-    if list: return _list_tables(chosen, rows)
+    if list: return _list_tables(p, chosen, rows)
     out = Path(out or f'runs/{"search" if held_out else "table"}-{Path(protocol).stem}')
     keys = dict.fromkeys(key for t in chosen.values() for key, _, _ in t.rows if key in rows)
     failed = {} if no_run else run_many([r for key in keys for r in seeded(rows[key], seeds)], out, workers, cache)

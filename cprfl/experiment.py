@@ -6,7 +6,7 @@
 __all__ = ['MODELS', 'RECIPES', 'Recipe', 'get_recipe', 'load_data', 'build_model', 'run_recipe', 'is_main', 'run_or_open', 'Run',
            'results_table', 'summarise']
 
-# %% ../nbs/core/09_experiment.ipynb #c48dbaa9
+# %% ../nbs/core/09_experiment.ipynb #cbbb49a6
 from dataclasses import dataclass, field, asdict, replace
 from pathlib import Path
 import json, os, re, time
@@ -16,7 +16,7 @@ from .backbones import TunedBackbone, build_backbone
 from .baselines import ERM, LearnedContext, MLGCN, ZeroShotCLIP
 from .data import from_coco, from_csv, from_folder, from_list, load_benchmark, resize
 from .features import cache_features
-from .longtail import stratified_split
+from .longtail import frequency_groups, stratified_split
 from .metrics import multilabel_report
 from .model import CPRFL
 from .semantics import TEMPLATE, category_semantics, load_clip
@@ -82,7 +82,7 @@ class Recipe:
         try: return base.with_(**settings)
         except (TypeError, ValueError) as e: raise ValueError(f"{file}: {e}") from e
 
-# %% ../nbs/core/09_experiment.ipynb #43010651
+# %% ../nbs/core/09_experiment.ipynb #4183ad40
 _SHAPES = Recipe(purity=200, backbone='shapes', backbone_args=dict(stage=3), image_size=96,
                  train=TrainConfig(epochs=30, lr=1e-3, backbone_lr=0.3, weight_decay=0.01, ema=0.99, precision='bf16', augment='shapes', select='last'))
 _SMALL_HEAD = dict(d=256, heads=4, head_dim=64, ffn_dim=256, dropout=0.)
@@ -99,6 +99,7 @@ RECIPES = {r.name: r for r in (
     _PAPER.with_(name='voc-lt', about="the paper's CPRFL on VOC-LT; one GPU", benchmark='voc-lt'),
     _PAPER.with_(name='coco-lt', about="the paper's CPRFL on COCO-LT; one GPU", benchmark='coco-lt', lr=1e-5),
     _FROZEN.with_(name='frozen-cprfl', about='CPRFL on cached features of your own images; a laptop', model_args=dict(d=512, heads=8, head_dim=64, ffn_dim=512)),
+    _FROZEN.with_(name='frozen-own', about="the same with the kit's own variant: a global path beside the VSI, and patch dropout", model_args=dict(d=512, heads=8, head_dim=64, ffn_dim=512, global_path=True, patch_dropout=0.3)),
     _FROZEN.with_(name='frozen-erm', about='a linear head on cached features: the linear probe', model='erm', lr=1e-3, epochs=30))}
 
 def get_recipe(name:str) -> Recipe: # a copy
@@ -106,7 +107,7 @@ def get_recipe(name:str) -> Recipe: # a copy
     if name not in RECIPES: raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}")
     return replace(RECIPES[name])
 
-# %% ../nbs/core/09_experiment.ipynb #ad80fd17
+# %% ../nbs/core/09_experiment.ipynb #04b1fb30
 def _read(recipe, file, like=None):
     kw = dict(skip_bad=recipe.skip_bad, transform=resize(recipe.image_size) if recipe.image_size else None)
     if like is not None: kw['groups'] = like.groups
@@ -129,18 +130,21 @@ def _read_splits(recipe):
         raise ValueError(f"the test set has other classes than the training set; only in training: {only(train, test)}; only in the test set: {only(test, train)}")
     return train, test
 
-def _say(train, test):
+def _say(recipe, train, test):
     "What was read, and whether it was read twice"
     import warnings
-    print(f"training: {train}" + (f"\ntesting:  {test}" if test is not None else ''))
+    print(f"training: {train}" + (f"; {recipe.train.valid_fraction:.0%} of them choose the epoch" if recipe.train.select == 'valid' and recipe.model != 'clip' else ''))
+    if test is not None: print(f"{'held out:' if recipe.held_out else 'testing: '} {test}")
     files = lambda data: {str(Path(getattr(data, 'root', None) or '') / p) for p in data.paths}
     if test is not None and (both := files(train) & files(test)):
         warnings.warn(f"{len(both)} of the {len(test)} test images are training images, too: what is measured on them is memory")
 
 def _hold_out(recipe, train, test):
     if not recipe.held_out: return train, test
-    kept, held = stratified_split(train.targets, recipe.held_out, recipe.data_seed)
-    return train.subset(kept), train.subset(held)
+    parts = [train.subset(part) for part in stratified_split(train.targets, recipe.held_out, recipe.data_seed)]
+    if not recipe.benchmark and not recipe.test_file: # then these parts are the whole story, and their groups are those of what is trained on
+        for part in parts: part.groups = frequency_groups(parts[0].class_counts)
+    return tuple(parts)
 
 def load_data(recipe:Recipe) -> tuple: # training set, test set or None
     "Both splits, or with `held_out` two parts of the training set; the second has the training set's groups"
@@ -164,7 +168,7 @@ def build_model(
     if semantics is None: semantics = category_semantics(classes, recipe.semantics, recipe.template, recipe.semantics_norm, recipe.train.seed)
     return MLGCN(backbone, semantics, targets, **recipe.model_args) if recipe.model == 'mlgcn' else CPRFL(backbone, semantics, **recipe.model_args)
 
-# %% ../nbs/core/09_experiment.ipynb #650bd343
+# %% ../nbs/core/09_experiment.ipynb #802f4e38
 def _describe(recipe, train):
     from cprfl import __version__
     return dict(recipe=asdict(recipe), classes=train.classes, groups={k: [int(i) for i in v] for k, v in train.groups.items()},
@@ -199,7 +203,7 @@ def run_recipe(
     if (path / 'report.json').exists() or any(path.glob('state/*.pt')): _check_resumable(path, recipe, resume)
     splits = _read_splits(recipe)
     train, test = _hold_out(recipe, *splits)
-    if progress and is_main(): _say(train, test)
+    if progress and is_main(): _say(recipe, train, test)
     model = build_model(recipe, train.classes, targets=train.targets)
     if is_main(): _start_folder(path, recipe, train, test)
     if recipe.frozen: train, test = _hold_out(recipe, *_as_features(recipe, model, *splits, cache or Path(folder) / 'cache', progress)) # of all images, so that every share finds them
@@ -235,7 +239,8 @@ def _check_resumable(path, recipe, resume):
     if not resume: raise FileExistsError(f"{path} holds a run already; go on with it (resume=True, or --resume), choose another name (--name), or remove it")
     then, now = asdict(Run(path).recipe), _plain_types(recipe)
     for k in SAFE: then['train'].pop(k, None), now['train'].pop(k, None)
-    changed = [f'{k}: {then[k]!r} then, {now[k]!r} now' for k in now if now[k] != then[k]]
+    then, now = (r | r.pop('train') for r in (then, now))
+    changed = [f'{k}: {then.get(k)!r} then, {v!r} now' for k, v in now.items() if v != then.get(k)]
     if changed: raise ValueError(f"{path} was started with other settings; resume with the same, or choose another name:\n  " + '\n  '.join(changed))
 
 def _start_folder(path, recipe, train, test):

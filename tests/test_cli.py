@@ -83,7 +83,7 @@ def bad(result, code=2):
 @pytest.mark.parametrize("recipe", [tuned, frozen], ids=["fine-tuned", "frozen"])
 def test_train_evaluate_predict(shell, data, tmp_path, recipe):
     out = good(shell(cli.train, *recipe(data), "--name", "tiny", "--out", tmp_path))
-    assert "mAP in percent" in out and "total" in out and out.rstrip().endswith(f"run: {tmp_path / 'tiny'}")
+    assert "mAP in percent" in out and "total" in out and f"\nrun: {tmp_path / 'tiny'}\nnext: cprfl_predict" in out
     files = {p.relative_to(tmp_path / "tiny").as_posix() for p in (tmp_path / "tiny").rglob("*") if p.is_file()}
     last = {"last.safetensors"} if recipe is tuned else {"last.safetensors", "best.safetensors"}
     assert files >= {"config.json", "train_config.json", "metrics.csv", "prompts.safetensors", "report.json", "predictions.parquet", "state/epoch_0001.pt"} | last
