@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'RECIPES', 'Recipe', 'get_recipe', 'load_data', 'build_model', 'run_recipe', 'is_main', 'run_or_open', 'Run',
-           'results_table', 'summarise']
+           'results_table', 'summarise', 'ensemble_report']
 
 # %% ../nbs/core/09_experiment.ipynb #cbbb49a6
 from dataclasses import dataclass, field, asdict, replace
@@ -336,3 +336,15 @@ def summarise(
     if n.max() > 1: text += ' ± ' + std.map('{:.1f}'.format)
     text = text.where(mean.notna(), '-') # a group without a class
     return text.assign(seeds=n, seconds=groups['seconds'].mean().round().astype(int))
+
+# %% ../nbs/core/09_experiment.ipynb #ea86f3a7
+def ensemble_report(
+    runs, # of `Run`, tested on the same images
+    dataset # these images, with their labels
+) -> dict: # see `multilabel_report`
+    "The report of the mean of several runs' logits"
+    logits = []
+    for run in runs:
+        if run.predictions['path'].tolist() != list(map(str, dataset.paths)): raise ValueError(f"{run.folder} was tested on other images than the dataset's")
+        logits.append(torch.from_numpy(run.predictions[dataset.classes].to_numpy()).float())
+    return multilabel_report(sum(logits) / len(logits), torch.from_numpy(dataset.targets), dataset.groups)

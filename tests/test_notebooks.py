@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts and "_proc" not in p.parts)
 NAMES = [str(p.relative_to(ROOT / "nbs")) for p in NOTEBOOKS]
-READ_FILES = {"analysis/losses.ipynb", "analysis/components.ipynb", "analysis/semantics.ipynb"} # the other analyses need the runs of `make demo`
+READ_FILES = {"analysis/losses.ipynb", "analysis/components.ipynb", "analysis/semantics.ipynb", "analysis/ablations.ipynb"} # the other analyses need the runs of `make demo`
 RUN = [n for n in NAMES if not n.startswith("analysis/") or n in READ_FILES]
 
 
