@@ -176,7 +176,7 @@ def _show(run):
         print(f'\nkept: epoch {best.idxmax()} of {len(best)}, which is best on the validation images ({100 * best.max():.1f}); --select last keeps the last one')
     print(f'\nrun: {run.folder}\nnext: cprfl_predict {run.folder} IMAGE')
 
-# %% ../nbs/core/14_cli.ipynb #a080b5e3
+# %% ../nbs/core/14_cli.ipynb #39bde16f
 @console
 def evaluate(
     run:str, # a run's folder
@@ -195,10 +195,7 @@ def evaluate(
     if test.classes != run.classes: raise ValueError(f'these images have other classes ({test.classes[:3]}...) than the run ({run.classes[:3]}...)')
     test.groups = run.groups
     print(format_report(score(run.model(), test, batch_size=batch_size, progress=True)))
-    if run.recipe.train.select == 'valid' and run.recipe.model != 'clip':
-        best = run.metrics.set_index('epoch')['total']
-        print(f'\nkept: epoch {best.idxmax()} of {len(best)}, which is best on the validation images ({100 * best.max():.1f}); --select last keeps the last one')
-    print(f'\nrun: {run.folder}\nnext: cprfl_predict {run.folder} IMAGE')
+    print(f'\nrun: {run.folder}')
 
 @console
 def predict(
