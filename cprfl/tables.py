@@ -322,8 +322,8 @@ def caption(
     r = results.iloc[0]
     return f"{table.title} on {title}: {r['train']:,} training and {r['test']:,} test images, {r['classes']} classes; mAP in percent, mean ± standard deviation over seeds"
 
-# %% ../nbs/core/09a_tables.ipynb #99a43660
-FORMATS = dict(text=lambda t: t.to_string(), csv=lambda t: t.to_csv(), markdown=lambda t: t.to_markdown(), latex=lambda t: t.to_latex(escape=True))
+# %% ../nbs/core/09a_tables.ipynb #43572dd5
+FORMATS = dict(text=lambda t: t.to_string(), csv=lambda t: t.to_csv(), markdown=lambda t: t.to_markdown(disable_numparse=True), latex=lambda t: t.to_latex(escape=True))
 
 def format_table(
     table, # pandas
