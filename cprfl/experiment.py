@@ -170,7 +170,7 @@ def build_model(
     if semantics is None: semantics = category_semantics(classes, recipe.semantics, recipe.template, recipe.semantics_norm, recipe.train.seed)
     return MLGCN(backbone, semantics, targets, **recipe.model_args) if recipe.model == 'mlgcn' else CPRFL(backbone, semantics, **recipe.model_args)
 
-# %% ../nbs/core/09_experiment.ipynb #802f4e38
+# %% ../nbs/core/09_experiment.ipynb #06a41533
 def _describe(recipe, train):
     from cprfl import __version__
     return dict(recipe=asdict(recipe), classes=train.classes, groups={k: [int(i) for i in v] for k, v in train.groups.items()},
@@ -239,9 +239,8 @@ def _plain_types(recipe): return json.loads(json.dumps(asdict(recipe))) # as the
 
 def _check_resumable(path, recipe, resume):
     if not resume: raise FileExistsError(f"{path} holds a run already; go on with it (resume=True, or --resume), choose another name (--name), or remove it")
-    then, now = asdict(Run(path).recipe), _plain_types(recipe)
-    for k in SAFE: then['train'].pop(k, None), now['train'].pop(k, None)
-    then, now = (r | r.pop('train') for r in (then, now))
+    def flat(r): return {k: v for k, v in {**r, **r['train']}.items() if k != 'train' and k not in SAFE}
+    then, now = flat(asdict(Run(path).recipe)), flat(_plain_types(recipe))
     changed = [f'{k}: {then.get(k)!r} then, {v!r} now' for k, v in now.items() if v != then.get(k)]
     if changed: raise ValueError(f"{path} was started with other settings; resume with the same, or choose another name:\n  " + '\n  '.join(changed))
 
