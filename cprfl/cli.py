@@ -104,7 +104,7 @@ def prepare(
     print(prepare_benchmark(name, root, lists=lists or None, images=images or None, workers=workers, offline=offline))
     print(f'train on it with: cprfl_train --recipe {name} --root {root}')
 
-# %% ../nbs/core/14_cli.ipynb #6fc63d9a
+# %% ../nbs/core/14_cli.ipynb #866147f0
 _HEAD = ('d', 'heads', 'head_dim', 'ffn_dim', 'depth', 'dropout')
 
 @console
@@ -122,6 +122,7 @@ def train(
     weights:str=None, # file of backbone weights
     frozen:store_true=False, # keep the backbone fixed and cache its features
     tune:int=None, # last stages of a frozen ResNet that learn all the same
+    cache_images:store_true=False, # decode the images once and keep their bytes, where the backbone learns
     views:int=None, # cached views of each training image
     semantics:str=None, # clip:ARCH/TAG, file:PATH, glove:PATH, words, shapes, random; the last three need no download
     semantics_norm:float=None, # rescale the semantics to this mean length
@@ -145,6 +146,7 @@ def train(
     valid_fraction:float=None, # share of the training images held out for selection
     patience:int=None, # stop after so many epochs without progress
     num_workers:int=None, # processes that decode images
+    compile:str=None, # compile the step with torch.compile: default, reduce-overhead or max-autotune
     save_steps:int=None, # keep a state every so many steps, besides those of each epoch
     device:str=None, # auto, cpu or cuda
     seed:int=None, # of everything random
@@ -256,10 +258,10 @@ def table(
     print(f'\nruns and tables: {out}')
     if failed: raise RuntimeError(f"{len(failed)} of the runs failed; the same command tries them again")
 
-# %% ../nbs/core/14_cli.ipynb #febba3c9
+# %% ../nbs/core/14_cli.ipynb #f72796dd
 @console
 def bench(
-    what:str, # train, levers, eval, metrics, classes, data; several separated by commas
+    what:str, # train, levers, head (the levers without a backbone), eval, metrics, classes, data; several separated by commas
     out:str='', # folder for a CSV of each table; nothing is written when left out
     backbone:str='resnet50', # with random weights, which are as fast as trained ones
     size:int=224, # input size, pixels

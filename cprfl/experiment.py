@@ -6,7 +6,7 @@
 __all__ = ['MODELS', 'OWN', 'RECIPES', 'Recipe', 'get_recipe', 'load_data', 'build_model', 'run_recipe', 'is_main', 'run_or_open',
            'Run', 'results_table', 'summarise', 'ensemble_report']
 
-# %% ../nbs/core/09_experiment.ipynb #cbbb49a6
+# %% ../nbs/core/09_experiment.ipynb #3dc3b1bb
 from dataclasses import dataclass, field, asdict, replace
 from pathlib import Path
 import json, os, re, time
@@ -15,14 +15,14 @@ import torch
 from .backbones import TunedBackbone, build_backbone
 from .baselines import ERM, LearnedContext, MLGCN, ZeroShotCLIP
 from .data import from_coco, from_csv, from_folder, from_list, load_benchmark, resize
-from .features import cache_features
+from .features import cache_features, cache_images
 from .longtail import frequency_groups, stratified_split
 from .metrics import multilabel_report
 from .model import CPRFL
 from .semantics import TEMPLATE, category_semantics, load_clip
 from .train import SAFE, TrainConfig, Trainer, predict, saved_states, write_atomic
 
-# %% ../nbs/core/09_experiment.ipynb #e04cc368
+# %% ../nbs/core/09_experiment.ipynb #de68d862
 MODELS = ('cprfl', 'erm', 'mlgcn', 'coop', 'clip')
 
 @dataclass
@@ -48,6 +48,7 @@ class Recipe:
     normalize:bool = True # normalise images as the weights expect
     frozen:bool = False # keep the backbone as it is, and cache its features
     tune:int = 0 # last stages of a frozen ResNet that learn all the same, see `TunedBackbone`
+    cache_images:bool = False # decode the images once and keep their bytes, see `cache_images`: for backbones that learn
     views:int = 1 # cached views per training image, see `cache_features`
     semantics:str = 'shapes' # see `category_semantics`
     template:str = TEMPLATE # of the sentences
@@ -62,6 +63,7 @@ class Recipe:
         if self.image_size is None and self.benchmark != 'shapes-lt': raise ValueError("image_size: real images differ in size; give the edge to squash them to, such as 224")
         if self.tune and not self.frozen: raise ValueError(f"tune: {self.tune} learning stages of a frozen backbone need frozen=True; without it all stages learn")
         if not 0 <= self.held_out < 1: raise ValueError(f"held_out: expected a share of the training images in [0, 1), got {self.held_out}")
+        if self.cache_images and self.frozen: raise ValueError("cache_images: a frozen backbone has its features cached, so that images are decoded once anyway; leave one of the two out")
         if self.views > 1 and not self.frozen: raise ValueError(f"views: {self.views} cached views need frozen=True")
 
     def with_(self, **changes): # of the recipe, or of its `train` settings
@@ -170,7 +172,7 @@ def build_model(
     if semantics is None: semantics = category_semantics(classes, recipe.semantics, recipe.template, recipe.semantics_norm, recipe.train.seed)
     return MLGCN(backbone, semantics, targets, **recipe.model_args) if recipe.model == 'mlgcn' else CPRFL(backbone, semantics, **recipe.model_args)
 
-# %% ../nbs/core/09_experiment.ipynb #06a41533
+# %% ../nbs/core/09_experiment.ipynb #86b78053
 def _describe(recipe, train):
     from cprfl import __version__
     return dict(recipe=asdict(recipe), classes=train.classes, groups={k: [int(i) for i in v] for k, v in train.groups.items()},
@@ -192,11 +194,15 @@ def _as_features(recipe, model, train, test, cache, progress):
     model.backbone.to('cpu')
     return out
 
+def _as_pixels(recipe, train, test, cache, progress):
+    kw = dict(folder=cache, size=recipe.image_size, progress=progress)
+    return cache_images(train, **kw), None if recipe.held_out else test and cache_images(test, **kw)
+
 def run_recipe(
     recipe:Recipe, # what to run
     folder:str|Path='runs', # the run's folder is made below it, by the recipe's name
     resume:bool=False, # go on where a run was cut off
-    cache:str|Path|None=None, # folder of cached features; `<folder>/cache` when left out
+    cache:str|Path|None=None, # folder of cached features and images; `<folder>/cache` when left out
     callbacks=(), # for the trainer
     progress:bool=True # show bars
 ):
@@ -208,7 +214,9 @@ def run_recipe(
     if progress and is_main(): _say(recipe, train, test)
     model = build_model(recipe, train.classes, targets=train.targets)
     if is_main(): _start_folder(path, recipe, train, test)
-    if recipe.frozen: train, test = _hold_out(recipe, *_as_features(recipe, model, *splits, cache or Path(folder) / 'cache', progress)) # of all images, so that every share finds them
+    cache = cache or Path(folder) / 'cache' # of all images, so that every share that is held out finds them
+    if recipe.frozen: train, test = _hold_out(recipe, *_as_features(recipe, model, *splits, cache, progress))
+    if recipe.cache_images: train, test = _hold_out(recipe, *_as_pixels(recipe, *splits, cache, progress))
     accelerator = None
     if recipe.model != 'clip':
         callbacks = [*callbacks, *_recorders(recipe, test, path)]
@@ -239,7 +247,7 @@ def _plain_types(recipe): return json.loads(json.dumps(asdict(recipe))) # as the
 
 def _check_resumable(path, recipe, resume):
     if not resume: raise FileExistsError(f"{path} holds a run already; go on with it (resume=True, or --resume), choose another name (--name), or remove it")
-    def flat(r): return {k: v for k, v in {**r, **r['train']}.items() if k != 'train' and k not in SAFE}
+    def flat(r): return {k: v for k, v in {**r, **r['train']}.items() if k not in ('train', 'cache_images', *SAFE)}
     then, now = flat(asdict(Run(path).recipe)), flat(_plain_types(recipe))
     changed = [f'{k}: {then.get(k)!r} then, {v!r} now' for k, v in now.items() if v != then.get(k)]
     if changed: raise ValueError(f"{path} was started with other settings; resume with the same, or choose another name:\n  " + '\n  '.join(changed))

@@ -56,7 +56,7 @@ def get_protocol(
     if not Path(name).is_file(): raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)} or a YAML file, got {name!r}")
     return Protocol.from_yaml(name)
 
-# %% ../nbs/core/09a_tables.ipynb #c851e0fc
+# %% ../nbs/core/09a_tables.ipynb #25ce8385
 def _loss(p, name, **changes): return p.recipe.with_(**{'loss': name, 'loss_args': p.loss_args.get(name, {})} | changes)
 def _linear(p, name, **changes): return _loss(p, name, **{'model': 'erm', 'model_args': {}} | p.linear | changes)
 def _head(p, **args): return p.recipe.with_(model_args={**p.recipe.model_args, **args})
@@ -98,6 +98,8 @@ ROWS = {
     'no-normalize': lambda p: None if p.recipe.frozen else p.recipe.with_(normalize=False),
     'patches-only': lambda p: _head(p, attend='patches'),
     'cosine': lambda p: _head(p, score='cosine'),
+    'fp32': lambda p: p.recipe.train.precision != 'fp32' and p.recipe.with_(precision='fp32'),
+    'compiled': lambda p: p.recipe.with_(compile='default'),
     'patch-dropout': lambda p: _head(p, patch_dropout=OWN['patch_dropout']),
     'global-path': lambda p: _head(p, global_path=True),
     'own': lambda p: _head(p, **OWN),
@@ -136,7 +138,7 @@ def all_rows(
     rows |= {f'cprfl@{_slug(label)}': change(protocol.recipe) for label, change in SEARCH.items()}
     return {key: recipe.with_(name=key) for key, recipe in rows.items() if recipe}
 
-# %% ../nbs/core/09a_tables.ipynb #195a9870
+# %% ../nbs/core/09a_tables.ipynb #94a7da73
 @dataclass(frozen=True)
 class Table:
     "A choice of rows"
@@ -177,6 +179,7 @@ def all_tables(
         tuned=Table('Frozen, or with a last stage that learns', (
             ('asl-untuned', 'linear head, ASL, frozen', ''), ('asl-tuned', 'linear head, ASL, tuned', ''), ('cprfl-untuned', 'CPRFL, frozen', ''), ('cprfl-tuned', 'CPRFL, tuned', ''),
             ('own-untuned', "the kit's variant, frozen", ''), ('own-tuned', "the kit's variant, tuned", ''))),
+        speed=Table('What speed costs', (('cprfl', 'CPRFL', ''), ('fp32', 'in float32', ''), ('compiled', 'compiled', ''), ('patches-only', 'prompts attend to patches only', ''))),
         search=Table('One setting at a time', (('cprfl', 'CPRFL as it is', ''),) + tuple((f'cprfl@{_slug(label)}', label, '') for label in SEARCH)))
 
 # %% ../nbs/core/09a_tables.ipynb #9b7f98fa

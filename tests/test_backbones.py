@@ -7,7 +7,7 @@ import timm
 import torch
 import torchvision
 from cprfl.semantics import load_clip
-from cprfl.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, build_backbone, load_state, to_patches
+from cprfl.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, build_backbone, load_state, memory_layout, to_patches
 from safetensors.torch import save_file
 from torch import nn
 
@@ -62,6 +62,11 @@ def test_bytes_and_floats_are_the_same_image():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name, kw, device, last", [("resnet18", {}, "cpu", True), ("resnet10t", dict(channels=(8, 8, 16, 16)), "cpu", False), ("shapes", {}, "cpu", False), ("shapes", {}, "cuda", True)])
+def test_odd_numbers_of_channels_stay_in_order_on_a_cpu(name, kw, device, last):
+    assert memory_layout(build_backbone(name, **kw), device) is (torch.channels_last if last else torch.contiguous_format)
+
+
 def test_normalisation_can_be_left_out():
     net, raw = built("resnet10t", **TINY), built("resnet10t", normalize=False, **TINY)
     x = images().float() / 255

@@ -17,7 +17,7 @@ def tiny(): return bench.Setting(**TINY, classes=6, batch=2)
 def test_both_steps_compute_the_same_loss(tiny):
     tiny.model.eval()
     kit, reference = bench.KitStep(tiny, "fp32"), bench.ReferenceStep(tiny, encode_text=False, run_average=False)
-    assert kit.forward(tiny.images).item() == pytest.approx(reference.forward(tiny.images).item(), rel=1e-4)
+    assert kit.forward(tiny.images).item() == pytest.approx(reference.forward(reference.augment()).item(), rel=1e-4)
     tiny.model.train()
 
 
@@ -25,7 +25,7 @@ def test_the_reference_has_the_habits_that_it_is_said_to_have(tiny):
     "Text encoded and average run in each forward pass, counted by hooks"
     step, calls = bench.ReferenceStep(tiny), []
     step.text.transformer.register_forward_hook(lambda *a: calls.append("text"))
-    step.average.backbone.register_forward_hook(lambda *a: calls.append("average"))
+    step.average.backbone.net.register_forward_hook(lambda *a: calls.append("average"))
     step()
     assert calls == ["text", "text", "average"]
     kit = bench.KitStep(tiny)
@@ -36,9 +36,36 @@ def test_the_reference_has_the_habits_that_it_is_said_to_have(tiny):
 
 def test_levers_and_parts(tiny):
     table = bench.bench_levers(tiny, repeats=1)
-    assert table.index[0] == "none (the reference)" and table["ratio"].iloc[0] == 1 and {"bfloat16", "all (the kit's step)"} <= set(table.index)
+    assert table.index[0] == "none (the reference)" and table["ratio"].iloc[0] == 1 and {*bench.LEVERS, "all (the kit's step)"} <= set(table.index)
+    assert table["kit_without"].isna().tolist() == [True] + [False] * (len(table) - 1) and table.loc["all (the kit's step)", "kit_without"] == 1
     parts = bench.bench_train(tiny, repeats=1)
     assert {"  backbone, forward", "  backward", "  optimiser", "  moving average"} <= set(parts.index) and parts.loc["the kit's step", "share_of_ceiling"] > 0
+
+
+def test_each_lever_releases_one_habit_of_the_kit(tiny, monkeypatch):
+    "All levers together make the reference step the kit's, and what a lever changes is what its row says"
+    asked = []
+    class Noted(bench.ReferenceStep):
+        def __init__(self, s, **kw): asked.append(kw); super().__init__(s, **{**kw, "encode_text": False})
+    monkeypatch.setattr(bench, "ReferenceStep", Noted)
+    monkeypatch.setattr(bench, "clock", lambda run, *a: 1.0)
+    bench.bench_levers(tiny)
+    reference, pairs = asked[0], list(zip(asked[1::2], asked[2::2]))
+    assert reference == {} and len(pairs) == len(bench.LEVERS)
+    every = {k: v for pulled, _ in pairs for k, v in pulled.items()}
+    for pulled, released in pairs: assert {**pulled, **released} == every and not pulled.keys() & released.keys()
+    assert every == dict(encode_text=False, run_average=False, all_rows=False, precision="bf16", layout=tiny.layout, floats=False, fused=True, foreach=True)
+
+
+def test_the_head_alone():
+    "On cached features, which have no bytes and no layout"
+    table = bench.bench_levers(bench.Setting(None, size=64, classes=6, batch=2, d=32, heads=2, head_dim=8, ffn_dim=32), repeats=1)
+    assert "bfloat16" in table.index and not set(bench.OF_IMAGES) & set(table.index)
+
+
+def test_reading():
+    table = bench.bench_data(8, 64, (0, 1), to=32)
+    assert table.index.tolist() == ["JPEG files, num_workers=0", "JPEG files, num_workers=1", "decoded once, num_workers=0"] and table["ratio"].iloc[0] == 1
 
 
 def test_evaluation(tiny):

@@ -5,6 +5,7 @@ import torch
 from cprfl.backbones import TunedBackbone, build_backbone
 from cprfl.experiment import Recipe, Run, build_model, load_data, run_or_open, run_recipe
 from cprfl.train import TrainConfig, predict
+from PIL import Image
 
 SMALL = Recipe(name="small", backbone="timm:resnet10t", backbone_args=dict(channels=(8, 8, 16, 16)), image_size=32, model_args=dict(d=16, heads=2, head_dim=8, ffn_dim=16),
                semantics="random:8", frozen=True, views=2, train=TrainConfig(epochs=1, select="last", ema=0., lr=1e-2))
@@ -66,3 +67,19 @@ def test_a_tuned_backbone_is_the_backbone():
     (lambda: TunedBackbone(build_backbone("vit_tiny_patch16_224", img_size=32)), "expected a ResNet")])
 def test_bad_settings(make, words):
     with pytest.raises(ValueError, match=words): make()
+
+
+# ---- images decoded once
+
+def test_a_run_on_cached_images_is_the_same_run(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(8): Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(tmp_path / "photos" / name / f"{name}{i}.jpg")
+    recipe = SMALL.with_(name="photos", benchmark=None, train_file=str(tmp_path / "photos"), frozen=False, views=1, held_out=0.25, batch_size=4, epochs=2)
+    plain = run_recipe(recipe, tmp_path / "plain", progress=False)
+    kept = run_recipe(recipe.with_(cache_images=True), tmp_path / "kept", progress=False)
+    assert kept.predictions.equals(plain.predictions) and kept.metrics["loss"].tolist() == plain.metrics["loss"].tolist()
+    assert [f.stem[-7:] for f in (tmp_path / "kept" / "cache").glob("*.npy")] == ["-images"]
+    run_recipe(recipe, tmp_path / "kept", resume=True, progress=False)  # a cache changes no result, so a run may go on without
+    with pytest.raises(ValueError, match="cache_images: a frozen backbone has its features cached"): recipe.with_(frozen=True, cache_images=True)

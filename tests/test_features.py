@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from cprfl.backbones import build_backbone
-from cprfl.data import ArrayDataset, from_folder
-from cprfl.features import FeatureDataset, cache_features, feature_key, random_view
+from cprfl.data import ArrayDataset, LongTailDataset, from_folder, resize
+from cprfl.features import FeatureDataset, cache_features, cache_images, feature_key, random_view
+from cprfl.images import BadDataError
 from cprfl.model import CPRFL
 from cprfl.shapes import shapes_lt
 from cprfl.train import TrainConfig, Trainer, predict
@@ -194,3 +195,40 @@ def test_a_cache_is_opened_for_reading_only(images, tmp_path):
     [name] = stored(tmp_path)
     os.chmod(tmp_path / name, stat.S_IRUSR)
     assert len(FeatureDataset(tmp_path / name, images)) == 40
+
+
+# ---- images decoded once
+
+@pytest.fixture
+def photos(tmp_path):
+    "Eleven files of different sizes"
+    rng = np.random.default_rng(0)
+    for i in range(11): Image.fromarray(rng.integers(0, 256, (20 + i, 33 - i, 3), dtype=np.uint8)).save(tmp_path / f"{i:02}.png")
+    return LongTailDataset([f"{i:02}.png" for i in range(11)], np.eye(11, dtype=np.uint8), list("abcdefghijk"), tmp_path, resize(16))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_cached_images_are_the_images(photos, tmp_path, num_workers, monkeypatch):
+    kept = cache_images(photos, tmp_path / "cache", 16, num_workers, progress=False)
+    assert len(kept) == 11 and all(torch.equal(a, b) for (a, _, _), (b, _, _) in zip(kept, photos)) and kept.pixels.dtype == np.uint8
+    assert np.array_equal(kept.targets, photos.targets) and kept.paths == photos.paths and kept.groups is photos.groups
+    assert torch.equal(kept.subset([9, 2])[1][0], photos[2][0])
+    monkeypatch.setattr("cprfl.features._decode", lambda *a: pytest.fail("decoded again"))
+    assert np.array_equal(cache_images(photos, tmp_path / "cache", 16, progress=False).pixels, kept.pixels)
+
+
+def test_cached_images_belong_to_a_list_a_size_and_pixels(photos, tmp_path):
+    folder = tmp_path / "cache"
+    def files(data, size=16): cache_images(data, folder, size, 0, progress=False); return len(stored(folder))
+    assert [files(photos), files(photos), files(photos, 17), files(photos.subset(range(10)))] == [1, 1, 2, 3]
+    Image.new("RGB", (20, 20)).save(tmp_path / "00.png")
+    assert files(photos) == 4
+
+
+def test_an_image_that_cannot_be_cached_is_named_and_no_file_is_left(photos, tmp_path):
+    photos.transform = None
+    with pytest.raises(ValueError, match=r"01.png is \[3, 21, 32\], the images before it are \[3, 20, 33\].*resize"): cache_images(photos, tmp_path / "cache", 16, 0, progress=False)
+    photos.transform = resize(16)
+    (tmp_path / "04.png").write_bytes(b"broken")
+    with pytest.raises(BadDataError, match="04.png: image is truncated or broken"): cache_images(photos, tmp_path / "cache", 16, 0, progress=False)
+    assert stored(tmp_path / "cache") == []

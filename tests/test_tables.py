@@ -28,7 +28,7 @@ def runs(tmp_path_factory):
 def test_every_row_of_every_table_is_a_recipe():
     p = get_protocol("shapes")
     rows, tables = all_rows(p), all_tables(p)
-    assert {"methods", "losses", "components", "semantics", "ablations", "own", "inputs", "tuned", "search"} == set(tables)
+    assert {"methods", "losses", "components", "semantics", "ablations", "own", "inputs", "tuned", "speed", "search"} == set(tables)
     only_frozen = {f"{k}-{t}" for k in ("asl", "cprfl", "own") for t in ("tuned", "untuned")} | {"cprfl@one-view"}
     for t in tables.values():
         for key, label, _ in t.rows:

@@ -1,6 +1,8 @@
 "The trainer: reproducible, resumable, and clear about what went wrong"
 import csv
 import json
+import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -400,6 +402,48 @@ def test_precisions_train_and_keep_float32_weights(pictures, precision):
     assert np.isfinite(t.history[-1]["loss"]) and logits.dtype == torch.float32 and logits.isfinite().all()
     assert {p.dtype for p in t.model.parameters()} == {torch.float32}
     assert len(logits.unique()) > 0.99 * logits.numel(), "scores of half precision would tie"
+
+
+# ---- compiled
+
+@pytest.fixture
+def fresh_compiler(tmp_path, monkeypatch):
+    "No compiled code of an earlier test, and a folder of its own for the new"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+class Dropping(Head):
+    def forward(self, x): return super().forward(nn.functional.dropout(x, 0.3, self.training))
+
+
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
+def test_a_compiled_step_learns_the_same_and_resumes_bit_for_bit(fresh_compiler, tmp_path):
+    def fit(folder=None, callbacks=(), resume=None, model=Dropping, **kw):
+        return Trainer(model(), Toy(), config=config(**kw), callbacks=callbacks, folder=folder, progress=False).fit(resume)
+    whole, seen = fit(compile="default"), []
+    assert whole.step_model is not whole.model and list(whole.state()["model"]) == ["fc.weight", "fc.bias"]
+    with pytest.raises(KeyboardInterrupt): fit(tmp_path / "run", [CutOff(1)], compile="default")
+    assert same(whole, fit(tmp_path / "run", resume=True, compile="default"))
+    assert np.allclose([r["loss"] for r in fit(model=Head, compile="default").history], [r["loss"] for r in fit(model=Head).history], rtol=1e-4)
+    whole.evaluated.fc.register_forward_hook(lambda *a: seen.append(1))
+    predict(whole.evaluated, Toy())
+    assert seen, "what is looked at afterwards is the model, not what was compiled from it"
+
+
+def test_without_a_compiler_training_goes_on_as_if_it_had_not_been_asked_for(fresh_compiler):
+    plain = Trainer(Dropping(), Toy(), config=config(), progress=False).fit()
+    with torch._inductor.config.patch({"cpp.cxx": (None, "/no/such/compiler")}), pytest.warns(UserWarning, match="could not compile.*trains as it is") as said:
+        fallen = Trainer(Dropping(), Toy(), config=config(compile="default"), progress=False).fit()
+    assert same(plain, fallen) and len([w for w in said if "trains as it is" in str(w.message)]) == 1
+
+
+def test_an_error_of_the_model_itself_is_no_matter_of_compiling():
+    class Wrong(Head):
+        def forward(self, x): raise ValueError("two by three")
+    with pytest.raises(ValueError, match="two by three"): Trainer(Wrong(), Toy(), config=config(compile="default"), progress=False).fit()
 
 
 def test_any_loss_of_the_registry_or_of_ones_own():
