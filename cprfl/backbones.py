@@ -82,14 +82,14 @@ class Backbone(nn.Module):
         "Features as patches [B, v, D]"
         return to_patches(self(images))
 
-# %% ../nbs/core/03a_backbones.ipynb #04d4dfaf
+# %% ../nbs/core/03a_backbones.ipynb #b1ea4360
 def memory_layout(
     model:torch.nn.Module, # whose convolutions count
     device # where it runs
 ) -> torch.memory_format:
-    "The faster layout for a model's images and weights: channels last, except for odd numbers of channels on a CPU"
-    odd = any(m.out_channels % 16 for m in model.modules() if isinstance(m, nn.Conv2d))
-    return torch.contiguous_format if odd and torch.device(device).type == 'cpu' else torch.channels_last
+    "The faster layout for a model's images and weights: channels last on GPUs, and on CPUs where all numbers of channels are multiples of 16"
+    kind, full = torch.device(device).type, all(m.out_channels % 16 == 0 for m in model.modules() if isinstance(m, nn.Conv2d))
+    return torch.channels_last if kind == 'cuda' or kind == 'cpu' and full else torch.contiguous_format
 
 # %% ../nbs/core/03a_backbones.ipynb #d4cc7e85
 class _TimmFeatures(nn.Module):

@@ -104,7 +104,7 @@ def prepare(
     print(prepare_benchmark(name, root, lists=lists or None, images=images or None, workers=workers, offline=offline))
     print(f'train on it with: cprfl_train --recipe {name} --root {root}')
 
-# %% ../nbs/core/14_cli.ipynb #866147f0
+# %% ../nbs/core/14_cli.ipynb #c16aed5a
 _HEAD = ('d', 'heads', 'head_dim', 'ffn_dim', 'depth', 'dropout')
 
 @console
@@ -152,7 +152,7 @@ def train(
     seed:int=None, # of everything random
     name:str=None, # of the run
     out:str='runs', # folder for runs
-    cache:str=None, # folder of cached features
+    cache:str=None, # folder of cached features and images
     resume:store_true=False # go on where the run was cut off
 ):
     "Train a model, test it, and leave a run folder"
@@ -219,7 +219,7 @@ def predict(
         print(file)
         for score, i in zip(*(t.tolist() for t in scores.topk(min(k, len(scores))))): print(f'  {score:7.3f}  {run.classes[i]}  ({group[i]})')
 
-# %% ../nbs/core/14_cli.ipynb #c25cdaba
+# %% ../nbs/core/14_cli.ipynb #be36cedc
 def _list_tables(protocol, tables, rows):
     print(f'protocol: {protocol.title}, {protocol.recipe.train.epochs} epochs of {protocol.recipe.backbone}; another one: --protocol FILE\n')
     for name, t in tables.items():
@@ -233,7 +233,7 @@ def table(
     held_out:float=0., # share of the training images that stands in for the test set: for choosing settings
     seeds:int=3, # runs per row
     out:str='', # folder for runs and tables; runs/table-PROTOCOL when left out, and runs/search-PROTOCOL with --held-out
-    cache:str=None, # folder of cached features
+    cache:str=None, # folder of cached features and images
     workers:int=0, # runs side by side; 0 chooses
     format:str='text', # of what is printed: text, csv, markdown or latex
     no_run:store_true=False, # only make the tables, from the runs that are there

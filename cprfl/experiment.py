@@ -172,7 +172,7 @@ def build_model(
     if semantics is None: semantics = category_semantics(classes, recipe.semantics, recipe.template, recipe.semantics_norm, recipe.train.seed)
     return MLGCN(backbone, semantics, targets, **recipe.model_args) if recipe.model == 'mlgcn' else CPRFL(backbone, semantics, **recipe.model_args)
 
-# %% ../nbs/core/09_experiment.ipynb #86b78053
+# %% ../nbs/core/09_experiment.ipynb #86bfff9b
 def _describe(recipe, train):
     from cprfl import __version__
     return dict(recipe=asdict(recipe), classes=train.classes, groups={k: [int(i) for i in v] for k, v in train.groups.items()},
@@ -195,7 +195,7 @@ def _as_features(recipe, model, train, test, cache, progress):
     return out
 
 def _as_pixels(recipe, train, test, cache, progress):
-    kw = dict(folder=cache, size=recipe.image_size, progress=progress)
+    kw = dict(folder=cache, size=recipe.image_size, num_workers=max(2, recipe.train.num_workers), progress=progress)
     return cache_images(train, **kw), None if recipe.held_out else test and cache_images(test, **kw)
 
 def run_recipe(
@@ -209,6 +209,7 @@ def run_recipe(
     "Train (where there is something to train), test, and write the run's folder"
     path, began = Path(folder) / recipe.name, time.perf_counter()
     if (path / 'report.json').exists() or any(path.glob('state/*.pt')): _check_resumable(path, recipe, resume)
+    elif resume and progress and is_main(): print(f'{path} has nothing to go on from, so it starts anew')
     splits = _read_splits(recipe)
     train, test = _hold_out(recipe, *splits)
     if progress and is_main(): _say(recipe, train, test)

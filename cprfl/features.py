@@ -49,7 +49,7 @@ def random_view(
         torch.manual_seed(seed)
         return torch.stack([op(image) for image in images])
 
-# %% ../nbs/core/06b_features.ipynb #afdf642d
+# %% ../nbs/core/06b_features.ipynb #b86c65e0
 @torch.inference_mode()
 def _fill(out, view, features, dataset, batch_size, device, precision, num_workers, bar):
     loader, at = DataLoader(dataset, batch_size, num_workers=num_workers), 0
@@ -62,9 +62,12 @@ def _fill(out, view, features, dataset, batch_size, device, precision, num_worke
 
 @contextmanager
 def _whole_or_not_at_all(file, dtype, shape):
+    for left in file.parent.glob(f'{file.stem}.*.part'): left.unlink() # by a process that was killed; the lock is ours
     part = file.with_suffix(f'.{os.getpid()}.part')
     try:
         out = np.lib.format.open_memmap(part, 'w+', dtype, shape)
+        if hasattr(os, 'posix_fallocate'): # a disk that is too full says so now
+            with open(part, 'rb+') as f: os.posix_fallocate(f.fileno(), 0, part.stat().st_size)
         yield out
         out.flush(); os.replace(part, file)
     finally: part.unlink(missing_ok=True)
@@ -96,8 +99,15 @@ def cache_features(
         if not file.exists(): _compute(file, backbone if maps else backbone.patches, dataset, views, batch_size, device, precision, num_workers, progress)
     return FeatureDataset(file, dataset)
 
-# %% ../nbs/core/06b_features.ipynb #58b645d0
-class FeatureDataset(MultiLabelDataset):
+# %% ../nbs/core/06b_features.ipynb #75f0348a
+class _Stored(MultiLabelDataset): # in a file that every process maps for itself, instead of being sent a copy
+    def _map(self, file): self.mapped, self.stored = file, np.load(file, mmap_mode='r')
+    def __getstate__(self): return self.__dict__ | dict(stored=None)
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._map(self.mapped)
+
+class FeatureDataset(_Stored):
     "Cached features in place of images: `(patches [v, D] or maps [D, h, w], target [C], index)`"
     _per_image = 'paths', 'targets', 'rows', 'view'
     def __init__(self,
@@ -105,8 +115,10 @@ class FeatureDataset(MultiLabelDataset):
         dataset:MultiLabelDataset # whose labels these are
     ):
         super().__init__(dataset.paths, dataset.targets, dataset.classes, groups=dataset.groups)
-        self.features = np.load(file, mmap_mode='r')
+        self._map(file)
         self.rows, self.view = np.arange(len(self)), np.zeros(len(self), int)
+
+    features = property(lambda self: self.stored)
 
     @property
     def num_features(self): return self.features.shape[3 if self.features.ndim == 4 else 2]
@@ -122,8 +134,8 @@ class FeatureDataset(MultiLabelDataset):
         f = np.array(self.features[self.view[i], self.rows[i]])
         return torch.from_numpy(f), torch.from_numpy(self.targets[i].astype(np.float32)), i
 
-# %% ../nbs/core/06b_features.ipynb #fd300bb5
-class CachedImages(MultiLabelDataset):
+# %% ../nbs/core/06b_features.ipynb #8e04413b
+class CachedImages(_Stored):
     "Decoded images, served from a file"
     _per_image = 'paths', 'targets', 'rows'
     def __init__(self,
@@ -131,9 +143,10 @@ class CachedImages(MultiLabelDataset):
         dataset:MultiLabelDataset # whose labels these are
     ):
         super().__init__(dataset.paths, dataset.targets, dataset.classes, groups=dataset.groups)
-        self.pixels, self.rows = np.load(file, mmap_mode='r'), np.arange(len(self))
+        self._map(file)
+        self.rows = np.arange(len(self))
 
-    def image(self, i): return torch.from_numpy(np.array(self.pixels[self.rows[i]]))
+    def image(self, i): return torch.from_numpy(np.array(self.stored[self.rows[i]]))
 
 def _images_alone(batch): return [x for x, _, _ in batch]
 
@@ -155,7 +168,8 @@ def cache_images(
     progress:bool=True # show a bar
 ) -> MultiLabelDataset: # a `CachedImages`
     "The same dataset with its images decoded, from the cache if they are there, else decoded now; uint8 [N, 3, size, size] on disk"
-    file = Path(folder) / f'{_fingerprint([list(map(str, dataset.paths)), size], _samples(dataset))}-images.npy'
+    sizes = [os.path.getsize(dataset.file(i)) for i in range(len(dataset))] if hasattr(dataset, 'file') else [] # of files that were replaced
+    file = Path(folder) / f'{_fingerprint([list(map(str, dataset.paths)), size, sizes], _samples(dataset))}-images.npy'
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_suffix('.lock')):
         if not file.exists(): _decode(file, dataset, num_workers, progress)

@@ -53,7 +53,7 @@ def _upright(im):
     try: return ImageOps.exif_transpose(im)
     except Exception: return im
 
-# %% ../nbs/core/00a_images.ipynb #546659b9
+# %% ../nbs/core/00a_images.ipynb #484450e9
 def open_image(
     file, # path of the image
 )->Image.Image: # upright, 8-bit RGB
@@ -65,6 +65,7 @@ def open_image(
             im.load()
             return _to_rgb(_upright(im))
     except FileNotFoundError: message = "is missing"
+    except IsADirectoryError: message = "is a folder"
     except Image.DecompressionBombError as e: message = f"is refused: {e}"
     except Exception as e: message = f"is truncated or broken: {e}"
     raise BadDataError([Problem(str(file), None, f"image {message}")])

@@ -20,7 +20,7 @@ from .losses import available_losses, build_loss
 from .longtail import stratified_split
 from .metrics import multilabel_report
 
-# %% ../nbs/core/07_train.ipynb #a95e29b1
+# %% ../nbs/core/07_train.ipynb #c0a2a634
 PRECISIONS, SELECT, SAMPLERS = dict(fp32='no', bf16='bf16', fp16='fp16'), ('valid', 'last', 'test'), ('uniform', 'class_aware')
 COMPILE = None, 'default', 'reduce-overhead', 'max-autotune'
 SAFE = 'num_workers', 'save_steps', 'device' # what may differ when a run is resumed: it changes no result, or (another device) only the last digits
@@ -59,6 +59,7 @@ class TrainConfig:
         for name, low, high in (('epochs', 1, None), ('batch_size', 1, None), ('accumulate', 1, None), ('lr', 0, None), ('ema', 0, 1), ('warmup', 0, 1), ('valid_fraction', 0, 1),
                                 *((k, 0, None) for k in ('backbone_lr', 'prompt_lr', 'weight_decay', 'clip_grad', 'patience', 'num_workers', 'save_steps', 'seed'))):
             if not low <= getattr(self, name) <= (high or math.inf): raise ValueError(f"{name}: expected {low} to {high or 'any'}, got {getattr(self, name)}")
+        if self.accumulate > 1 and self.compile not in (None, 'default'): raise ValueError(f"compile: {self.compile!r} replays a step in the same memory, where gradients cannot accumulate; use 'default', or accumulate=1")
         if self.patience and self.select == 'last': raise ValueError("patience: stopping early needs select='valid' or 'test', got 'last'")
 
 # %% ../nbs/core/07_train.ipynb #70a6129d
@@ -127,7 +128,7 @@ def evaluate(
     "The report of `multilabel_report` on a dataset"
     return multilabel_report(predict(model, dataset, **kw), torch.from_numpy(dataset.targets), dataset.groups)
 
-# %% ../nbs/core/07_train.ipynb #1c7e42b1
+# %% ../nbs/core/07_train.ipynb #7e38b914
 class NonFiniteLoss(RuntimeError): "The loss became NaN or infinite; names the images of the batch"
 
 def _read_state(file): # torch.load itself does not notice a flipped bit
@@ -193,7 +194,7 @@ class Trainer:
         if self.config.device == 'cuda' and not torch.cuda.is_available(): raise ValueError("device: 'cuda' was asked for, but PyTorch sees no GPU; use 'cpu' or 'auto'")
         AcceleratorState._reset_state(reset_partial_state='RANK' not in os.environ) # another precision than the run before is allowed, and outside a launcher another device
         return Accelerator(mixed_precision=PRECISIONS[self.config.precision], gradient_accumulation_steps=self.config.accumulate, cpu=self.config.device == 'cpu',
-                           step_scheduler_with_optimizer=False, dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True))
+                           step_scheduler_with_optimizer=False, dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=torch.cuda.is_available() and self.config.device != 'cpu'))
 
     def _call(self, event):
         for cb in self.callbacks:
@@ -211,7 +212,7 @@ class Trainer:
         self.sampler = EpochSampler(n, c.seed, self.train.targets if c.sampler == 'class_aware' else None)
         self.augment = BatchAugment(c.augment, c.seed + 7_919 * self.accelerator.process_index)
         loader = DataLoader(self.train, c.batch_size, sampler=self.sampler, num_workers=c.num_workers, drop_last=n > c.batch_size,
-                            pin_memory=self.accelerator.device.type == 'cuda') # from pinned memory, bytes travel while the GPU computes
+                            pin_memory=self.accelerator.device.type == 'cuda') # the memory that copies to a GPU are fastest from
         self.optimizer = torch.optim.AdamW(param_groups(self.model, c), lr=c.lr, fused=True)
         self.model, self.optimizer, self.loader = self.accelerator.prepare(self.model, self.optimizer, loader)
         self.loss.to(self.accelerator.device)
@@ -220,7 +221,10 @@ class Trainer:
                                                             pct_start=min(c.warmup + 1e-9, 1.)) # not 0, and not 1 step exactly: both divide by zero
         self.ema = ModelEmaV3(self.accelerator.unwrap_model(self.model), decay=c.ema, use_warmup=True, warmup_power=1., warmup_gamma=10.) if c.ema else None
         if self.ema: self._pair_with_average()
-        self.step_model = torch.compile(self.model, mode=c.compile) if c.compile else self.model # the same weights; whoever looks at the model (hooks, attention) meets it as it is
+        self.step_model = self.model
+        if c.compile:
+            try: self.step_model = torch.compile(self.model, mode=c.compile) # the same weights; whoever looks at the model (hooks, attention) meets it as it is
+            except RuntimeError as e: self._uncompile(e)
 
     def _pair_with_average(self): # what is trained is averaged, counters are copied, a frozen backbone is what it was
         mean, now = self.trained_state(), self.accelerator.unwrap_model(self.model).state_dict()
@@ -309,10 +313,11 @@ class Trainer:
     def _fit_batch(self, x, targets, index):
         if x.ndim == 4 and not hasattr(self.train, 'draw_views'): x = self.augment(x, self.epoch, self.batch) # cached features have views instead
         with self.accelerator.accumulate(self.model):
-            logits = self._forward(_prepare(x, self.layout))
-            loss = self._loss(logits, targets)
-            if not torch.isfinite(loss): raise NonFiniteLoss(self._report_batch(loss, index))
-            self.accelerator.backward(loss)
+            try: loss = self._learn(_prepare(x, self.layout), targets, index)
+            except torch._dynamo.exc.TorchDynamoException as e:
+                if self.step_model is self.model: raise
+                self._uncompile(e)
+                loss = self._learn(_prepare(x, self.layout), targets, index)
             if self.accelerator.sync_gradients and self.config.clip_grad: self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_grad)
             self.optimizer.step(); self.optimizer.zero_grad()
         if self.accelerator.sync_gradients:
@@ -320,15 +325,17 @@ class Trainer:
             if self.ema: self._average()
         return loss.detach()
 
-    def _forward(self, x):
+    def _learn(self, x, targets, index):
         torch.manual_seed(hash((self.config.seed, self.epoch, self.batch, self.accelerator.process_index)) % 2**63) # dropout: a function of the place, so nothing to keep
-        try:
-            with self.accelerator.autocast(): return self.step_model(x)
-        except torch._dynamo.exc.TorchDynamoException as e: # no compiler, or a model that it cannot take
-            if self.step_model is self.model: raise
-            warnings.warn(f"compile={self.config.compile!r}: PyTorch could not compile this model on this machine, so it trains as it is ({str(e).splitlines()[0]})")
+        with self.accelerator.autocast(): logits = self.step_model(x)
+        loss = self._loss(logits, targets)
+        if not torch.isfinite(loss): raise NonFiniteLoss(self._report_batch(loss, index))
+        self.accelerator.backward(loss)
+        return loss
+
+    def _uncompile(self, why): # no compiler, or a model that it cannot take
+        warnings.warn(f"compile={self.config.compile!r}: PyTorch could not compile this model on this machine, so it trains as it is ({str(why).splitlines()[0]})")
         self.step_model = self.model
-        return self._forward(x)
 
     def _average(self):
         from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -396,6 +403,8 @@ class Trainer:
         self.accelerator.unwrap_model(self.model).load_state_dict(state['model'], strict=not self.frozen)
         if self.ema: self.ema.module.load_state_dict(state['ema'], strict=not self.frozen)
         self.optimizer.load_state_dict(state['optimizer']); self.schedule.load_state_dict(state['schedule'])
+        for p, moments in self.optimizer.state.items(): # laid out as the weights are here: another device may want another memory layout
+            moments.update({k: torch.empty_like(p).copy_(v) for k, v in moments.items() if v.shape == p.shape})
         if self.accelerator.scaler: self.accelerator.scaler.load_state_dict(state['scaler'])
         for k in ('epoch', 'batch', 'seen', 'total', 'elapsed', 'best', 'best_epoch', 'best_state', 'history'): setattr(self, k, state.get(k, getattr(self, k)))
         if not self.is_main: self.total, self.seen = 0., 0 # they are sums over all processes

@@ -61,12 +61,13 @@ def test_bytes_and_floats_are_the_same_image():
     assert torch.equal(net(x), net(x.float() / 255))
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("name, kw, device, last", [("resnet18", {}, "cpu", True), ("resnet10t", dict(channels=(8, 8, 16, 16)), "cpu", False), ("shapes", {}, "cpu", False), ("shapes", {}, "cuda", True)])
-def test_odd_numbers_of_channels_stay_in_order_on_a_cpu(name, kw, device, last):
+@pytest.mark.parametrize("name, kw, device, last", [("resnet18", {}, "cpu", True), ("resnet10t", dict(channels=(8, 8, 16, 16)), "cpu", False), ("shapes", {}, "cpu", False),
+                                                    ("shapes", {}, "cuda", True), ("resnet18", {}, "mps", False)])
+def test_channels_last_on_gpus_and_for_full_vectors(name, kw, device, last):
     assert memory_layout(build_backbone(name, **kw), device) is (torch.channels_last if last else torch.contiguous_format)
 
 
+@torch.no_grad()
 def test_normalisation_can_be_left_out():
     net, raw = built("resnet10t", **TINY), built("resnet10t", normalize=False, **TINY)
     x = images().float() / 255

@@ -7,7 +7,7 @@ import torch
 from cprfl import bench
 from cprfl.cli import bench as cprfl_bench
 
-TINY = dict(backbone="resnet10t", size=64, d=32, heads=2, head_dim=8, ffn_dim=32)
+TINY = dict(backbone="resnet18", size=64, d=32, heads=2, head_dim=8, ffn_dim=32)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_both_steps_compute_the_same_loss(tiny):
 def test_the_reference_has_the_habits_that_it_is_said_to_have(tiny):
     "Text encoded and average run in each forward pass, counted by hooks"
     step, calls = bench.ReferenceStep(tiny), []
-    step.text.transformer.register_forward_hook(lambda *a: calls.append("text"))
+    step.text[0].transformer.register_forward_hook(lambda *a: calls.append("text"))
     step.average.backbone.net.register_forward_hook(lambda *a: calls.append("average"))
     step()
     assert calls == ["text", "text", "average"]
@@ -34,10 +34,16 @@ def test_the_reference_has_the_habits_that_it_is_said_to_have(tiny):
     assert "kit" not in calls
 
 
+def test_a_race_takes_turns_and_keeps_the_best(monkeypatch):
+    took, order = iter([9.0, 9.0, 3.0, 5.0, 4.0, 2.0]), []
+    monkeypatch.setattr(bench, "clock_once", lambda run, device: run() or next(took))
+    assert bench.race(dict(a=lambda: order.append("a"), b=lambda: order.append("b")), 2) == dict(a=3.0, b=2.0) and order == list("ababab")
+
+
 def test_levers_and_parts(tiny):
     table = bench.bench_levers(tiny, repeats=1)
     assert table.index[0] == "none (the reference)" and table["ratio"].iloc[0] == 1 and {*bench.LEVERS, "all (the kit's step)"} <= set(table.index)
-    assert table["kit_without"].isna().tolist() == [True] + [False] * (len(table) - 1) and table.loc["all (the kit's step)", "kit_without"] == 1
+    assert set(table.index[table["kit_without"].notna()]) == set(bench.LEVERS)
     parts = bench.bench_train(tiny, repeats=1)
     assert {"  backbone, forward", "  backward", "  optimiser", "  moving average"} <= set(parts.index) and parts.loc["the kit's step", "share_of_ceiling"] > 0
 
@@ -48,13 +54,14 @@ def test_each_lever_releases_one_habit_of_the_kit(tiny, monkeypatch):
     class Noted(bench.ReferenceStep):
         def __init__(self, s, **kw): asked.append(kw); super().__init__(s, **{**kw, "encode_text": False})
     monkeypatch.setattr(bench, "ReferenceStep", Noted)
-    monkeypatch.setattr(bench, "clock", lambda run, *a: 1.0)
+    monkeypatch.setattr(bench, "race", lambda steps, *a: {name: 1.0 for name in steps})
+    monkeypatch.setattr(bench, "_compiled", lambda s: {})
     bench.bench_levers(tiny)
-    reference, pairs = asked[0], list(zip(asked[1::2], asked[2::2]))
-    assert reference == {} and len(pairs) == len(bench.LEVERS)
-    every = {k: v for pulled, _ in pairs for k, v in pulled.items()}
-    for pulled, released in pairs: assert {**pulled, **released} == every and not pulled.keys() & released.keys()
-    assert every == dict(encode_text=False, run_average=False, all_rows=False, precision="bf16", layout=tiny.layout, floats=False, fused=True, foreach=True)
+    (reference, *pulled), released = asked[:len(bench.LEVERS) + 1], asked[len(bench.LEVERS) + 1:]
+    assert reference == {} and len(pulled) == len(released) == len(bench.LEVERS)
+    every = {k: v for kw in pulled for k, v in kw.items()}
+    for one, others in zip(pulled, released): assert {**one, **others} == every and not one.keys() & others.keys()
+    assert every == dict(encode_text=False, run_average=False, all_rows=False, precision="bf16", layout=tiny.layout, floats=False, fused=True, foreach=True, dice=True)
 
 
 def test_the_head_alone():

@@ -215,9 +215,11 @@ def test_wrong_arguments_exit_with_usage(shell, tmp_path):
 
 def test_evaluate_and_predict_say_what_is_missing(shell, data, tmp_path):
     good(shell(cli.train, *tuned(data), "--name", "tiny", "--out", tmp_path))
-    assert "is not a run (it has no config.json); runs beside it: tiny" in bad(shell(cli.evaluate, tmp_path / "tinny"))
+    assert "has nothing to go on from, so it starts anew" in good(shell(cli.train, *tuned(data), "--name", "fresh", "--out", tmp_path, "--resume"))
+    assert "is not a run (it has no config.json); runs beside it: fresh, tiny" in bad(shell(cli.evaluate, tmp_path / "tinny"))
     assert "is not a run" in bad(shell(cli.predict, tmp_path / "tinny", data / "28.png"))
     assert "nowhere.png: image is missing" in bad(shell(cli.predict, tmp_path / "tiny", "nowhere.png"))
+    assert f"{tmp_path}: image is a folder" in bad(shell(cli.predict, tmp_path / "tiny", tmp_path))
     (data / "other.txt").write_text("a\nb\nc\n")
     (tmp_path / "cats").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "cats" / "1.png")

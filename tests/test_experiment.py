@@ -76,10 +76,12 @@ def test_a_run_on_cached_images_is_the_same_run(tmp_path):
     for name in "ab":
         (tmp_path / "photos" / name).mkdir(parents=True)
         for i in range(8): Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(tmp_path / "photos" / name / f"{name}{i}.jpg")
-    recipe = SMALL.with_(name="photos", benchmark=None, train_file=str(tmp_path / "photos"), frozen=False, views=1, held_out=0.25, batch_size=4, epochs=2)
+    recipe = SMALL.with_(name="photos", benchmark=None, train_file=str(tmp_path / "photos"), frozen=False, views=1, held_out=0.25, batch_size=4, epochs=2, device="cpu")
     plain = run_recipe(recipe, tmp_path / "plain", progress=False)
     kept = run_recipe(recipe.with_(cache_images=True), tmp_path / "kept", progress=False)
     assert kept.predictions.equals(plain.predictions) and kept.metrics["loss"].tolist() == plain.metrics["loss"].tolist()
     assert [f.stem[-7:] for f in (tmp_path / "kept" / "cache").glob("*.npy")] == ["-images"]
-    run_recipe(recipe, tmp_path / "kept", resume=True, progress=False)  # a cache changes no result, so a run may go on without
+    state = {f: f.stat().st_mtime_ns for f in (kept.folder / "state").iterdir()}
+    again = run_recipe(recipe, tmp_path / "kept", resume=True, progress=False)
+    assert state == {f: f.stat().st_mtime_ns for f in (kept.folder / "state").iterdir()} and again.predictions.equals(plain.predictions), "a cache changes no result, so a run may go on without"
     with pytest.raises(ValueError, match="cache_images: a frozen backbone has its features cached"): recipe.with_(frozen=True, cache_images=True)

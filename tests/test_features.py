@@ -1,6 +1,10 @@
 "Cached features: computed once, whole or not at all, and never those of something else"
 import os
+import pickle
 import stat
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -210,19 +214,43 @@ def photos(tmp_path):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_cached_images_are_the_images(photos, tmp_path, num_workers, monkeypatch):
     kept = cache_images(photos, tmp_path / "cache", 16, num_workers, progress=False)
-    assert len(kept) == 11 and all(torch.equal(a, b) for (a, _, _), (b, _, _) in zip(kept, photos)) and kept.pixels.dtype == np.uint8
+    assert len(kept) == 11 and all(torch.equal(a, b) for (a, _, _), (b, _, _) in zip(kept, photos)) and kept.stored.dtype == np.uint8
     assert np.array_equal(kept.targets, photos.targets) and kept.paths == photos.paths and kept.groups is photos.groups
     assert torch.equal(kept.subset([9, 2])[1][0], photos[2][0])
     monkeypatch.setattr("cprfl.features._decode", lambda *a: pytest.fail("decoded again"))
-    assert np.array_equal(cache_images(photos, tmp_path / "cache", 16, progress=False).pixels, kept.pixels)
+    assert np.array_equal(cache_images(photos, tmp_path / "cache", 16, progress=False).stored, kept.stored)
 
 
 def test_cached_images_belong_to_a_list_a_size_and_pixels(photos, tmp_path):
     folder = tmp_path / "cache"
     def files(data, size=16): cache_images(data, folder, size, 0, progress=False); return len(stored(folder))
     assert [files(photos), files(photos), files(photos, 17), files(photos.subset(range(10)))] == [1, 1, 2, 3]
-    Image.new("RGB", (20, 20)).save(tmp_path / "00.png")
-    assert files(photos) == 4
+    Image.new("RGB", (20, 20)).save(tmp_path / "03.png")
+    assert files(photos) == 4, "every file's size counts"
+
+
+def test_other_processes_map_the_file_for_themselves(photos, images, tmp_path):
+    kept, features = cache_images(photos, tmp_path / "cache", 16, 0, progress=False), cache(images, tmp_path / "cache")
+    for ds in (kept, features, kept.subset([4, 2])):
+        sent = pickle.dumps(ds)
+        there = pickle.loads(sent)
+        assert len(sent) < ds.stored.nbytes + 5000 and b"memmap" not in sent and isinstance(there.stored, np.memmap)
+        assert all(torch.equal(there[i][0], ds[i][0]) for i in range(len(ds)))
+
+
+def test_a_disk_without_room_for_a_cache_says_so_and_keeps_nothing(photos, tmp_path):
+    "In a process of its own, whose files may not grow beyond 4 kB"
+    script = f"""
+        import resource, signal
+        import numpy as np
+        from cprfl.data import ArrayDataset
+        from cprfl.features import cache_images
+        data = ArrayDataset(np.zeros((9, 64, 64, 3), np.uint8), np.eye(9, dtype=np.uint8), list("abcdefghi"))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        cache_images(data, {str(tmp_path / "cache")!r}, 64, 0, progress=False)"""
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
+    assert done.returncode == 1 and "OSError" in done.stderr and stored(tmp_path / "cache") == []
 
 
 def test_an_image_that_cannot_be_cached_is_named_and_no_file_is_left(photos, tmp_path):

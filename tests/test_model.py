@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cprfl.losses import build_loss
-from cprfl.model import CPRFL, GRAD_PATHS, PromptAttention, PromptInitializer, VisualSemanticInteraction, VSILayer, similarity_scores
+from cprfl.model import CPRFL, Dropout, GRAD_PATHS, PromptAttention, PromptInitializer, VisualSemanticInteraction, VSILayer, similarity_scores
 from torch import nn
 
 FIGURES = sorted((Path(__file__).parent / "data").glob("vsi_*.npz"))
@@ -104,6 +104,29 @@ def test_one_class_and_one_image(C, B):
 def test_images_are_independent_of_their_neighbours():
     model, x = small().eval(), patches(5)
     assert torch.allclose(torch.cat([model.from_features(x[i:i + 1]) for i in range(5)]), model.from_features(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.75])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_dropout_keeps_as_many_as_it_says_and_their_gradient(p, dtype):
+    torch.manual_seed(0)
+    x = torch.ones(301, 997, dtype=dtype, requires_grad=True)
+    y = Dropout(p)(x)
+    y.sum().backward()
+    scale = torch.tensor(1 / (1 - p), dtype=dtype)
+    assert set(y.unique().tolist()) == {0., scale.item()} and y.dtype == dtype and torch.equal(x.grad, y)
+    assert abs((y == 0).float().mean().item() - p) < 5 * (p * (1 - p) / x.numel())**0.5
+    halves = (y == 0).float()
+    assert abs(torch.corrcoef(torch.stack([halves[:, :-1].flatten(), halves[:, 1:].flatten()]))[0, 1]) < 0.01, "neighbours, who share a draw, fall independently"
+
+
+def test_dropout_takes_any_shape_and_depends_on_the_seed_alone():
+    for x in (torch.ones(0, 4), torch.ones(()), torch.ones(7), torch.ones(6, 5).T, torch.ones(2, 3, 5)[:, ::2]):
+        torch.manual_seed(3); a = Dropout(0.5)(x)
+        torch.manual_seed(3); b = Dropout(0.5)(x)
+        assert a.shape == x.shape and torch.equal(a, b)
+    x = torch.randn(50)
+    assert torch.equal(Dropout(0.)(x), x) and not Dropout(1.)(x).any() and torch.equal(Dropout(0.5).eval()(x), x)
 
 
 def test_dropout_is_only_there_in_training():

@@ -1,8 +1,6 @@
 "The trainer: reproducible, resumable, and clear about what went wrong"
 import csv
 import json
-import os
-import shutil
 import warnings
 from pathlib import Path
 
@@ -213,6 +211,23 @@ def test_a_state_never_brings_code(tmp_path):
     assert not (tmp_path / "it_ran").exists()
 
 
+def test_moments_of_another_memory_layout_are_the_same_moments(pictures, tmp_path):
+    "A state from a device that wants images in another layout"
+    def fit(folder=None, callbacks=(), resume=None):
+        torch.manual_seed(0)
+        model = CPRFL(build_backbone("resnet18", channels=(16, 16, 16, 16), stem_width=16), torch.randn(20, 12), d=16, heads=2, head_dim=8, ffn_dim=16, dropout=0.)
+        return Trainer(model, pictures, config=config(epochs=2, select="last", ema=0.), callbacks=callbacks, folder=folder, progress=False).fit(resume)
+    whole = fit()
+    fit(tmp_path, [StopAfter(1)])
+    [file] = (tmp_path / "state").glob("*.pt")
+    state, turned = torch.load(file, weights_only=True), 0
+    for moments in state["optimizer"]["state"].values():
+        for k, v in moments.items():
+            if v.ndim == 4: moments[k] = v.contiguous(); turned += v.stride() != moments[k].stride()
+    torch.save(state, file)
+    assert turned and same(whole, fit(tmp_path, resume=True))
+
+
 def test_other_settings_are_refused(tmp_path):
     toy(tmp_path, [StopAfter(1)])
     before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
@@ -415,12 +430,18 @@ def fresh_compiler(tmp_path, monkeypatch):
     torch.compiler.reset()
 
 
+@pytest.fixture
+def compiler(fresh_compiler):
+    "A compiler that works on this machine"
+    try: torch.compile(lambda x: x.sin() + 1)(torch.zeros(3))
+    except Exception as e: pytest.skip(f"PyTorch cannot compile here: {type(e).__name__}")
+
+
 class Dropping(Head):
     def forward(self, x): return super().forward(nn.functional.dropout(x, 0.3, self.training))
 
 
-@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
-def test_a_compiled_step_learns_the_same_and_resumes_bit_for_bit(fresh_compiler, tmp_path):
+def test_a_compiled_step_learns_the_same_and_resumes_bit_for_bit(compiler, tmp_path):
     def fit(folder=None, callbacks=(), resume=None, model=Dropping, **kw):
         return Trainer(model(), Toy(), config=config(**kw), callbacks=callbacks, folder=folder, progress=False).fit(resume)
     whole, seen = fit(compile="default"), []
@@ -438,6 +459,25 @@ def test_without_a_compiler_training_goes_on_as_if_it_had_not_been_asked_for(fre
     with torch._inductor.config.patch({"cpp.cxx": (None, "/no/such/compiler")}), pytest.warns(UserWarning, match="could not compile.*trains as it is") as said:
         fallen = Trainer(Dropping(), Toy(), config=config(compile="default"), progress=False).fit()
     assert same(plain, fallen) and len([w for w in said if "trains as it is" in str(w.message)]) == 1
+
+
+def test_a_backward_pass_that_cannot_be_compiled_is_no_end_either(monkeypatch):
+    "It is compiled when it is first needed, long after the forward pass"
+    class Backward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x): return x.clone()
+        @staticmethod
+        def backward(ctx, g): raise torch._dynamo.exc.BackendCompilerFailed(torch.compile, RuntimeError("no C++ compiler"), None)
+    plain = Trainer(Dropping(), Toy(), config=config(), progress=False).fit()
+    monkeypatch.setattr(torch, "compile", lambda model, **kw: lambda x: Backward.apply(model(x)))
+    with pytest.warns(UserWarning, match="trains as it is"): fallen = Trainer(Dropping(), Toy(), config=config(compile="default"), progress=False).fit()
+    assert same(plain, fallen)
+
+
+def test_a_python_that_torch_cannot_compile_is_no_end_either(monkeypatch):
+    def refuse(model, **kw): raise RuntimeError("torch.compile is not supported on Python 3.99+")
+    monkeypatch.setattr(torch, "compile", refuse)
+    with pytest.warns(UserWarning, match="3.99.*"): assert len(Trainer(Head(), Toy(), config=config(compile="default"), progress=False).fit().history) == 3
 
 
 def test_an_error_of_the_model_itself_is_no_matter_of_compiling():
@@ -534,6 +574,7 @@ def test_progress_is_one_bar(capsys):
 @pytest.mark.parametrize("kw, words", [
     (dict(precision="int8"), "precision: expected one of fp32, bf16, fp16, got 'int8'"), (dict(select="best"), "select: expected one of valid, last, test"),
     (dict(augment="crop"), "augment: expected one of .*standard"), (dict(loss="mse"), "loss: expected one of .*asl"), (dict(device="tpu"), "device: expected one of auto, cpu, cuda"),
+    (dict(compile="fast"), "compile: expected one of None, default, reduce-overhead, max-autotune, got 'fast'"), (dict(compile="reduce-overhead", accumulate=2), "gradients cannot accumulate"),
     (dict(sampler="balanced"), "sampler: expected one of uniform, class_aware, got 'balanced'"),
     (dict(epochs=0), "epochs: expected 1 to any, got 0"), (dict(batch_size=0), "batch_size"), (dict(lr=-1), "lr: expected 0"), (dict(ema=2), "ema: expected 0 to 1, got 2"),
     (dict(seed=-1), "seed: expected 0"), (dict(clip_grad=-1), "clip_grad"), (dict(warmup=1.5), "warmup: expected 0 to 1"), (dict(patience=3, select="last"), "stopping early needs")])
