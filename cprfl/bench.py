@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVERS', 'NONE', 'ALL', 'OF_IMAGES', 'CLASSES', 'ON_CPU', 'BENCHES', 'clock_once', 'race', 'clock', 'ceiling',
-           'count_flops', 'peak_memory', 'Setting', 'KitStep', 'ReferenceStep', 'bench_train', 'bench_levers',
-           'bench_eval', 'average_precision_loop', 'bench_metrics', 'bench_classes', 'bench_data', 'machine',
+           'count_flops', 'peak_memory', 'Setting', 'KitStep', 'ReferenceStep', 'bench_data', 'bench_train',
+           'bench_levers', 'bench_eval', 'average_precision_loop', 'bench_metrics', 'bench_classes', 'machine',
            'write_table']
 
 # %% ../nbs/analysis/speed.ipynb #61d31555
@@ -222,6 +222,29 @@ class ReferenceStep(KitStep):
             with torch.no_grad(), self.autocast(): self.logits(self.average, images)
         return self.s.loss(logits.float(), self.s.targets)
 
+# %% ../nbs/analysis/speed.ipynb #7cbf0736
+def bench_data(
+    images:int=256, # JPEG files to write and read
+    size:int=448, # their edge
+    workers=(0, 1, 2), # processes that decode
+    to:int=224 # edge that they are squashed to
+) -> object: # how, images/s, ratio
+    "Decode and resize JPEG files from a temporary folder, or read them decoded"
+    import pandas as pd
+    from PIL import Image
+    from torch.utils.data import DataLoader
+    from cprfl.data import LongTailDataset, resize
+    from cprfl.features import cache_images
+    rng, rates = np.random.default_rng(0), {}
+    with tempfile.TemporaryDirectory() as folder:
+        base = rng.integers(0, 256, (images, 8, 8, 3), dtype=np.uint8)
+        for i, small in enumerate(base): Image.fromarray(small).resize((size, size), Image.BICUBIC).save(Path(folder) / f'{i}.jpg', quality=90)
+        data = LongTailDataset([f'{i}.jpg' for i in range(images)], np.ones((images, 1), np.uint8), ['thing'], folder, resize(to))
+        def rate(data, n): return images / clock_once(lambda: [None for _ in DataLoader(data, 32, num_workers=n)], 'cpu')
+        for n in workers: rates[f'JPEG files, num_workers={n}'] = rate(data, n)
+        rates['decoded once, num_workers=0'] = rate(cache_images(data, folder, to, 0, progress=False), 0)
+    return pd.DataFrame([dict(what=name, images_per_s=r, ratio=r / next(iter(rates.values()))) for name, r in rates.items()]).set_index('what')
+
 # %% ../nbs/analysis/speed.ipynb #17426261
 def _row(name, seconds, batch, base=None, **kw): return dict(what=name, ms=1000 * seconds, images_per_s=batch / seconds, **({'ratio': base / seconds} if base else {}), **kw)
 
@@ -376,29 +399,6 @@ def bench_classes(
     table = pd.DataFrame(rows)
     at80 = table[table['classes'] == 80].set_index('attend')['ms']
     return table.assign(over_80=table['ms'] / table['attend'].map(at80)).set_index(['attend', 'classes']) if len(at80) else table.set_index(['attend', 'classes'])
-
-# %% ../nbs/analysis/speed.ipynb #7cbf0736
-def bench_data(
-    images:int=256, # JPEG files to write and read
-    size:int=448, # their edge
-    workers=(0, 1, 2), # processes that decode
-    to:int=224 # edge that they are squashed to
-) -> object: # how, images/s, ratio
-    "Decode and resize JPEG files from a temporary folder, or read them decoded"
-    import pandas as pd
-    from PIL import Image
-    from torch.utils.data import DataLoader
-    from cprfl.data import LongTailDataset, resize
-    from cprfl.features import cache_images
-    rng, rates = np.random.default_rng(0), {}
-    with tempfile.TemporaryDirectory() as folder:
-        base = rng.integers(0, 256, (images, 8, 8, 3), dtype=np.uint8)
-        for i, small in enumerate(base): Image.fromarray(small).resize((size, size), Image.BICUBIC).save(Path(folder) / f'{i}.jpg', quality=90)
-        data = LongTailDataset([f'{i}.jpg' for i in range(images)], np.ones((images, 1), np.uint8), ['thing'], folder, resize(to))
-        def rate(data, n): return images / clock_once(lambda: [None for _ in DataLoader(data, 32, num_workers=n)], 'cpu')
-        for n in workers: rates[f'JPEG files, num_workers={n}'] = rate(data, n)
-        rates['decoded once, num_workers=0'] = rate(cache_images(data, folder, to, 0, progress=False), 0)
-    return pd.DataFrame([dict(what=name, images_per_s=r, ratio=r / next(iter(rates.values()))) for name, r in rates.items()]).set_index('what')
 
 # %% ../nbs/analysis/speed.ipynb #923296b7
 def machine(
