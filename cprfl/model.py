@@ -24,12 +24,12 @@ class PromptInitializer(nn.Sequential):
         if hidden < 1: raise ValueError(f"PromptInitializer: tau * d must be at least 1, got tau={tau}, d={d}")
         super().__init__(nn.Linear(m, hidden), nn.GELU(), nn.Linear(hidden, d))
 
-# %% ../nbs/core/04_model.ipynb #c41af925
+# %% ../nbs/core/04_model.ipynb #ee5c703f
 class Dropout(nn.Dropout):
     "`nn.Dropout`; on a CPU 16 random bits decide on an element, so the rate is exact to 1/65536"
     def forward(self,
-        x:torch.Tensor # of any shape
-    ) -> torch.Tensor: # of the same shape
+        x:torch.Tensor # [...], any shape
+    ) -> torch.Tensor: # [...], the same shape
         if not self.training or not 0 < self.p < 1 or x.device.type != 'cpu' or torch.compiler.is_compiling(): return super().forward(x)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None).view(torch.int16)[:x.numel()].view(x.shape)
         return x * torch.where(bits >= round(self.p * 2**16) - 2**15, x.new_tensor(1 / (1 - self.p)), x.new_tensor(0.))
