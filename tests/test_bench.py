@@ -81,7 +81,7 @@ def test_evaluation(tiny):
 
 
 def test_classes():
-    table = bench.bench_classes((4, 80, 90), repeats=1, batch=2, **TINY)
+    table = bench.bench_classes((4, 80, 90), repeats=1, batch=2, limit=1e6, **TINY)
     assert table.index.tolist() == [(a, c) for a in ("all", "patches") for c in (4, 80, 90)]
     assert table.loc[("all", 80), "over_80"] == 1
 
