@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEVERS', 'NONE', 'ALL', 'OF_IMAGES', 'CLASSES', 'ON_CPU', 'BENCHES', 'clock_once', 'race', 'clock', 'ceiling',
-           'count_flops', 'peak_memory', 'Setting', 'KitStep', 'ReferenceStep', 'bench_data', 'bench_train',
-           'bench_levers', 'bench_eval', 'average_precision_loop', 'bench_metrics', 'bench_classes', 'machine',
-           'write_table']
+           'count_flops', 'peak_memory', 'Setting', 'KitStep', 'PrefetchStep', 'ReferenceStep', 'bench_data',
+           'bench_train', 'bench_levers', 'bench_eval', 'average_precision_loop', 'bench_metrics', 'bench_classes',
+           'machine', 'write_table']
 
 # %% ../nbs/analysis/speed.ipynb #61d31555
 from contextlib import contextmanager
@@ -98,7 +98,7 @@ def peak_memory(
         done.set(); thread.join()
         out['mb'] = (max(top, process.memory_info().rss) - before) / 2**20
 
-# %% ../nbs/analysis/speed.ipynb #f6817f9a
+# %% ../nbs/analysis/speed.ipynb #b6f42a6e
 class Setting:
     "What is measured: a model of the kit, a batch, and the device"
     def __init__(self,
@@ -121,6 +121,7 @@ class Setting:
         self.layout = memory_layout(model, self.device)
         self.model = model.to(self.device).train()
         self.images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8) if backbone else torch.randn(batch, (size // 32)**2, 2048).half() # on the CPU, where they come from
+        if self.device.type == 'cuda': self.images = self.images.pin_memory()
         self.targets = (torch.rand(batch, classes, device=self.device) < 0.05).float()
         self.loss = build_loss('asl')
 
@@ -132,7 +133,7 @@ class Setting:
         finally: logging.disable(logging.NOTSET)
         return encoder, open_clip.get_tokenizer('RN50')([f'a photo of a thing {i}.' for i in range(self.classes)]).to(self.device)
 
-# %% ../nbs/analysis/speed.ipynb #d566e554
+# %% ../nbs/analysis/speed.ipynb #458afa81
 class KitStep:
     "What a step of the `Trainer` computes, without its loader, schedule and records, on a copy of the setting's model"
     def __init__(self,
@@ -157,8 +158,10 @@ class KitStep:
 
     def augment(self):
         from cprfl.augment import BatchAugment
-        images = self.s.images.to(self.s.device)
+        images = self.fetch()
         return self.prepared(BatchAugment('flip')(images) if images.ndim == 4 else images)
+
+    def fetch(self): return self.s.images.to(self.s.device, non_blocking=True)
 
     def prepared(self, images): return images.float() if images.ndim == 3 else images.contiguous(memory_format=self.layout)
 
@@ -175,6 +178,28 @@ class KitStep:
         self.forward(self.augment()).backward()
         self.optimizer.step(); self.optimizer.zero_grad()
         self.update_average()
+
+# %% ../nbs/analysis/speed.ipynb #c7a871c1
+class PrefetchStep(KitStep):
+    "The kit's step, which copies the next batch beside"
+    def __init__(self,
+        setting:Setting # model and batch
+    ):
+        super().__init__(setting)
+        self.streams = torch.get_device_module(setting.device)
+        self.beside = self.streams.Stream()
+        self._start()
+
+    def _start(self):
+        with self.streams.stream(self.beside): self.next = super().fetch()
+
+    def fetch(self):
+        now = self.streams.current_stream()
+        now.wait_stream(self.beside)
+        images = self.next
+        if images.is_cuda: images.record_stream(now) # its memory is not free before this step is through
+        self._start()
+        return images
 
 # %% ../nbs/analysis/speed.ipynb #63b4b80d
 def _all_rows(vsi, features, prompts): # the encoder over (F, P), every row, then the last C
@@ -245,7 +270,7 @@ def bench_data(
         rates['decoded once, num_workers=0'] = rate(cache_images(data, folder, to, 0, progress=False), 0)
     return pd.DataFrame([dict(what=name, images_per_s=r, ratio=r / next(iter(rates.values()))) for name, r in rates.items()]).set_index('what')
 
-# %% ../nbs/analysis/speed.ipynb #17426261
+# %% ../nbs/analysis/speed.ipynb #a6cf189c
 def _row(name, seconds, batch, base=None, **kw): return dict(what=name, ms=1000 * seconds, images_per_s=batch / seconds, **({'ratio': base / seconds} if base else {}), **kw)
 
 def bench_train(
@@ -311,9 +336,11 @@ def bench_levers(
     levers = {name: kw for name, kw in LEVERS.items() if (s.model.backbone or name not in OF_IMAGES) and kw.get('layout', s.layout) == s.layout}
     every = {k: v for kw in levers.values() for k, v in kw.items()}
     pulled = race({name: ReferenceStep(s, **kw) for name, kw in {NONE: {}, **levers}.items()}, repeats, s.device)
-    released = race({name: ReferenceStep(s, **{k: v for k, v in every.items() if k not in kw}) for name, kw in levers.items()} | {ALL: KitStep(s)} | _compiled(s), 2 * repeats + 1, s.device)
+    released = race({name: ReferenceStep(s, **{k: v for k, v in every.items() if k not in kw}) for name, kw in levers.items()} | {ALL: KitStep(s)} | _compiled(s) | _prefetched(s), 2 * repeats + 1, s.device)
     rows = [_row(name, took, s.batch, pulled[NONE], kit_without=released[name] / released[ALL] if name in levers else None) for name, took in pulled.items()]
     return pd.DataFrame(rows + [_row(name, took, s.batch, pulled[NONE]) for name, took in released.items() if name not in levers]).set_index('what')
+
+def _prefetched(s): return {f'{ALL}, next batch copied beside': PrefetchStep(s)} if s.device.type == 'cuda' else {} # a CPU copies nothing
 
 def _compiled(s): # where PyTorch cannot compile, the row is left out
     modes, steps = {f'{ALL}, compiled': 'default'} | ({f'{ALL}, compiled, with CUDA graphs': 'reduce-overhead'} if s.device.type == 'cuda' else {}), {}

@@ -64,6 +64,15 @@ def test_each_lever_releases_one_habit_of_the_kit(tiny, monkeypatch):
     assert every == dict(encode_text=False, run_average=False, all_rows=False, precision="bf16", layout=tiny.layout, floats=False, fused=True, foreach=True, dice=True)
 
 
+def test_a_prefetched_batch_is_the_batch(tiny):
+    "On a CPU, whose streams do nothing; what it saves only a GPU can tell"
+    step = bench.PrefetchStep(tiny)
+    before = {k: v.clone() for k, v in step.model.state_dict().items()}
+    assert torch.equal(step.fetch(), tiny.images) and torch.equal(step.fetch(), tiny.images)
+    step()
+    assert any(not torch.equal(v, before[k]) for k, v in step.model.state_dict().items()) and bench._prefetched(tiny) == {}
+
+
 def test_the_head_alone():
     "On cached features, which have no bytes and no layout"
     table = bench.bench_levers(bench.Setting(None, size=64, classes=6, batch=2, d=32, heads=2, head_dim=8, ffn_dim=32), repeats=1)
