@@ -133,7 +133,7 @@ class Setting:
         finally: logging.disable(logging.NOTSET)
         return encoder, open_clip.get_tokenizer('RN50')([f'a photo of a thing {i}.' for i in range(self.classes)]).to(self.device)
 
-# %% ../nbs/analysis/speed.ipynb #458afa81
+# %% ../nbs/analysis/speed.ipynb #fb55a88c
 class KitStep:
     "What a step of the `Trainer` computes, without its loader, schedule and records, on a copy of the setting's model"
     def __init__(self,
@@ -155,14 +155,12 @@ class KitStep:
         self.mean, self.now = (list(m.parameters()) for m in (self.average, self.model))
 
     def autocast(self): return torch.autocast(self.s.device.type, torch.bfloat16, enabled=self.precision == 'bf16')
-
     def augment(self):
         from cprfl.augment import BatchAugment
         images = self.fetch()
         return self.prepared(BatchAugment('flip')(images) if images.ndim == 4 else images)
 
     def fetch(self): return self.s.images.to(self.s.device, non_blocking=True)
-
     def prepared(self, images): return images.float() if images.ndim == 3 else images.contiguous(memory_format=self.layout)
 
     @torch.no_grad()
@@ -179,29 +177,19 @@ class KitStep:
         self.optimizer.step(); self.optimizer.zero_grad()
         self.update_average()
 
-# %% ../nbs/analysis/speed.ipynb #c7a871c1
+# %% ../nbs/analysis/speed.ipynb #8b15f5db
 class PrefetchStep(KitStep):
     "The kit's step, which copies the next batch beside"
-    def __init__(self,
-        setting:Setting # model and batch
-    ):
-        super().__init__(setting)
-        self.streams = torch.get_device_module(setting.device)
-        self.beside = self.streams.Stream()
-        self._start()
-
-    def _start(self):
-        with self.streams.stream(self.beside): self.next = super().fetch()
-
+    next = None
     def fetch(self):
-        now = self.streams.current_stream()
-        now.wait_stream(self.beside)
-        images = self.next
-        if images.is_cuda: images.record_stream(now) # its memory is not free before this step is through
-        self._start()
+        streams, images = torch.get_device_module(self.s.device), self.next
+        if images is None: self.beside, images = streams.Stream(), super().fetch()
+        streams.current_stream().wait_stream(self.beside)
+        if images.is_cuda: images.record_stream(streams.current_stream()) # its memory is not free before this step is through
+        with streams.stream(self.beside): self.next = super().fetch()
         return images
 
-# %% ../nbs/analysis/speed.ipynb #63b4b80d
+# %% ../nbs/analysis/speed.ipynb #57eb799d
 def _all_rows(vsi, features, prompts): # the encoder over (F, P), every row, then the last C
     z = torch.cat([features, prompts.expand(len(features), -1, -1)], 1)
     for layer in vsi.layers:
@@ -227,9 +215,7 @@ class ReferenceStep(KitStep):
 
     def _normalised(self, images): # as a data loader's processes leave them
         return (images.float() / 255 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
-
     def augment(self): return super().augment() if self.floats is None else self.prepared(self.floats.to(self.s.device))
-
     def features(self, model, images):
         if model.backbone is None: return images
         return to_patches(model.backbone(images) if self.floats is None else model.backbone.net(images))
@@ -270,7 +256,7 @@ def bench_data(
         rates['decoded once, num_workers=0'] = rate(cache_images(data, folder, to, 0, progress=False), 0)
     return pd.DataFrame([dict(what=name, images_per_s=r, ratio=r / next(iter(rates.values()))) for name, r in rates.items()]).set_index('what')
 
-# %% ../nbs/analysis/speed.ipynb #a6cf189c
+# %% ../nbs/analysis/speed.ipynb #f890830b
 def _row(name, seconds, batch, base=None, **kw): return dict(what=name, ms=1000 * seconds, images_per_s=batch / seconds, **({'ratio': base / seconds} if base else {}), **kw)
 
 def bench_train(
@@ -284,10 +270,8 @@ def bench_train(
     for name, step in steps.items():
         step()
         with peak_memory(dev) as memory[name]: step()
-    kit, took = steps['kit'], race(steps, repeats, dev)
-    slow, fast = took['reference'], took['kit']
-    flops = count_flops(kit)
-    top = ceiling(dev)
+    kit, (slow, fast) = steps['kit'], race(steps, repeats, dev).values()
+    flops, top = count_flops(kit), ceiling(dev)
     rows = [_row('reference step', slow, s.batch, slow, mb=memory['reference']['mb']),
             _row("the kit's step", fast, s.batch, slow, mb=memory['kit']['mb'], tflops=flops / fast / 1e12, share_of_ceiling=flops / fast / top)]
     return pd.DataFrame(rows + _parts(kit, repeats) + _reading(s)).set_index('what')
@@ -336,22 +320,20 @@ def bench_levers(
     levers = {name: kw for name, kw in LEVERS.items() if (s.model.backbone or name not in OF_IMAGES) and kw.get('layout', s.layout) == s.layout}
     every = {k: v for kw in levers.values() for k, v in kw.items()}
     pulled = race({name: ReferenceStep(s, **kw) for name, kw in {NONE: {}, **levers}.items()}, repeats, s.device)
-    released = race({name: ReferenceStep(s, **{k: v for k, v in every.items() if k not in kw}) for name, kw in levers.items()} | {ALL: KitStep(s)} | _compiled(s) | _prefetched(s), 2 * repeats + 1, s.device)
+    released = race({name: ReferenceStep(s, **{k: v for k, v in every.items() if k not in kw}) for name, kw in levers.items()} | {ALL: KitStep(s)} | _compiled(s), 2 * repeats + 1, s.device)
     rows = [_row(name, took, s.batch, pulled[NONE], kit_without=released[name] / released[ALL] if name in levers else None) for name, took in pulled.items()]
     return pd.DataFrame(rows + [_row(name, took, s.batch, pulled[NONE]) for name, took in released.items() if name not in levers]).set_index('what')
 
-def _prefetched(s): return {f'{ALL}, next batch copied beside': PrefetchStep(s)} if s.device.type == 'cuda' else {} # a CPU copies nothing
-
-def _compiled(s): # where PyTorch cannot compile, the row is left out
+def _compiled(s): # where PyTorch cannot compile, the row is left out; and what only a GPU can do
     modes, steps = {f'{ALL}, compiled': 'default'} | ({f'{ALL}, compiled, with CUDA graphs': 'reduce-overhead'} if s.device.type == 'cuda' else {}), {}
     for name, mode in modes.items():
         step = KitStep(s, compile=mode)
         try: step()
         except torch._dynamo.exc.TorchDynamoException as e: print(f"{name}: left out, for PyTorch cannot compile here ({str(e).splitlines()[0]})")
         else: steps[name] = step
-    return steps
+    return steps | ({f'{ALL}, next batch copied beside': PrefetchStep(s)} if s.device.type == 'cuda' else {}) # a CPU copies nothing
 
-# %% ../nbs/analysis/speed.ipynb #96d2b44b
+# %% ../nbs/analysis/speed.ipynb #b3e75ed0
 def bench_eval(
     setting:Setting|None=None, # what to measure
     repeats:int=3 # of each measurement
@@ -368,8 +350,7 @@ def bench_eval(
     def slow():
         images = reference.augment()
         for model in (reference.model, reference.average): reference.logits(model, images)
-    took = race(dict(slow=slow, fast=fast), repeats, s.device)
-    a, b = took['slow'], took['fast']
+    a, b = race(dict(slow=slow, fast=fast), repeats, s.device).values()
     return pd.DataFrame([_row('reference: both models, text encoded', a, s.batch, a), _row('the kit', b, s.batch, a)]).set_index('what')
 
 # %% ../nbs/analysis/speed.ipynb #2f8213de

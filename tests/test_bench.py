@@ -70,7 +70,7 @@ def test_a_prefetched_batch_is_the_batch(tiny):
     before = {k: v.clone() for k, v in step.model.state_dict().items()}
     assert torch.equal(step.fetch(), tiny.images) and torch.equal(step.fetch(), tiny.images)
     step()
-    assert any(not torch.equal(v, before[k]) for k, v in step.model.state_dict().items()) and bench._prefetched(tiny) == {}
+    assert any(not torch.equal(v, before[k]) for k, v in step.model.state_dict().items())
 
 
 def test_the_head_alone():
