@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo test lab export outputs clean docs readme
+.PHONY: help setup demo test lint lab export outputs clean docs readme
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -22,7 +22,12 @@ setup: $(READY) ## make the virtual environment
 demo: $(READY) ## train CPRFL on the embedded benchmark, beside its baselines (a few minutes)
 	$(BIN)/cprfl_demo
 
-test: $(READY) ## export up to date, notebooks clean and running, all tests
+lint: $(READY) ## style, types, and which module may import which
+	$(BIN)/ruff check --quiet nbs tests cprfl
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: lint ## export up to date, notebooks clean and running, all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lab: $(READY) ## open JupyterLab on the notebooks

@@ -1,21 +1,16 @@
-import os
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("CPRFL_SHARED", ROOT.parent / "shared"))
+from helpers import ROOT, SHARED
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope='session')
 def root():
     "The project's folder"
     return ROOT
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope='session')
 def shared():
     "Folder with real data, where there is one"
     if not SHARED.is_dir():
-        pytest.skip(f"no real data at {SHARED.name}/ (set CPRFL_SHARED to its folder)")
+        pytest.skip(f'no real data at {SHARED.name}/ (set CPRFL_SHARED to its folder)')
     return SHARED

@@ -2,11 +2,12 @@
 import numpy as np
 import pytest
 import torch
-from cprfl.losses import available_losses, build_loss
-from cprfl.metrics import average_precision, multilabel_report
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
+
+from cprfl.losses import available_losses, build_loss
+from cprfl.metrics import average_precision, multilabel_report
 
 EXTREMES = [0.0, 1e-30, -1e-30, 1.0, -1.0, 20.0, -20.0, 88.8, -88.8, 1e4, -1e4]
 quick = settings(max_examples=40, deadline=None, derandomize=True)
@@ -25,7 +26,7 @@ def batches(draw, max_images=6, max_classes=5):
 def loss_of(name, C): return build_loss(name, np.arange(1, C + 1) * 3, 100)
 
 
-@pytest.mark.parametrize("name", available_losses())
+@pytest.mark.parametrize('name', available_losses())
 @given(batch=batches())
 @quick
 def test_losses_are_finite_with_finite_gradients(name, batch):
@@ -35,7 +36,7 @@ def test_losses_are_finite_with_finite_gradients(name, batch):
     assert loss.ndim == 0 and torch.isfinite(loss) and torch.isfinite(logits.grad).all()
 
 
-@pytest.mark.parametrize("name", available_losses())
+@pytest.mark.parametrize('name', available_losses())
 @given(batch=batches())
 @quick
 def test_losses_equal_themselves_in_float64(name, batch):
@@ -45,7 +46,7 @@ def test_losses_equal_themselves_in_float64(name, batch):
     assert torch.allclose(loss.float()(logits, targets).double(), exact, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["bce", "mls", "focal", "cb_focal", "db_focal", "db_nofocal", "rw_inv", "rw_sqrt_inv"])
+@pytest.mark.parametrize('name', ['bce', 'mls', 'focal', 'cb_focal', 'db_focal', 'db_nofocal', 'rw_inv', 'rw_sqrt_inv'])
 @given(batch=batches(3, 3))
 @settings(max_examples=15, deadline=None, derandomize=True)
 def test_gradients_are_those_of_finite_differences(name, batch):
@@ -72,7 +73,7 @@ def test_average_precision_is_scikit_learns(batch):
 def test_reports_never_fail(batch):
     scores, targets = batch
     C = scores.shape[1]
-    report = multilabel_report(scores, targets, {"head": [0], "medium": list(range(1, C)), "tail": []})
+    report = multilabel_report(scores, targets, {'head': [0], 'medium': list(range(1, C)), 'tail': []})
     present = targets.sum(0) > 0
-    assert np.isfinite(report["total"]) == bool(present.any())
-    assert np.isnan(report["tail"])
+    assert np.isfinite(report['total']) == bool(present.any())
+    assert np.isnan(report['tail'])

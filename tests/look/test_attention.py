@@ -1,0 +1,317 @@
+"Attention, Grad-CAM and the pointing game, on models whose maps are known"
+import gc
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cprfl.data.dataset import ArrayDataset, resize
+from cprfl.data.shapes import shapes_lt
+from cprfl.look.attention import (
+    attention_maps,
+    box_mask,
+    centre_map,
+    centroid,
+    explain_image,
+    grad_cam,
+    patch_grid,
+    pointing_baselines,
+    pointing_game,
+    pointing_summary,
+    score_maps,
+    upsample_maps,
+)
+from cprfl.model.backbones import Backbone, build_backbone
+from cprfl.model.baselines import ERM, LearnedContext, ZeroShotCLIP
+from cprfl.model.cprfl import CPRFL
+from cprfl.model.semantics import Clip, load_clip
+
+# geometry
+
+@pytest.mark.parametrize('grid,size', [((8, 8), (64, 64)), ((4, 6), (48, 96)), ((14, 14), (140, 140))])
+def test_a_lit_patch_stays_in_its_place(grid, size):
+    (h, w), (H, W) = grid, size
+    lit = torch.eye(h * w).reshape(-1, h, w)
+    rows, columns = torch.arange(h * w) // w, torch.arange(h * w) % w
+    centres = torch.stack([(columns + 0.5) * W / w, (rows + 0.5) * H / h], -1)
+    up = upsample_maps(lit, size)
+    inner = (rows > 0) & (rows < h - 1) & (columns > 0) & (columns < w - 1)
+    assert (centroid(up) - centres)[inner].abs().max() < 1e-3
+    # outside of the outermost centres a map is constant, which moves rim patches by about 1/24 of their edge
+    assert ((centroid(up) - centres).abs() < torch.tensor([W / w, H / h]) / 20).all()
+    if max(H / h, W / w) <= 12: assert (centroid(up) - centres).abs().max() <= 0.5
+    assert torch.allclose(up.sum((1, 2)), torch.tensor(H * W / (h * w)), rtol=1e-4)  # every patch counts alike
+
+
+def test_upsampling_keeps_leading_shape_and_the_peak():
+    maps = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    up = upsample_maps(maps, (35, 35))
+    assert up.shape == (2, 3, 35, 35) and torch.allclose(up[..., 3::7, 3::7], maps, atol=1e-6)  # odd patches have a middle pixel
+
+
+@pytest.mark.parametrize('v,size,grid', [(49, (224, 224), (7, 7)), (6, (64, 96), (2, 3)), (1, (32, 32), (1, 1)), (512, (256, 128), (32, 16))])
+def test_patch_grid(v, size, grid):
+    assert patch_grid(v, size) == grid
+
+
+def test_patches_that_fill_no_grid():
+    with pytest.raises(ValueError, match='50 patches'): patch_grid(50, (224, 224))
+
+
+# attention
+
+def _constructed_cprfl():
+    "One head; q of class c is e_c, k of a patch is its own feature: attention is a softmax that one can write down"
+    m = CPRFL(nn.AvgPool2d(8), torch.eye(3), d=3, heads=1, head_dim=3, ffn_dim=4, feature_dim=3)
+    class Eye(nn.Module):
+        def forward(self, x): return x
+    with torch.no_grad():
+        m.fc.weight.copy_(torch.eye(3)); m.fc.bias.zero_()
+        m.pi = Eye()
+        m.vsi.layers[0].norm1 = Eye()
+        m.vsi.layers[0].attention.to_qkv.weight.copy_(torch.cat([5 * torch.eye(3), torch.eye(3), torch.eye(3)]))
+    return m
+
+
+def test_known_attention():
+    image = torch.zeros(1, 3, 32, 32)
+    image[0, 0, 8:16, 16:24] = 4  # red: row 1, column 2
+    image[0, 1, 24:32, 0:8] = 4  # green: row 3, column 0
+    a = attention_maps(_constructed_cprfl(), image)
+    assert a.heads.shape == (1, 1, 3, 4, 4)
+    assert [divmod(int(a.mean[0, c].argmax()), 4) for c in (0, 1)] == [(1, 2), (3, 0)]
+    keys = torch.cat([F.avg_pool2d(image, 8)[0].flatten(1).T, torch.eye(3)])
+    expected = (5 * torch.eye(3) @ keys.T / 3**0.5).softmax(-1)[:, :16]
+    assert torch.allclose(a.heads[0, 0].flatten(1), expected, atol=1e-6)
+    assert torch.allclose(a.on_patches[0], expected.sum(-1), atol=1e-6) and a.on_patches.max() < 1
+    assert torch.allclose(a.mean[0, 2], a.mean[0, 2, 0, 0], atol=1e-6)  # nothing is blue: blue looks everywhere alike
+
+
+def test_attention_of_cached_patches_equals_that_of_images():
+    torch.manual_seed(0)
+    m = CPRFL('resnet18', torch.randn(4, 8), d=16, heads=2, head_dim=8, ffn_dim=16).eval()
+    images = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
+    a, b = attention_maps(m, images), attention_maps(m, m.backbone.patches(images).detach())
+    assert torch.allclose(a.heads, b.heads, atol=1e-5) and torch.allclose(a.logits, m(images), atol=1e-4)
+
+
+# Grad-CAM
+
+def _images(n=2, size=64): return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_grad_cam_of_pooling_and_a_linear_layer_in_closed_form():
+    torch.manual_seed(0)
+    m, images = ERM('resnet18', 6).eval(), _images()
+    with grad_cam(m) as cam: maps, logits = cam(images, [5, 2])
+    A = m.backbone(images)
+    expected = torch.einsum('bk,bkij->bij', m.fc.weight[[5, 2]], A).relu() / 4
+    assert torch.allclose(maps, expected, atol=1e-5) and torch.allclose(logits, m(images), atol=1e-4)
+
+
+def test_grad_cam_agrees_with_the_package_up_to_its_stretching():
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    torch.manual_seed(0)
+    m, x = ERM(build_backbone('resnet18', output_stride=8), 6).eval(), torch.rand(1, 3, 64, 64)
+    with grad_cam(m) as cam: ours = upsample_maps(cam(x, [1])[0], (64, 64))[0].numpy()
+    cam = GradCAM(m, m.backbone.cam_layer)
+    theirs = cam(x, [ClassifierOutputTarget(1)])[0]
+    cam.activations_and_grads.release()
+    ours = (ours - ours.min()) / (ours.max() - ours.min())
+    assert np.abs(ours - theirs).max() < 0.02
+
+
+def test_grad_cam_does_not_depend_on_the_rest_of_the_batch():
+    torch.manual_seed(0)
+    m, images = CPRFL('resnet18', torch.randn(4, 8), d=16, heads=2, head_dim=8, ffn_dim=16), _images(3, 96)
+    with grad_cam(m) as cam:
+        together = cam(images, [0, 1, 2])[0]
+        alone = torch.cat([cam(images[i:i + 1], [i])[0] for i in range(3)])
+    assert torch.allclose(together, alone, atol=1e-6) and together.shape == (3, 3, 3)
+
+
+def _tiny_vit_clip():
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+    torch.manual_seed(0)
+    model = CLIP(16, CLIPVisionCfg(layers=2, width=32, head_width=16, patch_size=16, image_size=64), CLIPTextCfg(context_length=8, vocab_size=40, width=16, heads=2, layers=1))
+    return Clip(model.eval(), lambda texts: torch.randint(1, 39, (len(texts), 8)), (0.5,) * 3, (0.5,) * 3, 64)
+
+
+def test_every_family_has_maps_on_its_grid():
+    torch.manual_seed(0)
+    models = {(2, 2): ERM('resnet18', 5), (4, 4): ERM(build_backbone('vit_tiny_patch16_224', img_size=64), 5)}
+    for grid, m in models.items():
+        with grad_cam(m) as cam: maps, _ = cam(_images(), [0, 1])
+        assert maps.shape == (2, *grid) and (maps >= 0).all() and maps.max() > 0
+    vit = ZeroShotCLIP(_tiny_vit_clip(), list('abc'))
+    with grad_cam(vit) as cam: maps, cosines = cam(_images(), [0, 1])
+    assert maps.shape == (2, 4, 4) and maps.max() > 0 and cosines.abs().max() <= 1
+
+
+def test_clip_is_explained_by_its_cosine():
+    test = shapes_lt('test')
+    m, images = ZeroShotCLIP(load_clip('shapes'), test.classes), _images()
+    with grad_cam(m) as cam: maps, cosines = cam(images, [3, 4])
+    assert maps.shape == (2, 4, 4) and torch.allclose(cosines * m.tower.logit_scale.exp(), m(images), atol=1e-3)
+    coop = LearnedContext(load_clip('shapes'), test.classes)
+    with grad_cam(coop) as cam: maps, logits = cam(images, [3, 4])
+    assert maps.shape == (2, 4, 4) and torch.allclose(logits, coop(images), atol=1e-3)
+
+
+def test_cam_needs_a_backbone_and_a_category_per_image():
+    with pytest.raises(ValueError, match='has no backbone'), grad_cam(ERM(None, 3, feature_dim=8)): pass
+    with grad_cam(ERM('resnet18', 3)) as cam, pytest.raises(ValueError, match='2 images and 1 categories'): cam(_images(), [0])
+
+
+# what is left behind
+
+def _hooks(m): return sum(len(x._forward_hooks) + len(x._backward_hooks) + len(x._forward_pre_hooks) for x in m.modules())
+
+
+def _live_tensors():
+    gc.collect()
+    return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+
+
+def test_hooks_modes_and_gradients_are_as_before():
+    torch.manual_seed(0)
+    m = CPRFL('resnet18', torch.randn(4, 8), d=16, heads=2, head_dim=8, ffn_dim=16).train()
+    m.backbone.eval()
+    m.fc.weight.requires_grad_(False)
+    m.fc.bias.grad = torch.ones_like(m.fc.bias)
+    with pytest.raises(RuntimeError, match='on purpose'), grad_cam(m) as cam:
+        cam(_images(), [0, 1])
+        assert _hooks(m) > 0 and not m.training
+        raise RuntimeError('on purpose')
+    assert _hooks(m) == 0 and m.training and not m.backbone.training
+    assert not m.fc.weight.requires_grad and m.fc.bias.requires_grad and (m.fc.bias.grad == 1).all()
+    assert all(p.grad is None for n, p in m.named_parameters() if n != 'fc.bias')
+
+
+def test_an_index_error_is_not_swallowed():
+    with pytest.raises(IndexError), grad_cam(ERM('resnet18', 3)) as cam: cam(_images(), [0, 99])
+
+
+@pytest.mark.parametrize('inside', [True, False], ids=['one context', 'a context each'])
+def test_no_tensor_is_left_after_twenty_calls(inside):
+    torch.manual_seed(0)
+    m, images = CPRFL('resnet18', torch.randn(4, 8), d=16, heads=2, head_dim=8, ffn_dim=16), _images()
+    def calls(n):
+        if not inside:
+            for _ in range(n): explain_image(m, images[0], 1)
+            return
+        with grad_cam(m) as cam:
+            for _ in range(n): cam(images, [0, 1])
+    calls(2)
+    before = _live_tensors()
+    calls(20)
+    assert _live_tensors() == before and _hooks(m) == 0
+
+
+def test_explain_image_names_what_each_model_has():
+    torch.manual_seed(0)
+    out = explain_image(CPRFL('resnet18', torch.randn(4, 8), d=16, heads=2, head_dim=8, ffn_dim=16), _images()[0], 2, size=(50, 40))
+    assert {k: np.shape(v) for k, v in out.items()} == dict(logit=(), gradcam=(50, 40), attention=(50, 40), heads=(2, 50, 40))
+    assert set(explain_image(ERM('resnet18', 3), _images()[0], 2)) == {'logit', 'gradcam'}
+
+
+# scores
+
+def test_hits_and_energy_by_hand():
+    m = torch.zeros(3, 4, 4)
+    m[0, 2, 1], m[1] = 1, 3
+    scores = score_maps(m, [[(4, 8, 8, 12)]] * 3, (16, 16))
+    assert scores['hit'].tolist() == [1, 0, 0] and scores['area'].tolist() == [1 / 16] * 3
+    assert scores['energy'].tolist() == pytest.approx([(3 / 4)**2, 1 / 16, 0])  # per axis, interpolation keeps 3/4 of a patch within
+    assert score_maps(-m[:1], [[(4, 8, 8, 12)]], (16, 16))['hit'].tolist() == [0]  # only what is positive points
+
+
+def test_the_point_is_the_centre_of_the_strongest_patch():
+    m = torch.zeros(1, 2, 2)
+    m[0, 0, 1] = 1  # its centre on 16 x 16 pixels: x 12, y 4
+    hit = lambda *box, **kw: score_maps(m, [[box]], (16, 16), **kw)['hit'].item()
+    assert hit(12, 4, 13, 5) == 1 and hit(11, 3, 12, 4) == 0  # ends are exclusive
+    assert hit(0, 0, 10, 10) == 0 and hit(0, 0, 10, 10, tolerance=2.5) == 1
+    assert score_maps(m, [[(0, 0, 1, 1), (12, 4, 16, 8)]], (16, 16))['hit'].item() == 1
+
+
+def test_overlapping_boxes_count_once_and_end_at_the_image():
+    assert box_mask([(0, 0, 4, 4), (2, 2, 6, 6)], (8, 8)).sum() == 28
+    assert box_mask([(-3, 6, 2, 99)], (8, 8)).sum() == 4
+
+
+def test_images_of_several_sizes():
+    m = torch.zeros(2, 2, 2)
+    m[:, 1, 1] = 1
+    assert score_maps(m, [[(30, 20, 40, 30)], [(60, 40, 90, 80)]], [(30, 40), (80, 90)])['hit'].tolist() == [1, 1]
+
+
+def test_the_centre_map_peaks_in_the_centre():
+    m = centre_map()
+    assert divmod(int(m.argmax()), 31) == (15, 15) and torch.allclose(m, m.flip(0)) and torch.allclose(m, m.T)
+
+
+class Squares(nn.Module):
+    "Its images are noise with one bright square per class, in the class's channel; 'attends' to brightness in that channel"
+    def __init__(self, wrong=()): super().__init__(); self.vsi, self.one, self.wrong = None, nn.Parameter(torch.ones(1)), list(wrong)
+    def forward(self, x, return_attention=False):
+        a = F.adaptive_avg_pool2d(x.float(), 8).flatten(2)
+        a[:, self.wrong] = -a[:, self.wrong]
+        a = (a / 8).softmax(-1)[:, None] * self.one
+        return (a.amax((1, 3)), a) if return_attention else a.amax((1, 3))
+
+
+def _squares(n=30):
+    rng = np.random.default_rng(0)
+    images, boxes, targets = rng.integers(0, 60, (n, 64, 64, 3), dtype=np.uint8), [], np.zeros((n, 3), int)
+    for i in range(n):
+        boxes.append([])
+        for c in range(3):
+            if c == i % 3: continue
+            x, y = rng.integers(0, 40, 2)
+            images[i, y:y + 24, x:x + 24, c] = 255
+            boxes[i].append((c, x, y, x + 24, y + 24)); targets[i, c] = 1
+    return ArrayDataset(images, targets, ['red', 'green', 'blue'], groups=dict(head=[0], medium=[1], tail=[2]), boxes=boxes)
+
+
+def test_a_model_that_looks_right_hits_always_and_one_that_looks_away_never():
+    data = _squares()
+    good, bad = pointing_game(Squares(), data, batch_size=7), pointing_game(Squares(wrong=[2]), data)
+    assert list(good.columns) == ['image', 'path', 'class', 'group', 'method', 'rank', 'hit', 'energy', 'area'] and len(good) == 60
+    assert good['hit'].mean() == 1 and good['energy'].mean() > 0.7 and (good['rank'] <= 2).all()
+    summary = pointing_summary(dict(good=good, bad=bad, baseline=pointing_baselines(data)))
+    assert summary.loc[('bad', 'attention'), ['head', 'medium', 'tail']].tolist() == [1, 1, 0]
+    assert summary.loc[('bad', 'attention'), 'total'] == pytest.approx(2 / 3)
+    assert summary.loc[('baseline', 'random'), 'total'] == pytest.approx((24 / 64)**2)
+    assert 0 < summary.loc[('baseline', 'centre'), 'total'] < 0.6
+
+
+def test_boxes_need_no_scaling_when_images_are_enlarged():
+    small, large = _squares(), _squares()
+    large.transform = resize(128)
+    a, b = pointing_game(Squares(), small), pointing_game(Squares(), large)
+    assert a['hit'].equals(b['hit']) and a['area'].equals(b['area']) and np.allclose(a['energy'], b['energy'], atol=0.02)
+
+
+def test_grad_cam_plays_the_pointing_game_too():
+    data = _squares()
+    m = ERM(Backbone(nn.AvgPool2d(8), 3, normalize=False), 3)
+    with torch.no_grad(): m.fc.weight.copy_(torch.eye(3))
+    t = pointing_game(m, data, 'gradcam', batch_size=16)
+    assert t['hit'].mean() == 1 and (t['method'] == 'gradcam').all()
+    with pytest.raises(ValueError, match='expected one of attention, gradcam'): pointing_game(m, data, 'rollout')
+
+
+def test_the_same_images_are_drawn_for_every_model():
+    data = _squares()
+    a, b = pointing_game(Squares(), data, n=5), pointing_game(Squares([1]), data, n=5)
+    assert a['image'].equals(b['image']) and a['image'].nunique() == 5 and a['image'].equals(pointing_baselines(data, n=5).query("method == 'centre'")['image'])
+
+
+def test_images_without_boxes_are_refused():
+    data = _squares()
+    data.boxes = None
+    with pytest.raises(ValueError, match='have no boxes'): pointing_game(Squares(), data)

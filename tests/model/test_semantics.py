@@ -1,0 +1,252 @@
+"Category semantics from every source, and the CLIP in the package"
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn.functional import normalize
+
+import cprfl.model.semantics
+from cprfl.data.shapes import COLOURS, SHAPES, render_drawing, shapes_classes, shapes_lt
+from cprfl.metrics import average_precision
+from cprfl.model.baselines import ERM, ZeroShotCLIP
+from cprfl.model.semantics import SOURCES, TEMPLATE, Clip, WordTokenizer, category_semantics, fill_template, load_clip
+
+CLASSES = ['red circle', 'red star', 'blue square']
+ASSETS = Path(cprfl.__file__).parent / 'assets'
+
+
+class Mark:
+    "A pickle that would touch a file when it is read"
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return open, (str(self.path), 'w')
+
+
+@pytest.fixture(scope='module')
+def clip(): return load_clip('shapes')
+
+
+def matrix(C=3, m=4, seed=0): return np.random.default_rng(seed).normal(size=(C, m)).astype(np.float32)
+
+
+# ---- sentences
+
+def test_templates_fill_and_underscores_are_spaces():
+    assert TEMPLATE == 'a photo of a {}.'
+    assert fill_template(['cat', 'dining_table']) == ['a photo of a cat.', 'a photo of a dining table.']
+    assert fill_template(['cat'], '{}, a {}') == ['cat, a cat']
+    with pytest.raises(ValueError, match="expected a {} for the class name, got 'a photo'"): fill_template(['cat'], 'a photo')
+
+
+def test_words_to_ids():
+    tok = WordTokenizer(['red', 'circle'], context_length=5)
+    assert tok(['Red circle!', 'circle']).tolist() == [[1, 2, 3, 4, 0], [1, 3, 4, 0, 0]]
+    assert tok.end == 4 > max(tok.ids.values()), 'the highest id marks the place where the text tower reads'
+    with pytest.raises(ValueError, match="does not know 'cat', 'dog' of 'cat red dog'; it knows: red, circle"): tok(['cat red dog'])
+    with pytest.raises(ValueError, match='has 4 words; at most 3 fit'): tok(['red red red red'])
+
+
+# ---- the text tower
+
+def test_shapes_gives_a_row_per_class_at_the_towers_own_scale(clip):
+    W = category_semantics(CLASSES, 'shapes')
+    assert W.shape == (3, 128) and W.dtype == torch.float32 and not W.requires_grad
+    assert torch.allclose(W, clip.encode_text(['a photo of a red circle.', 'a photo of a red star.', 'a photo of a blue square.']), atol=1e-5)
+    assert torch.equal(W, category_semantics(CLASSES, 'shapes')) and (W.norm(dim=1) - 1).abs().min() > 0.5
+    assert torch.allclose(category_semantics(CLASSES[::-1], 'shapes'), W.flip(0), atol=1e-5)
+
+
+def test_an_ensemble_is_the_mean_of_its_templates():
+    templates = ['a photo of a {}.', 'a drawing of a {}.']
+    each = [category_semantics(CLASSES, 'shapes', t) for t in templates]
+    assert not torch.allclose(*each)
+    assert torch.allclose(category_semantics(CLASSES, 'shapes', templates), sum(each) / 2, atol=1e-6)
+    assert torch.allclose(category_semantics(CLASSES, 'shapes', templates[:1]), each[0], atol=1e-6)
+
+
+def test_norm_rescales_the_mean_length_and_nothing_else():
+    W, scaled = category_semantics(CLASSES, 'shapes'), category_semantics(CLASSES, 'shapes', norm=7.)
+    assert scaled.norm(dim=1).mean().item() == pytest.approx(7, rel=1e-5)
+    assert torch.allclose(scaled / W, (scaled / W)[0, 0].expand_as(W), rtol=1e-4)
+
+
+# ---- files and random
+
+def test_npy_and_safetensors(tmp_path):
+    W = matrix()
+    np.save(tmp_path / 'w.npy', W.astype(np.float64))
+    save_file({'semantics': torch.from_numpy(W).half()}, tmp_path / 'w.safetensors')
+    a, b = (category_semantics(CLASSES, f'file:{tmp_path}/w.{e}') for e in ('npy', 'safetensors'))
+    assert a.dtype == b.dtype == torch.float32 and torch.equal(a, torch.from_numpy(W)) and torch.allclose(a, b, atol=1e-2)
+    np.save(tmp_path / 'one.npy', W[:1])
+    assert category_semantics(['cat'], f'file:{tmp_path}/one.npy').shape == (1, 4)
+
+
+def test_glove_averages_the_words_of_a_name(tmp_path):
+    file = tmp_path / 'glove.txt'
+    file.write_text('the 9 9\ndining 1 2\ntable 3 4\ncat -1 0.5\n', encoding='utf-8')
+    assert category_semantics(['dining_table', 'Cat'], f'glove:{file}').tolist() == [[2, 3], [-1, 0.5]]
+    with pytest.raises(ValueError, match='has no vector for dog, hot'): category_semantics(['hot dog', 'cat'], f'glove:{file}')
+
+
+def test_random_has_no_meaning_but_a_seed():
+    names, others = ([f'{k}{i}' for i in range(200)] for k in 'cd')
+    W = category_semantics(names, 'random:64', seed=3)
+    assert W.shape == (200, 64) and torch.equal(W, category_semantics(others, 'random:64', seed=3))
+    assert not torch.equal(W, category_semantics(names, 'random:64', seed=4))
+    assert W.norm(dim=1).mean().item() == pytest.approx(10, rel=0.05) and category_semantics(CLASSES, 'random').shape == (3, 512)
+
+
+def test_words_know_which_words_names_share():
+    W = category_semantics(['red star', 'red_Circle', 'blue star'], 'words')
+    assert (W @ W.T).tolist() == [[2, 1, 1], [1, 2, 0], [1, 0, 2]]
+
+
+def test_sentence_encoder_says_what_to_install(monkeypatch):
+    import sys
+    monkeypatch.setitem(sys.modules, 'sentence_transformers', None)
+    with pytest.raises(RuntimeError, match='pip install sentence-transformers'): category_semantics(CLASSES, 'sentence:all-MiniLM-L6-v2')
+
+
+def test_sentence_encoder(monkeypatch):
+    import sys
+    import types
+    class Encoder:
+        def __init__(self, name): self.width = int(name)
+        def encode(self, texts, convert_to_tensor): return torch.tensor([[float(len(t))] * self.width for t in texts])
+    monkeypatch.setitem(sys.modules, 'sentence_transformers', types.SimpleNamespace(SentenceTransformer=Encoder))
+    assert category_semantics(['ab', 'c'], 'sentence:4', 'a {}').tolist() == [[4.0] * 4, [3.0] * 4]
+
+
+def test_random_leaves_the_global_generator_alone():
+    torch.manual_seed(0)
+    want = torch.rand(1)
+    torch.manual_seed(0)
+    category_semantics(CLASSES, 'random')
+    assert torch.equal(torch.rand(1), want)
+
+
+# ---- errors and traps
+
+@pytest.mark.parametrize('source, words', [
+    ('bert', "expected one of clip:ARCH/TAG, shapes, file:PATH, glove:PATH, words, sentence:NAME, random, random:m, got 'bert'"),
+    ('clip:RN50', "expected 'clip:ARCH/TAG'"), ('shapes:x', "got 'shapes:x'"), ('clip:Nothing/x', "no architecture 'Nothing'"),
+    ('clip:RN50/nowhere', 'neither a file nor a tag; tags: .*openai'), ('random:many', "random:128, got 'many'"), ('random:0', "got '0'")])
+def test_unknown_sources_say_what_there_is(source, words):
+    with pytest.raises(ValueError, match=words): category_semantics(CLASSES, source)
+
+
+def test_every_advertised_source_is_tested_here():
+    assert set(SOURCES) == {'clip:ARCH/TAG', 'shapes', 'file:PATH', 'glove:PATH', 'words', 'sentence:NAME', 'random', 'random:m'}
+
+
+@pytest.mark.parametrize('kind', ['file', 'glove'])
+def test_missing_files(kind):
+    with pytest.raises(FileNotFoundError, match=f'{kind}: no such file: nowhere.npy'): category_semantics(CLASSES, f'{kind}:nowhere.npy')
+
+
+def test_wrong_shapes_kinds_and_values(tmp_path):
+    for name, W in (('short', matrix(2)), ('flat', matrix()[0]), ('nan', np.full((3, 4), np.nan, np.float32))): np.save(tmp_path / f'{name}.npy', W)
+    save_file({'a': torch.zeros(3, 4), 'b': torch.zeros(3, 4)}, tmp_path / 'two.safetensors')
+    (tmp_path / 'w.csv').write_text('1,2')
+    for name, words in (('short.npy', r'holds \[2, 4\]; expected \[C, m\] with C = 3'), ('flat.npy', r'holds \[4\]'), ('nan.npy', 'not finite'),
+                        ('two.safetensors', 'holds 2 tensors'), ('w.csv', 'expected .npy or .safetensors, got w.csv')):
+        with pytest.raises(ValueError, match=words): category_semantics(CLASSES, f'file:{tmp_path / name}')
+
+
+def test_a_pickle_in_a_npy_is_refused_and_does_not_run(tmp_path):
+    mark = tmp_path / 'it_ran'
+    np.save(tmp_path / 'object.npy', np.array([Mark(mark)], dtype=object), allow_pickle=True)
+    (tmp_path / 'bare.npy').write_bytes(pickle.dumps(Mark(mark)))
+    for name in ('object.npy', 'bare.npy'):
+        with pytest.raises(ValueError): category_semantics(CLASSES, f'file:{tmp_path / name}')
+    assert not mark.exists()
+    np.load(tmp_path / 'object.npy', allow_pickle=True)
+    assert mark.exists(), 'the trap itself works'
+
+
+def test_without_a_network_the_error_says_what_to_do(monkeypatch):
+    import open_clip
+    def offline(*args, **kw): raise OSError('no network')
+    monkeypatch.setattr(open_clip, 'create_model_and_transforms', offline)
+    with pytest.raises(RuntimeError, match='clip:RN50/openai could not be fetched .*give a file: clip:RN50/PATH, or vectors: file:PATH'):
+        category_semantics(CLASSES, 'clip:RN50/openai')
+
+
+def test_a_clip_of_ones_own_from_a_file(tmp_path):
+    import open_clip
+    vision, text = dict(layers=[1, 1, 1, 1], width=8, head_width=16, image_size=32), dict(context_length=77, vocab_size=49408, width=16, heads=2, layers=1)
+    (tmp_path / 'tiny-cprfl-text.json').write_text(json.dumps(dict(embed_dim=12, vision_cfg=vision, text_cfg=text)))
+    open_clip.add_model_config(tmp_path / 'tiny-cprfl-text.json')
+    torch.manual_seed(0)
+    model = open_clip.create_model('tiny-cprfl-text').eval()
+    torch.save(model.state_dict(), tmp_path / 'w.pt')
+    W = category_semantics(['cat', 'traffic_light'], f'clip:tiny-cprfl-text/{tmp_path}/w.pt')
+    with torch.no_grad(): want = model.encode_text(open_clip.tokenize(['a photo of a cat.', 'a photo of a traffic light.']))
+    assert W.shape == (2, 12) and torch.allclose(W, want, atol=1e-5)
+
+
+# ---- the CLIP in the package
+
+def test_the_package_stays_small():
+    sizes = {p.name: p.stat().st_size for p in ASSETS.rglob('*') if p.is_file()}
+    assert sizes['shapes_clip.safetensors'] < 3_000_000 and sum(sizes.values()) < 3_000_000, sizes
+
+
+def test_words_that_share_a_colour_are_near(clip):
+    red_circle, red_star, blue_square = normalize(clip.encode_text(fill_template(CLASSES)))
+    assert red_circle @ red_star > red_circle @ blue_square
+    names = [f'{c} {s}' for c in COLOURS for s in SHAPES]
+    T = normalize(clip.encode_text(fill_template(names)))
+    sim, shares = T @ T.T, torch.tensor([[len(set(a.split()) & set(b.split())) for b in names] for a in names])
+    assert sim[shares == 1].mean() > sim[shares == 0].mean() + 0.1
+
+
+def test_clip_is_in_eval_mode_and_takes_bytes_and_floats_of_any_size(clip):
+    assert isinstance(clip, Clip) and not clip.model.training and clip.image_size == 64
+    x = torch.randint(256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert clip.encode_image(x).shape == (2, 128) and torch.equal(clip.encode_image(x), clip.encode_image(x.float() / 255))
+    assert clip.encode_image(x[:, :, ::2, :48]).shape == (2, 128)
+
+
+def test_zero_shot_knows_the_drawings(clip):
+    "One object on plain paper, of 42 phrases: the style that it was trained on"
+    rng, names = np.random.default_rng(12345), [f'{c} {s}' for c in COLOURS for s in SHAPES]
+    wanted = rng.integers(0, len(names), 60)
+    x = np.stack([render_drawing(rng, [names[i]]) for i in wanted]).transpose(0, 3, 1, 2)
+    logits = ZeroShotCLIP(clip, names)(torch.from_numpy(x))
+    assert (logits.argmax(1).numpy() == wanted).mean() > 0.95
+
+
+def test_zero_shot_on_scenes_is_above_chance(clip):
+    "Another style, several objects: a domain gap"
+    test = shapes_lt('test').subset(range(300))
+    x = torch.stack([test.image(i) for i in range(len(test))])
+    ap = average_precision(ZeroShotCLIP(clip, test.classes)(x), torch.from_numpy(test.targets))
+    chance = test.targets.mean()
+    assert float(np.nanmean(ap)) > chance + 0.05, f'mAP {float(np.nanmean(ap)):.3f}, chance {chance:.3f}'
+
+
+def test_zero_shot_averages_normalised_sentences(clip):
+    templates = ['a photo of a {}.', 'a drawing of a {}.']
+    text = ZeroShotCLIP(clip, CLASSES, templates).text
+    want = normalize(sum(normalize(clip.encode_text(fill_template(CLASSES, t))) for t in templates))
+    assert torch.allclose(text, want, atol=1e-6) and torch.allclose(text.norm(dim=1), torch.ones(3))
+
+
+# ---- the linear baseline
+
+def test_erm_pools_and_projects():
+    torch.manual_seed(0)
+    model, f = ERM(None, 5, feature_dim=8), torch.randn(2, 6, 8)
+    assert torch.allclose(model(f), f.mean(1) @ model.fc.weight.T + model.fc.bias, atol=1e-6)
+    assert torch.equal(model(f), model.from_features(f))
+    assert ERM('resnet10t', 3)(torch.rand(2, 3, 64, 64)).shape == (2, 3)
+    with pytest.raises(ValueError, match='pass feature_dim=D'): ERM(None, 5)
+
+
+def test_shapes_vocabulary_covers_every_size_of_the_benchmark(clip):
+    for n in (20, 42): assert category_semantics(shapes_classes(n)).shape == (n, 128)

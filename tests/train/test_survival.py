@@ -1,0 +1,237 @@
+"A training that is stopped, killed or fed bad images loses nothing"
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from kills import kill_repeatedly
+from PIL import Image
+from safetensors.torch import load_file
+from test_trainer import Head, StopAfter, Toy, numbers, paint, picture_model, pictures, same, toy  # noqa: F401 (a fixture)
+
+from cprfl.data.dataset import LongTailDataset, resize
+from cprfl.data.images import BadDataError
+from cprfl.train.callbacks import Callback, asked_to_stop, saved_states
+from cprfl.train.config import TrainConfig
+from cprfl.train.trainer import Trainer
+
+
+class Sends(Callback):
+    "A signal in the middle of a training"
+    def __init__(self, name, epoch, batch): self.name, self.at = name, (epoch, batch)
+    def after_batch(self, trainer):
+        if (trainer.epoch, trainer.batch) == self.at: signal.raise_signal(self.name)
+
+
+STOPS = {signal.SIGTERM: SystemExit, signal.SIGINT: KeyboardInterrupt}
+
+
+# ---- stopped
+
+@pytest.mark.parametrize('name', STOPS, ids=lambda s: s.name)
+@pytest.mark.parametrize('at', [(0, 1), (1, 2), (1, 3), (2, 1)], ids=str)
+def test_a_signal_stops_between_two_batches_and_a_new_trainer_goes_on(pictures, tmp_path, capsys, name, at):
+    "With dropout, augmentation, EMA and batch statistics; (1, 3) is the end of an epoch"
+    whole = paint(pictures)
+    with pytest.raises(STOPS[name]) as stop: paint(pictures, tmp_path, [Sends(name, *at)])
+    assert name.name in capsys.readouterr().err
+    if name == signal.SIGTERM: assert stop.value.code == 143
+    state = torch.load(saved_states(tmp_path)[0], weights_only=True)
+    assert (state['epoch'], state['batch']) == at
+    assert same(whole, paint(pictures, tmp_path, model=picture_model(seed=5), resume=True))
+
+
+def test_ctrl_c_in_a_notebook_keeps_the_state_in_memory(pictures):
+    whole = paint(pictures)
+    trainer = Trainer(picture_model(), pictures, config=whole.config, callbacks=[Sends(signal.SIGINT, 1, 1)], progress=False)
+    with pytest.raises(KeyboardInterrupt): trainer.fit()
+    assert trainer.paused and (trainer.epoch, trainer.batch) == (1, 1)
+    trainer.callbacks.pop()
+    assert same(whole, trainer.fit(resume=True)) and not trainer.paused
+
+
+def test_a_stop_waits_for_the_optimiser_step(tmp_path):
+    "Between two accumulated batches there is no state to keep"
+    whole = toy(accumulate=2)
+    with pytest.raises(SystemExit): toy(tmp_path, [Sends(signal.SIGTERM, 1, 1)], accumulate=2)
+    assert torch.load(saved_states(tmp_path)[0], weights_only=True)['batch'] == 2
+    assert same(whole, toy(tmp_path, resume=True, accumulate=2))
+
+
+def test_states_within_an_epoch(tmp_path):
+    whole = toy(tmp_path / 'a', save_steps=3)
+    assert [f.stem for f in saved_states(tmp_path / 'a')] == ['epoch_0003', 'epoch_0002_batch_000003']
+    for state in saved_states(tmp_path / 'a'): assert same(whole, toy(resume=state))
+    (tmp_path / 'a' / 'state' / 'epoch_0003.pt').write_bytes(b'junk')
+    with pytest.warns(UserWarning, match='epoch_0003.pt cannot be read'): assert same(whole, toy(tmp_path / 'a', resume=True))
+
+
+def test_settings_that_change_no_result_may_change(tmp_path):
+    with pytest.raises(SystemExit): toy(tmp_path, [Sends(signal.SIGTERM, 1, 1)])
+    assert same(toy(), toy(tmp_path, resume=True, save_steps=2))
+
+
+def test_other_images_are_refused(tmp_path):
+    toy(tmp_path, [StopAfter(1)])
+    with pytest.raises(ValueError, match='belongs to other training images or labels .48 images now'): toy(tmp_path, data=Toy(48), resume=True)
+
+
+def test_another_training_in_the_same_folder_is_refused(tmp_path):
+    toy(tmp_path, [StopAfter(1)])
+    with pytest.raises((FileExistsError, RuntimeError), match='holds another training'): toy(tmp_path)
+    assert [f.stem for f in saved_states(tmp_path)] == ['epoch_0001']
+
+
+def test_going_on_from_an_older_state_forgets_the_newer_ones(tmp_path):
+    whole = toy(tmp_path)
+    again = toy(tmp_path, resume=tmp_path / 'state' / 'epoch_0002.pt')
+    assert same(whole, again) and [f.stem for f in saved_states(tmp_path)] == ['epoch_0003', 'epoch_0002']
+
+
+def test_a_trainer_trains_once():
+    trainer = toy()
+    with pytest.raises(RuntimeError, match='has trained already'): trainer.fit()
+
+
+def test_a_flipped_bit_in_a_state_is_noticed(tmp_path):
+    whole, newest = toy(tmp_path), tmp_path / 'state' / 'epoch_0003.pt'
+    raw = bytearray(newest.read_bytes())
+    at = raw.find(load_file(tmp_path / 'last.safetensors')['fc.weight'].numpy().tobytes()[:16])
+    assert at > 0
+    raw[at + 3] ^= 64
+    newest.write_bytes(raw)
+    with pytest.warns(UserWarning, match='epoch_0003.pt cannot be read .*damaged'): assert same(whole, toy(tmp_path, resume=True))
+
+
+def test_a_run_that_stopped_early_stays_stopped(tmp_path):
+    kw = dict(select='valid', patience=1, epochs=9, lr=0.0)
+    stopped = toy(tmp_path, **kw)
+    assert len(stopped.history) < 9 and same(stopped, toy(tmp_path, resume=True, **kw))
+
+
+def test_signals_are_handled_as_before_afterwards():
+    before = [signal.getsignal(s) for s in STOPS]
+    heard = []
+    with asked_to_stop(heard.append):
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)
+    assert heard == ['SIGINT'] and [signal.getsignal(s) for s in STOPS] == before
+
+
+def test_with_worker_processes(tmp_path):
+    "They take a seed from the generator that dropout uses"
+    whole = toy(num_workers=1)
+    with pytest.raises(SystemExit): toy(tmp_path, [Sends(signal.SIGTERM, 1, 2)], num_workers=1)
+    assert same(whole, toy(tmp_path, resume=True, num_workers=1))
+
+
+# ---- killed
+
+def test_killed_three_times(tmp_path):
+    "`python tests/kills.py` does it 25 times"
+    lines = []
+    assert kill_repeatedly(tmp_path, 3, seed=1, report=lines.append) == []
+    assert sum('kill' in line for line in lines) == 3
+    assert not list((tmp_path / 'whole').rglob('*.part'))
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    toy(tmp_path, epochs=1)
+    (tmp_path / 'state' / 'epoch_0001.pt.123.part').write_bytes(b'ha')
+    toy(tmp_path, epochs=1, resume=True)
+    assert not list(tmp_path.rglob('*.part'))
+
+
+# ---- no room, no permission
+
+def run_python(code, **kw): return subprocess.run([sys.executable, '-c', textwrap.dedent(code)], capture_output=True, text=True, cwd=os.path.dirname(__file__), timeout=120, **kw)
+
+
+def test_no_room_for_a_state(tmp_path):
+    "A limit on the size of files stands for a full disk: the error says which file and how much is free, and the states before are whole"
+    toy(tmp_path, [], epochs=1)
+    done = run_python(f"""
+        import resource, signal
+        from test_trainer import toy, Toy, Head, config
+        from cprfl.train.trainer import Trainer
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        Trainer(Head(), Toy(), config=config(epochs=1), folder={str(tmp_path / "b")!r}, progress=False).fit()
+        """)
+    assert done.returncode == 1 and 'could not be written' in done.stderr and 'MB are free' in done.stderr, done.stderr
+    assert not list(tmp_path.rglob('*.part')) and same(toy(epochs=1), toy(tmp_path / 'b', epochs=1, resume=True))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write anywhere')
+def test_a_folder_that_cannot_be_written(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(RuntimeError, match='Recorder.before_fit: .*Permission denied'): toy(tmp_path / 'run')
+
+
+def test_a_folder_that_is_a_file(tmp_path):
+    (tmp_path / 'run').write_text('I am a file')
+    with pytest.raises(RuntimeError, match='Recorder.before_fit: .*run'): toy(tmp_path / 'run')
+
+
+# ---- images
+
+@pytest.fixture
+def files(tmp_path):
+    "32 images in files, of which one is about to break"
+    rng = np.random.default_rng(0)
+    for i in range(32): Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / f'{i:02}.png')
+    targets = np.eye(4, dtype=np.uint8)[np.arange(32) % 4]
+    return LongTailDataset([f'{i:02}.png' for i in range(32)], targets, list('abcd'), tmp_path, resize(32))
+
+
+class Breaks(Callback):
+    "A file is lost while the training runs"
+    def __init__(self, file, epoch): self.file, self.epoch = file, epoch
+    def before_epoch(self, trainer):
+        if trainer.epoch == self.epoch: self.file.write_bytes(self.file.read_bytes()[:60])
+
+
+@pytest.mark.parametrize('num_workers', [0, 1])
+def test_an_image_that_turns_unreadable_is_named_and_nothing_is_lost(files, tmp_path, num_workers):
+    def fit(folder=None, callbacks=(), **kw):
+        config = TrainConfig(epochs=3, batch_size=8, lr=1e-3, device='cpu', select='last', num_workers=num_workers)
+        return Trainer(picture_model(4), files, config=config, callbacks=callbacks, folder=folder, progress=False).fit(**kw)
+    whole, victim = fit(), tmp_path / '07.png'
+    sound = victim.read_bytes()
+    with pytest.raises(BadDataError, match='07.png: image is truncated or broken') as error: fit(tmp_path / 'run', [Breaks(victim, 1)])
+    assert len(str(error.value).splitlines()) < 25
+    victim.write_bytes(sound)
+    assert same(whole, fit(tmp_path / 'run', resume=True))
+
+
+def picture(mode):
+    grey = (np.arange(48 * 48).reshape(48, 48) % 256).astype(np.uint8)
+    if mode == 'I;16': return Image.fromarray(grey.astype(np.uint16) * 257)
+    return Image.fromarray(grey).convert('RGB').convert(mode)
+
+
+@pytest.mark.parametrize('mode, suffix', [('CMYK', 'jpg'), ('L', 'png'), ('P', 'png'), ('I;16', 'png'), ('RGBA', 'png'), ('LA', 'png'), ('1', 'png')])
+def test_any_kind_of_picture_trains(tmp_path, mode, suffix):
+    for i in range(4): picture(mode).save(tmp_path / f'{i}.{suffix}')
+    data = LongTailDataset([f'{i}.{suffix}' for i in range(4)], np.eye(4, dtype=np.uint8), list('abcd'), tmp_path, resize(32))
+    assert data[0][0].shape == (3, 32, 32) and data[0][0].dtype == torch.uint8
+    t = Trainer(picture_model(4), data, config=TrainConfig(epochs=1, batch_size=2, device='cpu', select='last'), progress=False).fit()
+    assert np.isfinite(t.history[0]['loss'])
+
+
+def test_images_of_one_pixel(tmp_path):
+    Image.new('RGB', (1, 1), (255, 0, 0)).save(tmp_path / 'dot.png')
+    Image.new('RGB', (1, 1), (0, 255, 0)).save(tmp_path / 'spot.png')
+    data = LongTailDataset(['dot.png', 'spot.png'], [[1, 0, 0, 0], [0, 1, 0, 0]], list('abcd'), tmp_path, resize(32))
+    t = Trainer(picture_model(4), data, config=TrainConfig(epochs=1, batch_size=2, device='cpu', select='last', augment='none'), progress=False).fit()
+    assert np.isfinite(t.history[0]['loss'])
+
+
+@pytest.mark.parametrize('C', [1, 3])
+def test_images_without_any_label(C):
+    t = Trainer(Head(C), Toy(targets=np.zeros((24, C), np.uint8)), config=TrainConfig(epochs=1, batch_size=5, device='cpu', select='last'), progress=False).fit()
+    assert np.isfinite(t.history[0]['loss']) and numbers(t)[1]
