@@ -18,8 +18,9 @@ import torch
 from ..metrics import multilabel_report
 from .recipe import Recipe, _hold_out, _read_splits, _say, build_model
 from ..train.cache import cache_features, cache_images
-from ..train.callbacks import saved_states, write_atomic
-from ..train.config import SAFE
+from ..files import write_atomic
+from ..train.checkpoint import saved_states
+from ..train.config import MAY_CHANGE_ON_RESUME
 from ..train.trainer import Trainer, predict
 
 # %% ../../nbs/runs/run.ipynb #86bfff9b
@@ -98,7 +99,7 @@ def _plain_types(recipe): return json.loads(json.dumps(asdict(recipe))) # as the
 
 def _check_resumable(path, recipe, resume):
     if not resume: raise FileExistsError(f'{path} holds a run already; go on with it (resume=True, or --resume), choose another name (--name), or remove it')
-    def flat(r): return {k: v for k, v in {**r, **r['train']}.items() if k not in ('train', 'cache_images', *SAFE)}
+    def flat(r): return {k: v for k, v in {**r, **r['train']}.items() if k not in ('train', 'cache_images', *MAY_CHANGE_ON_RESUME)}
     then, now = flat(asdict(Run(path).recipe)), flat(_plain_types(recipe))
     changed = [f'{k}: {then.get(k)!r} then, {v!r} now' for k, v in now.items() if v != then.get(k)]
     if changed: raise ValueError(f'{path} was started with other settings; resume with the same, or choose another name:\n  ' + '\n  '.join(changed))
