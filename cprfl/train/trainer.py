@@ -332,7 +332,7 @@ class Trainer(Loop):
         "Files to resume from, the best first"
         if not source: return []
         if source is not True: return [Path(source)]
-        return saved_states(self.folder) if self.folder else []
+        return [file for cb in self.callbacks if isinstance(cb, Checkpoint) for file in saved_states(cb.folder)]
 
     def prepare(self):
         "Optimiser and loader, on the device"

@@ -9,25 +9,28 @@ import torch
 from cprfl.data.shapes import shapes_lt
 from cprfl.model.backbones import build_backbone
 from cprfl.model.cprfl import CPRFL
-from cprfl.train.callbacks import Callback
+from cprfl.train.callbacks import Callback, MeanLoss
 from cprfl.train.config import TrainConfig
 from cprfl.train.trainer import Trainer, predict
 
 
 class Losses(Callback):
     "The loss of each step, over all processes"
-    def before_fit(self, trainer): self.values, self.last = [], float(trainer.total)
+    def before_fit(self, trainer):
+        self.mean = next(cb for cb in trainer.callbacks if isinstance(cb, MeanLoss))
+        self.values = []
+        self.last = float(self.mean.total) if trainer.step else 0.0
     def before_epoch(self, trainer): self.last = 0.0
     def after_batch(self, trainer):
-        total, seen = trainer._over_processes(trainer.total, trainer.seen)
-        self.values.append((float(total) - self.last) / (seen / trainer.batch))
+        total, seen = trainer.over_processes(self.mean.total, self.mean.seen)
+        self.values.append((float(total) - self.last) / (seen / trainer.step))
         self.last = float(total)
 
 
 class Stops(Callback):
     "The first process alone is told to stop"
     def after_batch(self, trainer):
-        if trainer.is_main and (trainer.epoch, trainer.batch) == (2, 4): signal.raise_signal(signal.SIGTERM)
+        if trainer.is_main and (trainer.epoch, trainer.step) == (2, 4): signal.raise_signal(signal.SIGTERM)
 
 
 def main(out, how=''):

@@ -15,7 +15,8 @@ from test_trainer import Head, StopAfter, Toy, numbers, paint, picture_model, pi
 
 from cprfl.data.dataset import LongTailDataset, resize
 from cprfl.data.images import BadDataError
-from cprfl.train.callbacks import Callback, asked_to_stop, saved_states
+from cprfl.train.callbacks import Callback, StopOnSignal
+from cprfl.train.checkpoint import saved_states
 from cprfl.train.config import TrainConfig
 from cprfl.train.trainer import Trainer
 
@@ -24,7 +25,7 @@ class Sends(Callback):
     "A signal in the middle of a training"
     def __init__(self, name, epoch, batch): self.name, self.at = name, (epoch, batch)
     def after_batch(self, trainer):
-        if (trainer.epoch, trainer.batch) == self.at: signal.raise_signal(self.name)
+        if (trainer.epoch, trainer.step) == self.at: signal.raise_signal(self.name)
 
 
 STOPS = {signal.SIGTERM: SystemExit, signal.SIGINT: KeyboardInterrupt}
@@ -41,7 +42,7 @@ def test_a_signal_stops_between_two_batches_and_a_new_trainer_goes_on(pictures, 
     assert name.name in capsys.readouterr().err
     if name == signal.SIGTERM: assert stop.value.code == 143
     state = torch.load(saved_states(tmp_path)[0], weights_only=True)
-    assert (state['epoch'], state['batch']) == at
+    assert (state['epoch'], state['step']) == at
     assert same(whole, paint(pictures, tmp_path, model=picture_model(seed=5), resume=True))
 
 
@@ -49,7 +50,7 @@ def test_ctrl_c_in_a_notebook_keeps_the_state_in_memory(pictures):
     whole = paint(pictures)
     trainer = Trainer(picture_model(), pictures, config=whole.config, callbacks=[Sends(signal.SIGINT, 1, 1)], progress=False)
     with pytest.raises(KeyboardInterrupt): trainer.fit()
-    assert trainer.paused and (trainer.epoch, trainer.batch) == (1, 1)
+    assert trainer.paused and (trainer.epoch, trainer.step) == (1, 1)
     trainer.callbacks.pop()
     assert same(whole, trainer.fit(resume=True)) and not trainer.paused
 
@@ -58,7 +59,7 @@ def test_a_stop_waits_for_the_optimiser_step(tmp_path):
     "Between two accumulated batches there is no state to keep"
     whole = toy(accumulate=2)
     with pytest.raises(SystemExit): toy(tmp_path, [Sends(signal.SIGTERM, 1, 1)], accumulate=2)
-    assert torch.load(saved_states(tmp_path)[0], weights_only=True)['batch'] == 2
+    assert torch.load(saved_states(tmp_path)[0], weights_only=True)['step'] == 2
     assert same(whole, toy(tmp_path, resume=True, accumulate=2))
 
 
@@ -115,11 +116,13 @@ def test_a_run_that_stopped_early_stays_stopped(tmp_path):
 
 def test_signals_are_handled_as_before_afterwards():
     before = [signal.getsignal(s) for s in STOPS]
-    heard = []
-    with asked_to_stop(heard.append):
-        signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)
-    assert heard == ['SIGINT'] and [signal.getsignal(s) for s in STOPS] == before
+    stop = StopOnSignal()
+    stop.before_fit(None)
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)
+    stop.cleanup_fit(None)
+    assert stop.name == 'SIGINT'
+    assert [signal.getsignal(s) for s in STOPS] == before
 
 
 def test_with_worker_processes(tmp_path):
@@ -169,12 +172,12 @@ def test_no_room_for_a_state(tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may write anywhere')
 def test_a_folder_that_cannot_be_written(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(RuntimeError, match='Recorder.before_fit: .*Permission denied'): toy(tmp_path / 'run')
+    with pytest.raises(RuntimeError, match='RunFolder.before_fit: .*Permission denied'): toy(tmp_path / 'run')
 
 
 def test_a_folder_that_is_a_file(tmp_path):
     (tmp_path / 'run').write_text('I am a file')
-    with pytest.raises(RuntimeError, match='Recorder.before_fit: .*run'): toy(tmp_path / 'run')
+    with pytest.raises(RuntimeError, match='RunFolder.before_fit: .*run'): toy(tmp_path / 'run')
 
 
 # ---- images

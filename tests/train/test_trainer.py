@@ -16,9 +16,11 @@ from cprfl.losses import build_loss
 from cprfl.model.backbones import build_backbone
 from cprfl.model.cprfl import CPRFL
 from cprfl.train.augment import POLICIES, BatchAugment, random_cutout, random_flip, random_shift
-from cprfl.train.callbacks import Callback, Recorder, write_atomic
+from cprfl.files import write_atomic
+from cprfl.train.callbacks import Callback, NonFiniteLoss
+from cprfl.train.checkpoint import Checkpoint, RunFolder
 from cprfl.train.config import TrainConfig, param_groups
-from cprfl.train.trainer import EpochSampler, NonFiniteLoss, Trainer, evaluate, predict
+from cprfl.train.trainer import EpochSampler, Trainer, total_loss, evaluate, predict
 
 
 class Toy(MultiLabelDataset):
@@ -274,7 +276,7 @@ def test_a_failing_state_leaves_the_older_ones(tmp_path, monkeypatch):
     toy(tmp_path, [StopAfter(1)])
     def full(obj, f): Path(f).write_bytes(b'half'); raise OSError(28, 'No space left on device')
     monkeypatch.setattr(torch, 'save', full)
-    with pytest.raises(OSError, match=r'Recorder.after_epoch: .*No space left'): toy(tmp_path, resume=True)
+    with pytest.raises(OSError, match=r'Checkpoint.after_epoch: .*No space left'): toy(tmp_path, resume=True)
     monkeypatch.undo()
     assert [f.name for f in (tmp_path / 'state').iterdir()] == ['epoch_0001.pt']
     assert same(toy(), toy(tmp_path, resume=True))
@@ -352,14 +354,14 @@ def test_ema_is_the_average_that_one_computes_by_hand():
 
 def test_without_ema_the_model_itself_is_evaluated():
     t = toy(ema=0)
-    assert t.ema is None and t.evaluated is t.model
+    assert t.evaluated is t.model
 
 
 def test_ema_is_not_run_at_a_training_step(pictures):
     t = Trainer(picture_model(), pictures, config=config(epochs=1, lr=1e-3), progress=False)
     calls = []
     class Count(Callback):
-        def before_fit(self, trainer): trainer.ema.module.register_forward_hook(lambda *a: calls.append(1))
+        def before_fit(self, trainer): trainer.evaluated.register_forward_hook(lambda *a: calls.append(1))
     t.callbacks.append(Count())
     t.fit()
     assert not calls
@@ -448,7 +450,7 @@ def test_a_compiled_step_learns_the_same_and_resumes_bit_for_bit(compiler, tmp_p
     def fit(folder=None, callbacks=(), resume=None, model=Dropping, **kw):
         return Trainer(model(), Toy(), config=config(**kw), callbacks=callbacks, folder=folder, progress=False).fit(resume)
     whole, seen = fit(compile='default'), []
-    assert whole.step_model is not whole.model and list(whole.state()['model']) == ['fc.weight', 'fc.bias']
+    assert whole.run is not whole.model and list(whole.trained_state()) == ['fc.weight', 'fc.bias']
     with pytest.raises(KeyboardInterrupt): fit(tmp_path / 'run', [CutOff(1)], compile='default')
     assert same(whole, fit(tmp_path / 'run', resume=True, compile='default'))
     assert np.allclose([r['loss'] for r in fit(model=Head, compile='default').history], [r['loss'] for r in fit(model=Head).history], rtol=1e-4)
@@ -495,7 +497,7 @@ def test_any_loss_of_the_registry_or_of_ones_own():
         def forward(self, logits, targets): return (logits - targets).square().mean()
     t = Trainer(Head(), Toy(), config=config(epochs=8), loss=Own(), progress=False).fit()
     assert t.history[-1]['loss'] < t.history[0]['loss']
-    assert type(Trainer(Head(), Toy(), config=config(), progress=False).loss) is type(build_loss('asl'))
+    assert type(Trainer(Head(), Toy(), config=config(), progress=False).loss_func) is type(build_loss('asl'))
 
 
 @pytest.mark.parametrize('B, C', [(1, 3), (16, 1), (1, 1)])
@@ -579,14 +581,14 @@ def test_progress_is_one_bar(capsys):
     (dict(augment='crop'), 'augment: expected one of .*standard'), (dict(loss='mse'), 'loss: expected one of .*asl'), (dict(device='tpu'), 'device: expected one of auto, cpu, cuda'),
     (dict(compile='fast'), "compile: expected one of None, default, reduce-overhead, max-autotune, got 'fast'"), (dict(compile='reduce-overhead', accumulate=2), 'gradients cannot accumulate'),
     (dict(sampler='balanced'), "sampler: expected one of uniform, class_aware, got 'balanced'"),
-    (dict(epochs=0), 'epochs: expected 1 to any, got 0'), (dict(batch_size=0), 'batch_size'), (dict(lr=-1), 'lr: expected 0'), (dict(ema=2), 'ema: expected 0 to 1, got 2'),
-    (dict(seed=-1), 'seed: expected 0'), (dict(clip_grad=-1), 'clip_grad'), (dict(warmup=1.5), 'warmup: expected 0 to 1'), (dict(patience=3, select='last'), 'stopping early needs')])
+    (dict(epochs=0), 'epochs: expected at least 1, got 0'), (dict(batch_size=0), 'batch_size'), (dict(lr=-1), 'lr: expected at least 0'), (dict(ema=2), 'ema: expected 0 to 1, got 2'),
+    (dict(seed=-1), 'seed: expected at least 0'), (dict(clip_grad=-1), 'clip_grad'), (dict(warmup=1.5), 'warmup: expected 0 to 1'), (dict(patience=3, select='last'), 'stopping early needs')])
 def test_settings_are_checked(kw, words):
     with pytest.raises(ValueError, match=words): TrainConfig(**kw)
 
 
 def test_recorder_is_a_callback_that_one_can_add(tmp_path):
-    Trainer(Head(), Toy(), config=config(), callbacks=[Recorder(tmp_path, keep=1)], progress=False).fit()
+    Trainer(Head(), Toy(), config=config(), callbacks=[Checkpoint(tmp_path, keep_last=1), RunFolder(tmp_path)], progress=False).fit()
     assert [f.name for f in (tmp_path / 'state').iterdir()] == ['epoch_0003.pt'] and not (tmp_path / 'prompts.safetensors').exists()
 
 
@@ -637,7 +639,7 @@ def test_two_paths_have_a_loss_each():
     x, y = Toy()[0][0][None], Toy()[0][1][None]
     trainer = Trainer(model, Toy(), config=TrainConfig(epochs=1, select='last', precision='fp32', device='cpu'), progress=False)
     both = model.train()(x)
-    assert trainer._loss(both, y).item() == pytest.approx(sum(trainer.loss(logits, y).item() for logits in both), rel=1e-6)
+    assert total_loss(trainer.loss_func, both, y).item() == pytest.approx(sum(trainer.loss_func(logits, y).item() for logits in both), rel=1e-6)
     assert torch.allclose(model.eval()(x), sum(both) / 2, atol=1e-6)
     trainer.fit()
     assert torch.isfinite(predict(trainer.evaluated, Toy())).all()
