@@ -17,7 +17,7 @@ import warnings
 import torch
 
 from ..metrics import multilabel_report
-from .augment import BatchAugment
+from .augment import BatchAugment, mix_seed
 
 # %% ../../nbs/train/callbacks.ipynb #c5299c1a
 class Callback:
@@ -47,7 +47,7 @@ class Seed(Callback):
 
     def before_batch(self, trainer): # for dropout
         place = trainer.config.seed, trainer.epoch, trainer.step, trainer.accelerator.process_index
-        torch.manual_seed(hash(place) % 2**63)
+        torch.manual_seed(mix_seed(*place))
 
 # %% ../../nbs/train/callbacks.ipynb #fa3ddf3e
 class Augment(Callback):
