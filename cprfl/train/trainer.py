@@ -264,7 +264,7 @@ class Loop:
         with self.accelerator.autocast(): self.logits = self.run(prepared(self.x, self.layout))
         self.loss = total_loss(self.loss_func, self.logits, self.y)
         self('after_loss')
-        self.accelerator.backward(self.loss)
+        self.accelerator.backward(self.loss * self.group_weight)
 
 # %% ../../nbs/train/trainer.ipynb #7d1e2f81
 def named(
@@ -320,6 +320,13 @@ class Trainer(Loop):
     def steps_done(self):
         "Optimiser steps before the one of this batch"
         return self.epoch * self.steps + self.step // self.config.accumulate
+
+    @property
+    def group_weight(self):
+        "1; more for batches of an epoch's last, shorter group: Accelerate divides by `accumulate` all the same"
+        a, batches = self.config.accumulate, len(self.loader)
+        last = batches % a
+        return a / last if last and self.step >= batches - last else 1.
 
     def start(self,
         source=None # see `fit`

@@ -652,3 +652,21 @@ def test_free_prompts_are_recorded_as_they_were(tmp_path):
     Trainer(model, Toy(), config=TrainConfig(epochs=2, lr=0.01, select='last', precision='fp32', device='cpu'), folder=tmp_path, progress=False).fit()
     P = load_file(tmp_path / 'prompts.safetensors')
     assert not torch.equal(P['epoch_0000'], P['epoch_0001']) and not torch.equal(P['epoch_0001'], P['epoch_0002'])
+
+
+class Gradients(Callback):
+    "The gradient of every step"
+    def __init__(self): self.values = []
+    def before_step(self, trainer):
+        self.values.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).clone())
+
+
+def test_a_last_shorter_group_gets_its_full_gradient():
+    "Five batches in groups of three: the last two are averaged over two, not over three"
+    def gradients(**kw):
+        watch = Gradients()
+        toy(callbacks=[watch], data=Toy(80), batch_size=16, epochs=1, lr=0.0, ema=0, **kw)
+        return torch.stack(watch.values)
+    by_three, each = gradients(accumulate=3), gradients()
+    want = torch.stack([each[:3].mean(0), each[3:].mean(0)])
+    assert torch.allclose(by_three, want, atol=1e-7)
