@@ -129,7 +129,10 @@ class OneCycle(Callback):
 
     def after_step(self, trainer): self.schedule.step()
 
-    def after_epoch(self, trainer): trainer.history[-1]['lr'] = self.schedule.get_last_lr()[-1]
+    def after_epoch(self, trainer):
+        groups = trainer.optimizer.param_groups
+        height, group = max((group['multiple'], i) for i, group in enumerate(groups))
+        trainer.history[-1]['lr'] = groups[group]['lr'] / height if height else 0.
 
     def state(self, trainer): return self.schedule.state_dict()
 

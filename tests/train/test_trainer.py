@@ -670,3 +670,9 @@ def test_a_last_shorter_group_gets_its_full_gradient():
     by_three, each = gradients(accumulate=3), gradients()
     want = torch.stack([each[:3].mean(0), each[3:].mean(0)])
     assert torch.allclose(by_three, want, atol=1e-7)
+
+
+@pytest.mark.parametrize('multiples', [dict(prompt_lr=0.1), dict(backbone_lr=0.1), dict(prompt_lr=2.0, backbone_lr=0.0)])
+def test_the_rate_in_the_metrics_is_the_main_one(pictures, multiples):
+    with_multiples, plain = (paint(pictures, epochs=2, **kw) for kw in (multiples, {}))
+    assert [r['lr'] for r in with_multiples.history] == pytest.approx([r['lr'] for r in plain.history])
