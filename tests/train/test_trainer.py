@@ -676,3 +676,19 @@ def test_a_last_shorter_group_gets_its_full_gradient():
 def test_the_rate_in_the_metrics_is_the_main_one(pictures, multiples):
     with_multiples, plain = (paint(pictures, epochs=2, **kw) for kw in (multiples, {}))
     assert [r['lr'] for r in with_multiples.history] == pytest.approx([r['lr'] for r in plain.history])
+
+
+# ---- several trainers
+
+@pytest.mark.parametrize('mine, other', [(dict(accumulate=1), dict(accumulate=3)), (dict(accumulate=3), dict(accumulate=1)),
+                                         (dict(precision='fp32'), dict(precision='bf16'))], ids=str)
+def test_a_trainer_keeps_its_settings_beside_another(pictures, mine, other):
+    alone = paint(pictures, batch_size=8, epochs=1, **mine)
+    def build(kw): return Trainer(picture_model(), pictures, config=config(lr=2e-3, batch_size=8, epochs=1, **kw), progress=False)
+    first, second = build(mine), build(other)
+    assert same(alone, first.fit())
+    assert same(paint(pictures, batch_size=8, epochs=1, **other), second.fit())
+
+
+def test_half_precision_is_refused_on_a_cpu():
+    with pytest.raises(ValueError, match="'fp16' needs a GPU"): toy(precision='fp16')
