@@ -16,6 +16,7 @@ import warnings
 
 import torch
 
+from ..checks import some
 from ..metrics import multilabel_report
 from .augment import BatchAugment, mix_seed
 
@@ -78,10 +79,18 @@ class Finite(Callback):
     order = -80
 
     def after_loss(self, trainer):
-        if torch.isfinite(trainer.loss): return
-        names = ', '.join(trainer.train.paths[i] for i in trainer.index.tolist())
+        broken = not torch.isfinite(trainer.loss)
+        if not trainer.on_any_process(broken): return
         place = f'epoch {trainer.epoch + 1}, step {trainer.step + 1}'
+        if not broken: raise NonFiniteLoss(f'the loss of another process is not finite in {place}')
+        names = ', '.join(trainer.train.paths[i] for i in trainer.index.tolist())
         raise NonFiniteLoss(f'the loss is {trainer.loss.item()} in {place}; the images of the batch: {names}')
+
+    def after_epoch(self, trainer):
+        broken = [name for name, weight in trainer.trained_state().items() if not weight.isfinite().all()]
+        if broken:
+            raise NonFiniteLoss(f'weights are not finite after epoch {trainer.epoch}: {some(broken, 5)}; the states '
+                                'before this epoch are as they were')
 
 # %% ../../nbs/train/callbacks.ipynb #64f961d1
 class MeanLoss(Callback):

@@ -145,6 +145,10 @@ class Checkpoint(Callback):
         "Write a state, and remove the oldest one"
         state = collect_state(trainer)
         if not trainer.is_main: return
+        if not all(weight.isfinite().all() for weight in state['model'].values()):
+            warnings.warn(f'{self.folder}: the weights are not finite, so no state is written; the last one is kept',
+                          stacklevel=2)
+            return
         file = self.folder / 'state' / f'{self.name(trainer)}.pt'
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, lambda part: torch.save(state, part))

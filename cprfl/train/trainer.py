@@ -427,7 +427,7 @@ class Trainer(Loop):
     ) -> tuple:
         "Sums over all processes"
         if self.accelerator.num_processes == 1: return numbers
-        own = torch.tensor([float(n) for n in numbers], dtype=torch.float64)
+        own = torch.tensor([float(n) for n in numbers], dtype=torch.float64, device=self.accelerator.device)
         return tuple(self.accelerator.reduce(own, 'sum').tolist())
 
     def on_any_process(self,

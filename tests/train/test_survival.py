@@ -15,7 +15,7 @@ from test_trainer import Head, StopAfter, Toy, numbers, paint, picture_model, pi
 
 from cprfl.data.dataset import LongTailDataset, resize
 from cprfl.data.images import BadDataError
-from cprfl.train.callbacks import Callback, StopOnSignal
+from cprfl.train.callbacks import Callback, NonFiniteLoss, StopOnSignal
 from cprfl.train.checkpoint import saved_states
 from cprfl.train.config import TrainConfig
 from cprfl.train.trainer import Trainer
@@ -238,3 +238,26 @@ def test_images_of_one_pixel(tmp_path):
 def test_images_without_any_label(C):
     t = Trainer(Head(C), Toy(targets=np.zeros((24, C), np.uint8)), config=TrainConfig(epochs=1, batch_size=5, device='cpu', select='last'), progress=False).fit()
     assert np.isfinite(t.history[0]['loss']) and numbers(t)[1]
+
+
+# ---- weights that broke
+
+class SpoilsAWeight(Callback):
+    "In the middle of an epoch, where no loss shows it"
+    def __init__(self, step): self.step = step
+    def after_batch(self, trainer):
+        if (trainer.epoch, trainer.step) == (1, self.step): trainer.evaluated.fc.bias.data[0] = float('nan')
+
+
+def test_broken_weights_are_never_saved(tmp_path):
+    toy(tmp_path / 'whole', epochs=3, ema=0)
+    with pytest.raises(NonFiniteLoss, match='weights are not finite after epoch 2: fc.bias'): toy(tmp_path, [SpoilsAWeight(4)], epochs=3, ema=0)
+    assert [f.stem for f in saved_states(tmp_path)] == ['epoch_0001']
+    assert all(w.isfinite().all() for w in load_file(tmp_path / 'last.safetensors').values())
+    assert same(toy(epochs=3, ema=0), toy(tmp_path, epochs=3, ema=0, resume=True))
+
+
+def test_a_stop_with_broken_weights_keeps_the_last_good_state(tmp_path):
+    callbacks = [SpoilsAWeight(1), Sends(signal.SIGTERM, 1, 1)]
+    with pytest.warns(UserWarning, match='not finite, so no state is written'), pytest.raises(SystemExit): toy(tmp_path, callbacks, epochs=3, ema=0)
+    assert [f.stem for f in saved_states(tmp_path)] == ['epoch_0001']
