@@ -171,9 +171,15 @@ class Compile(Callback):
         try: trainer.run = torch.compile(trainer.model, mode=trainer.config.compile) # the same weights
         except RuntimeError as error: self.give_up(trainer, error)
 
+    def before_batch(self, trainer):
+        if trainer.run is trainer.model: return
+        self.buffers = [(buffer, buffer.clone()) for buffer in trainer.model.buffers()]
+
     def on_error(self, trainer, error):
         failed = isinstance(error, torch._dynamo.exc.TorchDynamoException) and trainer.run is not trainer.model
-        if failed: self.give_up(trainer, error)
+        if failed:
+            for buffer, before in self.buffers: buffer.copy_(before)
+            self.give_up(trainer, error)
         return failed
 
     def give_up(self,
@@ -260,6 +266,8 @@ class ProgressBar(Callback):
     "One bar for the whole training, in the terminal or the notebook"
     order = -10
 
+    def __init__(self): self.bar = None
+
     def before_fit(self, trainer):
         from tqdm.auto import tqdm
         batches = len(trainer.loader)
@@ -273,15 +281,20 @@ class ProgressBar(Callback):
         scores = {f'{trainer.config.select} {k}': f'{100 * row[k]:.1f}' for k in ('total', 'tail') if k in row}
         self.bar.set_postfix(dict(loss=f"{row['loss']:.4f}") | scores, refresh=False)
 
-    def cleanup_fit(self, trainer): self.bar.close()
+    def cleanup_fit(self, trainer):
+        if self.bar is not None: self.bar.close()
 
 # %% ../../nbs/train/callbacks.ipynb #838edcc9
 class StopOnSignal(Callback):
     "Stops between two steps when SIGINT (Ctrl-C) or SIGTERM arrives"
     order = 100
 
-    def before_fit(self, trainer):
+    def __init__(self):
         self.name = None # of the signal that arrived
+        self.before:dict = {} # signal -> its handler without us
+
+    def before_fit(self, trainer):
+        self.name = None
         in_main_thread = threading.current_thread() is threading.main_thread() # only there may signals be handled
         signals = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
         self.before = {s: signal.signal(s, self.handle) for s in signals}
@@ -315,3 +328,4 @@ class StopOnSignal(Callback):
 
     def cleanup_fit(self, trainer):
         for s, handler in self.before.items(): signal.signal(s, signal.SIG_DFL if handler is None else handler)
+        self.before = {}

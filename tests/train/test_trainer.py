@@ -245,7 +245,7 @@ def test_other_settings_are_refused(tmp_path):
 def test_a_run_leaves_a_whole_folder(pictures, tmp_path):
     t = paint(pictures, tmp_path)
     assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob('*') if p.is_file()) == [
-        'best.safetensors', 'last.safetensors', 'metrics.csv', 'prompts.safetensors', 'state/epoch_0002.pt', 'state/epoch_0003.pt', 'train_config.json']
+        '.lock', 'best.safetensors', 'last.safetensors', 'metrics.csv', 'prompts.safetensors', 'state/epoch_0002.pt', 'state/epoch_0003.pt', 'train_config.json']
     prompts = load_file(tmp_path / 'prompts.safetensors')
     assert list(prompts) == [f'epoch_{i:04d}' for i in range(4)] and prompts['epoch_0000'].shape == (20, 16)
     assert torch.allclose(prompts['epoch_0003'], t.evaluated.prompts(), atol=1e-6) and not torch.equal(prompts['epoch_0000'], prompts['epoch_0001'])
@@ -446,6 +446,11 @@ class Dropping(Head):
     def forward(self, x): return super().forward(nn.functional.dropout(x, 0.3, self.training))
 
 
+class Normed(Head):
+    def __init__(self): super().__init__(); self.norm = nn.BatchNorm1d(16)
+    def forward(self, x): return self.fc(self.norm(x.mean(1)))
+
+
 def test_a_compiled_step_learns_the_same_and_resumes_bit_for_bit(compiler, tmp_path):
     def fit(folder=None, callbacks=(), resume=None, model=Dropping, **kw):
         return Trainer(model(), Toy(), config=config(**kw), callbacks=callbacks, folder=folder, progress=False).fit(resume)
@@ -477,6 +482,8 @@ def test_a_backward_pass_that_cannot_be_compiled_is_no_end_either(monkeypatch):
     monkeypatch.setattr(torch, 'compile', lambda model, **kw: lambda x: Backward.apply(model(x)))
     with pytest.warns(UserWarning, match='trains as it is'): fallen = Trainer(Dropping(), Toy(), config=config(compile='default'), progress=False).fit()
     assert same(plain, fallen)
+    normed = [Trainer(Normed(), Toy(), config=config(compile=how), progress=False).fit() for how in (None, 'default')]
+    assert same(*normed), 'the batch that was repeated counts once in the statistics'
 
 
 def test_a_python_that_torch_cannot_compile_is_no_end_either(monkeypatch):
