@@ -238,9 +238,9 @@ class Loop:
     ):
         "Train, and return the trainer with the selected weights in `trainer.evaluated`"
         with in_use(self.accelerator):
-            self.start(resume)
-            self('before_fit')
             try:
+                self.start(resume)
+                self('before_fit')
                 while self.epoch < self.config.epochs and not self.stop: self.one_epoch()
             finally: self('cleanup_fit')
             self('after_fit')

@@ -87,6 +87,14 @@ def test_another_training_in_the_same_folder_is_refused(tmp_path):
     assert [f.stem for f in saved_states(tmp_path)] == ['epoch_0001']
 
 
+def test_a_folder_has_one_training_at_a_time(tmp_path):
+    class Second(Callback):
+        def after_batch(self, trainer):
+            with pytest.raises(RuntimeError, match='is in use by another training'): toy(tmp_path, resume=True)
+    toy(tmp_path, [Second()], epochs=1)
+    assert same(toy(epochs=1), toy(tmp_path, epochs=1, resume=True)), 'and is free afterwards'
+
+
 def test_going_on_from_an_older_state_forgets_the_newer_ones(tmp_path):
     whole = toy(tmp_path)
     again = toy(tmp_path, resume=tmp_path / 'state' / 'epoch_0002.pt')
