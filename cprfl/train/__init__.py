@@ -4,44 +4,49 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'CHOICES', 'AT_LEAST_1', 'AT_LEAST_0', 'SHARES', 'MAY_CHANGE_ON_RESUME', 'TrainConfig', 'param_groups',
-           'EpochSampler', 'evaluating', 'prepared', 'predict', 'evaluate', 'build_accelerator',
-           'training_and_validation', 'default_callbacks', 'is_frozen', 'train_mode', 'total_loss', 'Loop', 'named',
-           'Trainer', 'Callback', 'Seed', 'Augment', 'Views', 'NonFiniteLoss', 'Finite', 'MeanLoss', 'ClipGrad',
-           'OneCycle', 'EMA', 'Compile', 'Select', 'EarlyStopping', 'Timer', 'ProgressBar', 'StopOnSignal', 'data_key',
-           'collect_state', 'check_same_training', 'restore_state', 'saved_states', 'read_state', 'resume',
-           'Checkpoint', 'RunFolder', 'POLICIES', 'random_flip', 'random_cutout', 'random_shift', 'BatchAugment',
-           'feature_key', 'random_view', 'cache_features', 'FeatureDataset', 'CachedImages', 'cache_images', 'roc_auc',
-           'separation', 'as_model', 'purification', 'spread_images', 'PurificationRecorder', 'read_purity']
+           'class_aware_weights', 'EpochSampler', 'evaluating', 'prepared', 'predict', 'evaluate', 'build_accelerator',
+           'in_use', 'training_and_validation', 'default_callbacks', 'build_loader', 'states_to_resume', 'is_frozen',
+           'train_mode', 'total_loss', 'Parts', 'Processes', 'Weights', 'Events', 'Loop', 'Trainer', 'Callback', 'Seed',
+           'Augment', 'Views', 'NonFiniteLoss', 'Finite', 'MeanLoss', 'ClipGrad', 'OneCycle', 'EMA', 'Compile',
+           'Select', 'EarlyStopping', 'Timer', 'ProgressBar', 'StopOnSignal', 'data_key', 'collect_state',
+           'check_same_training', 'restore_state', 'saved_states', 'refuse_another_training', 'read_state', 'resume',
+           'Checkpoint', 'RunFolder', 'POLICIES', 'random_flip', 'random_cutout', 'random_shift', 'mix_seed',
+           'BatchAugment', 'feature_key', 'random_view', 'cache_features', 'FeatureDataset', 'CachedImages',
+           'cache_images', 'roc_auc', 'separation', 'as_model', 'purification', 'spread_images', 'PurificationRecorder',
+           'read_purity']
 
-# %% ../../nbs/train/index.ipynb #286c849a
+# %% ../../nbs/train/index.ipynb #3acca66d
 from cprfl.train.config import (
     PRECISIONS, CHOICES, AT_LEAST_1, AT_LEAST_0, SHARES, MAY_CHANGE_ON_RESUME, TrainConfig, param_groups,
 )
 from cprfl.train.trainer import (
-    EpochSampler, evaluating, prepared, predict, evaluate, build_accelerator, training_and_validation,
-    default_callbacks, is_frozen, train_mode, total_loss, Loop, named, Trainer,
+    class_aware_weights, EpochSampler, evaluating, prepared, predict, evaluate, build_accelerator, in_use,
+    training_and_validation, default_callbacks, build_loader, states_to_resume, is_frozen, train_mode,
+    total_loss, Parts, Processes, Weights, Events, Loop, Trainer,
 )
 from cprfl.train.callbacks import (
     Callback, Seed, Augment, Views, NonFiniteLoss, Finite, MeanLoss, ClipGrad, OneCycle, EMA, Compile, Select,
     EarlyStopping, Timer, ProgressBar, StopOnSignal,
 )
 from cprfl.train.checkpoint import (
-    data_key, collect_state, check_same_training, restore_state, saved_states, read_state, resume, Checkpoint,
-    RunFolder,
+    data_key, collect_state, check_same_training, restore_state, saved_states, refuse_another_training,
+    read_state, resume, Checkpoint, RunFolder,
 )
-from .augment import BatchAugment, POLICIES, random_cutout, random_flip, random_shift
+from .augment import BatchAugment, POLICIES, mix_seed, random_cutout, random_flip, random_shift
 from .cache import CachedImages, FeatureDataset, cache_features, cache_images, feature_key, random_view
 from cprfl.train.alignment import (
     roc_auc, separation, as_model, evaluating, purification, spread_images, PurificationRecorder, read_purity,
 )
 
-# %% ../../nbs/train/index.ipynb #1438ca6e
+# %% ../../nbs/train/index.ipynb #18f425d2
 _all_ = ['PRECISIONS', 'CHOICES', 'AT_LEAST_1', 'AT_LEAST_0', 'SHARES', 'MAY_CHANGE_ON_RESUME', 'TrainConfig',
-    'param_groups', 'EpochSampler', 'evaluating', 'prepared', 'predict', 'evaluate', 'build_accelerator',
-    'training_and_validation', 'default_callbacks', 'is_frozen', 'train_mode', 'total_loss', 'Loop', 'named',
-    'Trainer', 'Callback', 'Seed', 'Augment', 'Views', 'NonFiniteLoss', 'Finite', 'MeanLoss', 'ClipGrad',
-    'OneCycle', 'EMA', 'Compile', 'Select', 'EarlyStopping', 'Timer', 'ProgressBar', 'StopOnSignal', 'data_key',
-    'collect_state', 'check_same_training', 'restore_state', 'saved_states', 'read_state', 'resume',
-    'Checkpoint', 'RunFolder', 'POLICIES', 'random_flip', 'random_cutout', 'random_shift', 'BatchAugment',
-    'feature_key', 'random_view', 'cache_features', 'FeatureDataset', 'CachedImages', 'cache_images', 'roc_auc',
-    'separation', 'as_model', 'purification', 'spread_images', 'PurificationRecorder', 'read_purity']
+    'param_groups', 'class_aware_weights', 'EpochSampler', 'evaluating', 'prepared', 'predict', 'evaluate',
+    'build_accelerator', 'in_use', 'training_and_validation', 'default_callbacks', 'build_loader',
+    'states_to_resume', 'is_frozen', 'train_mode', 'total_loss', 'Parts', 'Processes', 'Weights', 'Events',
+    'Loop', 'Trainer', 'Callback', 'Seed', 'Augment', 'Views', 'NonFiniteLoss', 'Finite', 'MeanLoss',
+    'ClipGrad', 'OneCycle', 'EMA', 'Compile', 'Select', 'EarlyStopping', 'Timer', 'ProgressBar', 'StopOnSignal',
+    'data_key', 'collect_state', 'check_same_training', 'restore_state', 'saved_states',
+    'refuse_another_training', 'read_state', 'resume', 'Checkpoint', 'RunFolder', 'POLICIES', 'random_flip',
+    'random_cutout', 'random_shift', 'mix_seed', 'BatchAugment', 'feature_key', 'random_view', 'cache_features',
+    'FeatureDataset', 'CachedImages', 'cache_images', 'roc_auc', 'separation', 'as_model', 'purification',
+    'spread_images', 'PurificationRecorder', 'read_purity']
