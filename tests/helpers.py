@@ -1,4 +1,6 @@
 "What several tests share"
+import importlib
+import inspect
 import os
 import shutil
 from pathlib import Path
@@ -30,6 +32,17 @@ REFERENCE = [name for name in NOTEBOOKS if 'default_exp' in (NBS / name).read_te
 assert len(MODULES) >= 28, MODULES
 assert len(REFERENCE) >= len(MODULES), REFERENCE
 assert len(NOTEBOOKS) > len(REFERENCE), NOTEBOOKS
+
+
+VARIADIC = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+
+
+def public_symbols(name):
+    "What a module defines and exports"
+    module = importlib.import_module(f'cprfl.{name}')
+    things = {symbol: getattr(module, symbol) for symbol in module.__all__}
+    def own(thing): return not callable(thing) or getattr(thing, '__module__', None) == module.__name__
+    return {symbol: thing for symbol, thing in things.items() if own(thing)}
 
 
 def copy_project(folder, *names):

@@ -1,41 +1,44 @@
 "How code reads, where ruff cannot tell: annotated arguments, reasons beside exceptions, tests that say one thing"
 import ast
 import dataclasses
-import importlib
 import inspect
 import re
 
 import nbformat
 import pytest
-from helpers import MODULES, NBS, NOTEBOOKS, ROOT
+from helpers import MODULES, NBS, NOTEBOOKS, ROOT, VARIADIC, public_symbols
 
 TESTS = sorted((ROOT / 'tests').rglob('*.py'))
-VARIADIC = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 EXCEPTION = re.compile(r'#\s*(?:noqa|type:\s*ignore)\b.*')
 WITH_REASON = re.compile(r'# (?:noqa: [A-Z]+\d+(?:, [A-Z]+\d+)*|type: ignore\[[\w, -]+\]) (?:- |# )\w.{4,}')
 
 
 # ---- arguments
 
-def own(module, thing): return getattr(thing, '__module__', None) == module.__name__
+def is_function(thing): return inspect.isfunction(inspect.unwrap(thing)) # also behind a cache
 
 
-def signatures(thing):
-    "The functions that a user calls: a function itself, or how an object is made"
-    if inspect.isfunction(thing): yield thing
-    elif inspect.isclass(thing) and not dataclasses.is_dataclass(thing) and '__init__' in vars(thing): yield thing.__init__
+def makers(name, cls):
+    "How an object is made: its __init__ (fields of a dataclass are annotated anyway) and its class methods"
+    if '__init__' in vars(cls) and not dataclasses.is_dataclass(cls): yield name, cls.__init__
+    for method, thing in vars(cls).items():
+        if method.startswith('_') or not isinstance(thing, classmethod | staticmethod): continue
+        yield f'{name}.{method}', thing.__func__
 
 
-def public_arguments(name):
-    "Module, symbol, argument, and whether it is annotated"
-    module = importlib.import_module(f'cprfl.{name}')
-    for symbol in module.__all__:
-        thing = getattr(module, symbol)
-        if not own(module, thing): continue
-        for function in signatures(thing):
+def signatures(name, thing):
+    "The functions that a user calls"
+    if inspect.isclass(thing): yield from makers(name, thing)
+    elif is_function(thing): yield name, thing
+
+
+def public_arguments(module):
+    "Each argument of a public name of a module, and whether it is annotated"
+    for symbol, thing in public_symbols(module).items():
+        for name, function in signatures(symbol, thing):
             for arg in inspect.signature(function).parameters.values():
-                if arg.name == 'self' or arg.kind in VARIADIC: continue
-                yield f'{symbol}({arg.name})', arg.annotation is not arg.empty
+                if arg.name in ('self', 'cls') or arg.kind in VARIADIC: continue
+                yield f'{name}({arg.name})', arg.annotation is not arg.empty
 
 
 @pytest.mark.parametrize('name', MODULES)
@@ -77,7 +80,8 @@ NO, TYPE = '# no' + 'qa', '# type' + ': ignore' # in two parts, or they would co
 def test_a_reason_is_recognised(comment): assert not without_reason(f'x = 1 {comment}')
 
 
-@pytest.mark.parametrize('comment', [NO, f'{NO}: E501', f'{NO}: E501 - ', TYPE, f'{TYPE} # never None', f'{TYPE}[arg-type]'])
+@pytest.mark.parametrize('comment', [
+    NO, f'{NO}: E501', f'{NO}: E501 - ', TYPE, f'{TYPE} # never None', f'{TYPE}[arg-type]'])
 def test_a_missing_reason_is_noticed(comment): assert without_reason(f'x = 1 {comment}')
 
 
@@ -96,7 +100,8 @@ def test_an_assertion_says_one_thing():
 
 
 def test_names_of_tests_are_short():
-    functions = [node.name for _, tree in parsed() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    tests = [name for name in functions if name.startswith('test_')]
+    nodes = [node for _, tree in parsed() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    tests = [node.name for node in nodes if node.name.startswith('test_')]
     assert len(tests) > 300
-    assert not [name for name in tests if len(name) > 60]
+    long = [name for name in tests if len(name) > 60]
+    assert not long
