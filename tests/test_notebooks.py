@@ -146,7 +146,9 @@ def run_here(name, said, env):
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())
     from nbdev.test import nbdev_test
-    nbdev_test(path=str(NBS / name), n_workers=0)
+    try: nbdev_test(path=str(NBS / name), n_workers=0)
+    finally:
+        for child in multiprocessing.active_children(): child.terminate() # joblib's, which would be waited for
 
 
 @pytest.fixture(scope='module')
