@@ -277,6 +277,11 @@ class Parts:
         return self.epoch * self.steps + self.step // self.config.accumulate
 
     @property
+    def stepped(self) -> bool:
+        "Whether the optimiser has just stepped: a group is complete, and fp16 has not overflowed"
+        return self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped
+
+    @property
     def group_weight(self) -> float:
         "1; more for batches of an epoch's last, shorter group: Accelerate divides by `accumulate` all the same"
         a, batches = self.config.accumulate, len(self.loader)
@@ -398,7 +403,7 @@ class Loop(Events, Processes):
             if self.accelerator.sync_gradients: self('before_step')
             self.optimizer.step()
             self.optimizer.zero_grad()
-        if self.accelerator.sync_gradients: self('after_step')
+        if self.stepped: self('after_step')
         self.step += 1
         self('after_batch')
 
