@@ -170,7 +170,8 @@ def test_finite_everywhere(name, kw, dtype):
     x = x.to(dtype, copy=True).requires_grad_()
     value = build_loss(name, counts, N, reduction='none', **kw)(x, y)
     value.sum().backward()
-    assert torch.isfinite(value).all() and (value >= 0).all()
+    assert torch.isfinite(value).all()
+    assert (value >= 0).all()
     assert torch.isfinite(x.grad).all()
 
 @pytest.mark.parametrize('name', NAMES)
@@ -178,7 +179,8 @@ def test_enormous_logits(name):
     x = torch.tensor([[1e30, -1e30], [1e30, -1e30]], requires_grad=True)
     value = build_loss(name, [3, 3], 10)(x, torch.tensor([[1, 0], [0, 1]]))
     value.backward()
-    assert torch.isfinite(value) and torch.isfinite(x.grad).all()
+    assert torch.isfinite(value)
+    assert torch.isfinite(x.grad).all()
 
 def test_a_sure_answer_costs_nothing_and_a_wrong_one_is_linear():
     y = torch.tensor([[1., 0.]])
@@ -197,7 +199,8 @@ def test_absent_and_ubiquitous_classes():
 
 def test_row_without_a_label_has_the_largest_weight():
     w = losses.rebalanced_weight(torch.tensor([[0., 0.], [1., 1.]]), torch.tensor([700., 4.]))
-    assert w[0].tolist() == pytest.approx([1.1, 1.1]) and w[1, 0] < w[1, 1] <= w[0, 0]
+    assert w[0].tolist() == pytest.approx([1.1, 1.1])
+    assert w[1, 0] < w[1, 1] <= w[0, 0]
 
 def test_nan_is_not_hidden():
     x = torch.zeros(2, 2)

@@ -78,8 +78,11 @@ def test_edges():
 def test_kind_in_is_kind_out(data):
     scores, targets = data
     a, t = average_precision(scores, targets), average_precision(torch.tensor(scores), targets)
-    assert isinstance(a, np.ndarray) and a.dtype == np.float64 and a.shape == (12,)
-    assert isinstance(t, torch.Tensor) and t.dtype == torch.float64
+    assert isinstance(a, np.ndarray)
+    assert a.dtype == np.float64
+    assert a.shape == (12,)
+    assert isinstance(t, torch.Tensor)
+    assert t.dtype == torch.float64
     np.testing.assert_array_equal(a, t.numpy())
     np.testing.assert_array_equal(a, average_precision(scores, targets.astype(bool)))
     np.testing.assert_array_equal(a, average_precision(scores.tolist(), targets.tolist()))
@@ -88,7 +91,8 @@ def test_inputs_are_left_alone_and_gradients_do_not_matter(data):
     scores = torch.tensor(data[0], requires_grad=True)
     before = scores.detach().clone()
     ap = average_precision(scores, torch.tensor(data[1]))
-    assert not ap.requires_grad and torch.equal(scores, before)
+    assert not ap.requires_grad
+    assert torch.equal(scores, before)
 
 def test_fast_enough():
     g = torch.Generator().manual_seed(0)
@@ -130,7 +134,8 @@ def test_saturated_logits_keep_their_order():
 def test_group_means_leave_out_nan():
     m = group_means(np.array([.9, np.nan, .3, np.nan]), {'head': [0, 1], 'medium': torch.tensor([2]), 'tail': (3,), 'none': []})
     assert (m['total'], m['head'], m['medium']) == pytest.approx((.6, .9, .3))
-    assert np.isnan(m['tail']) and np.isnan(m['none'])
+    assert np.isnan(m['tail'])
+    assert np.isnan(m['none'])
     assert list(m) == ['total', 'head', 'medium', 'tail', 'none']
 
 def test_group_masks_and_tensors():
@@ -142,7 +147,8 @@ def test_no_warning_where_nothing_is_measured():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         r = multilabel_report(np.zeros((3, 2)), np.zeros((3, 2)), {'head': [0], 'tail': [1]})
-    assert r['num_empty'] == 2 and all(np.isnan(r[k]) for k in ('total', 'head', 'tail', 'CP', 'CR', 'CF1'))
+    assert r['num_empty'] == 2
+    assert all(np.isnan(r[k]) for k in ('total', 'head', 'tail', 'CP', 'CR', 'CF1'))
     assert r['OP'] == r['OR'] == r['OF1'] == 0
 
 
@@ -170,7 +176,8 @@ def test_figures_by_hand(data, threshold, k):
     best = np.argsort(np.argsort(-logits, axis=1), axis=1) < k
     assert [r[f] for f in FIGURES] == pytest.approx(by_hand(predicted, targets))
     assert [r[f'{f}_top{k}'] for f in FIGURES] == pytest.approx(by_hand(predicted & best, targets))
-    assert r['num_empty'] == 1 and np.isnan(r['ap'][2])
+    assert r['num_empty'] == 1
+    assert np.isnan(r['ap'][2])
 
 def test_threshold_is_inclusive():
     r = multilabel_report(np.zeros((1, 1)), np.ones((1, 1)), threshold=0.5)
@@ -183,7 +190,8 @@ def test_topk_of_all_classes_is_the_threshold_alone(data):
 def test_report_keys_and_types(data):
     r = multilabel_report(*data, GROUPS)
     assert {'total', 'head', 'medium', 'tail', 'ap', *FIGURES, *(f'{f}_top3' for f in FIGURES)} <= set(r)
-    assert r['topk']['k'] == 3 and (r['num_images'], r['num_classes'], r['num_empty'], r['threshold']) == (300, 12, 0, 0.5)
+    assert r['topk']['k'] == 3
+    assert (r['num_images'], r['num_classes'], r['num_empty'], r['threshold']) == (300, 12, 0, 0.5)
     assert all(type(r[k]) is float and 0 <= r[k] <= 1 for k in ['total', *GROUPS, *FIGURES])
     json.dumps({k: v for k, v in r.items() if k != 'ap'})
 
@@ -200,9 +208,12 @@ def test_format_report(data):
     r = multilabel_report(data[0], targets, GROUPS)
     text = format_report(r, [f'thing {c}' for c in range(12)])
     for k in ('total', 'head', 'medium', 'tail', *FIGURES): assert k in text and f'{100*r[k]:.2f}' in text
-    assert '1 of 12 classes have no positive' in text and 'nan' not in text
+    assert '1 of 12 classes have no positive' in text
+    assert 'nan' not in text
     rows = text.split('\n\n')[1].splitlines()
-    assert len(rows) == 12 and rows[0].startswith(f"thing {np.nanargmax(r['ap'])} ") and rows[-1].startswith('thing 4 ')
+    assert len(rows) == 12
+    assert rows[0].startswith(f"thing {np.nanargmax(r['ap'])} ")
+    assert rows[-1].startswith('thing 4 ')
     assert len(format_report(r).splitlines()) == 4
 
 

@@ -106,7 +106,8 @@ def test_a_seed_draws_the_same_images_whatever_the_scores(data):
 def test_blocks_make_no_difference(monkeypatch, data):
     import cprfl.statistics as module
     counts = np.concatenate(list(module._image_counts(300, 50, 0)), 1)
-    assert counts.shape == (300, 50) and (counts.sum(0) == 300).all()
+    assert counts.shape == (300, 50)
+    assert (counts.sum(0) == 300).all()
     many = np.concatenate(list(module._image_counts(2**18, 5, 0)), 1)
     rng = np.random.default_rng(0)
     assert np.array_equal(many[:, 3], [rng.multinomial(2**18, np.full(2**18, 2.0**-18)) for _ in range(4)][3])
@@ -116,12 +117,15 @@ def test_classes_without_positives_are_nan(data):
     targets[:, 3] = 0
     targets[:, 5] = np.arange(300) == 0
     ap = bootstrap_ap(scores, targets, n=400)
-    assert np.isnan(ap[:, 3]).all() and not np.isnan(ap[:, :3]).any()
+    assert np.isnan(ap[:, 3]).all()
+    assert not np.isnan(ap[:, :3]).any()
     assert 0.28 < np.isnan(ap[:, 5]).mean() < 0.46, 'about 1/e'
     table = bootstrap_map(scores, targets, GROUPS | {'empty': [3]}, n=400)
-    assert table.drop('empty').notna().all(axis=None) and table.loc['empty'].isna().all()
+    assert table.drop('empty').notna().all(axis=None)
+    assert table.loc['empty'].isna().all()
     classes = bootstrap_classes(scores, targets, n=400)
-    assert classes.loc[3, ['AP', 'low', 'high']].isna().all() and classes.positives.tolist() == [90, 80, 30, 0, 12, 1]
+    assert classes.loc[3, ['AP', 'low', 'high']].isna().all()
+    assert classes.positives.tolist() == [90, 80, 30, 0, 12, 1]
     assert classes.drop(3).notna().all(axis=None)
 
 def test_fast_and_small():
@@ -142,19 +146,23 @@ def test_fast_and_small():
 def test_tables_hold_the_figures_of_the_report(data):
     report = multilabel_report(*data, GROUPS)
     table = bootstrap_map(*data, GROUPS, n=200)
-    assert list(table) == ['mAP', 'low', 'high'] and list(table.index) == ['total', 'head', 'medium', 'tail']
+    assert list(table) == ['mAP', 'low', 'high']
+    assert list(table.index) == ['total', 'head', 'medium', 'tail']
     np.testing.assert_allclose(table.mAP, [100 * report[k] for k in table.index])
-    assert (table.low < table.mAP).all() and (table.mAP < table.high).all()
+    assert (table.low < table.mAP).all()
+    assert (table.mAP < table.high).all()
     classes = bootstrap_classes(*data, classes=list('abcdef'), n=200)
     np.testing.assert_allclose(classes.AP, 100 * report['ap'])
-    assert list(classes.index) == list('abcdef') and classes.positives.tolist() == [90, 80, 30, 25, 12, 8]
+    assert list(classes.index) == list('abcdef')
+    assert classes.positives.tolist() == [90, 80, 30, 25, 12, 8]
     assert ((classes.low >= 0) & (classes.low < classes.AP) & (classes.AP < classes.high) & (classes.high <= 100)).all()
 
 def test_few_positives_wide_interval():
     logits, targets = exam([400] * 3 + [8] * 3, N=2000, gap=2.)
     classes = bootstrap_classes(logits, targets, n=300)
     width = classes.high - classes.low
-    assert width[3:].min() > 2 * width[:3].max() and width[:3].max() < 10 < 30 < width[3:].mean()
+    assert width[3:].min() > 2 * width[:3].max()
+    assert width[:3].max() < 10 < 30 < width[3:].mean()
 
 def test_a_higher_level_is_wider(data):
     width = [(t.high - t.low).tail(1).item() for level in (0.5, 0.8, 0.95) if (t := bootstrap_map(*data, GROUPS, n=300, level=level)) is not None]
@@ -166,7 +174,8 @@ def test_coverage():
     truth = 100 * np.mean([average_precision(*exam(positives, 200, seed=10**6 + s)).mean() for s in range(600)])
     tables = [bootstrap_map(*exam(positives, 200, seed=s), n=n).loc['total'] for s in range(n)]
     low, high = np.mean([t.low > truth for t in tables]), np.mean([t.high < truth for t in tables])
-    assert 0.88 <= 1 - low - high <= 1 and max(low, high) <= 0.09
+    assert 0.88 <= 1 - low - high <= 1
+    assert max(low, high) <= 0.09
 
 def test_without_the_shift_the_interval_would_sit_too_high():
     logits, targets = exam([8] * 30, N=400, gap=1.)
@@ -185,7 +194,8 @@ def pair(seed=0, gap=0.2, noise=0.3, **kw):
 def test_paired_bootstrap_is_the_difference_on_the_same_images():
     a, b, targets = pair()
     table = paired_bootstrap(a, b, targets, GROUPS, ('ours', 'theirs'), n=150, seed=5)
-    assert list(table) == ['ours', 'theirs', 'difference', 'low', 'high'] and list(table.index) == ['total', 'head', 'medium', 'tail']
+    assert list(table) == ['ours', 'theirs', 'difference', 'low', 'high']
+    assert list(table.index) == ['total', 'head', 'medium', 'tail']
     np.testing.assert_allclose(table.ours, bootstrap_map(a, targets, GROUPS, n=2).mAP)
     np.testing.assert_allclose(table.difference, table.ours - table.theirs)
     D = 100 * (bootstrap_ap(a, targets, 150, 5) - bootstrap_ap(b, targets, 150, 5))[:, :2].mean(1)
@@ -235,25 +245,32 @@ def test_paired_seeds_is_the_paired_t_interval():
     stats = pytest.importorskip('scipy.stats', reason='scipy is the yardstick')
     table = runs(a=[(0, 52., 30.), (1, 54., 34.), (2, 53., 29.)], b=[(2, 49., 31.), (1, 49., 28.), (0, 48., 29.)], c=[(0, 1., 1.)])
     got = paired_seeds(table, 'a', 'b')
-    assert list(got) == ['a', 'b', 'difference', 'std', 'seeds', 'low', 'high'] and list(got.index) == ['total', 'head', 'medium', 'tail']
+    assert list(got) == ['a', 'b', 'difference', 'std', 'seeds', 'low', 'high']
+    assert list(got.index) == ['total', 'head', 'medium', 'tail']
     for row, x, y in (('total', [52, 54, 53], [48, 49, 49]), ('tail', [30, 34, 29], [29, 28, 31])):
         ci = stats.ttest_rel(x, y).confidence_interval(0.95)
         np.testing.assert_allclose(got.loc[row, ['low', 'high']].astype(float), [ci.low, ci.high])
-        assert got.loc[row, 'std'] == pytest.approx(np.std(np.subtract(x, y), ddof=1)) and got.seeds[row] == 3
+        assert got.loc[row, 'std'] == pytest.approx(np.std(np.subtract(x, y), ddof=1))
+        assert got.seeds[row] == 3
     assert verdict(got) == 'a and b: total +4.3 [2.9, 5.8] told apart; tail +1.7 [-8.4, 11.7] cannot be told apart'
 
 def test_only_shared_seeds_count():
     got = paired_seeds(runs(a=[(0, 50., 30.), (1, 60., 40.)], b=[(1, 50., 30.), (2, 0., 0.), (0, 41., 20.)]), 'a', 'b')
-    assert got.seeds.tolist() == [2] * 4 and got.difference.total == 9.5 and got.b.total == 45.5
+    assert got.seeds.tolist() == [2] * 4
+    assert got.difference.total == 9.5
+    assert got.b.total == 45.5
 
 def test_one_seed_cannot_tell():
     got = paired_seeds(runs(a=[(0, 50., 30.)], b=[(0, 48., 31.)]), 'a', 'b')
-    assert got.seeds.total == 1 and got[['std', 'low', 'high']].isna().all(axis=None)
+    assert got.seeds.total == 1
+    assert got[['std', 'low', 'high']].isna().all(axis=None)
     assert verdict(got) == 'a and b: total +2.0, tail -1.0; one seed cannot tell them apart, use paired_bootstrap on their predictions'
 
 def test_runs_without_a_figure_are_left_out():
     got = paired_seeds(runs(a=[(0, 50., np.nan), (1, 51., 30.)], b=[(0, 48., 31.), (1, 48., 29.)]), 'a', 'b')
-    assert got.seeds.tolist() == [2, 2, 2, 1] and got.difference['tail'] == 1 and (got.a - got.b)['tail'] == 1
+    assert got.seeds.tolist() == [2, 2, 2, 1]
+    assert got.difference['tail'] == 1
+    assert (got.a - got.b)['tail'] == 1
     assert verdict(got).endswith('; tail +1.0 without an interval')
     empty = paired_seeds(runs(a=[(0, 50., np.nan), (1, 51., np.nan)], b=[(0, 48., 31.), (1, 48., 29.)]), 'a', 'b')
     assert verdict(empty).endswith('; tail not measured')

@@ -6,9 +6,10 @@
 __all__ = ['GRAD_PATHS', 'PromptInitializer', 'similarity_scores', 'FreePrompts', 'CosineScores', 'drop_patches', 'CPRFL',
            'Dropout', 'PromptAttention', 'VSILayer', 'VisualSemanticInteraction', 'TEMPLATE', 'SOURCES',
            'fill_template', 'Clip', 'WordTokenizer', 'build_shapes_clip', 'load_clip', 'category_semantics',
-           'IMAGENET_MEAN', 'IMAGENET_STD', 'to_patches', 'load_state', 'Backbone', 'memory_layout', 'TunedBackbone',
-           'build_backbone', 'ERM', 'label_correlation', 'normalize_adjacency', 'MLGCN', 'ZeroShotCLIP', 'FrozenCLIP',
-           'LearnedContext', 'authors_semantics', 'describe_authors_checkpoint', 'load_authors_checkpoint']
+           'IMAGENET_MEAN', 'IMAGENET_STD', 'to_patches', 'load_state', 'load_strictly', 'Backbone',
+           'preferred_memory_format', 'TunedBackbone', 'build_backbone', 'ERM', 'label_correlation',
+           'normalize_adjacency', 'MLGCN', 'ZeroShotCLIP', 'FrozenCLIP', 'LearnedContext', 'released_semantics',
+           'describe_released', 'load_released']
 
 # %% ../../nbs/model/index.ipynb #d7957586
 from cprfl.model.backbones import (
@@ -18,7 +19,8 @@ from cprfl.model.backbones import (
     TunedBackbone,
     build_backbone,
     load_state,
-    memory_layout,
+    load_strictly,
+    preferred_memory_format,
     to_patches,
 )
 from cprfl.model.baselines import (
@@ -39,7 +41,7 @@ from cprfl.model.cprfl import (
     drop_patches,
     similarity_scores,
 )
-from .released import authors_semantics, describe_authors_checkpoint, load_authors_checkpoint
+from .released import describe_released, load_released, released_semantics
 from cprfl.model.semantics import (
     SOURCES,
     TEMPLATE,
@@ -53,9 +55,11 @@ from cprfl.model.semantics import (
 from .vsi import Dropout, PromptAttention, VisualSemanticInteraction, VSILayer
 
 # %% ../../nbs/model/index.ipynb #d81b8d6d
-_all_ = ['GRAD_PATHS', 'PromptInitializer', 'similarity_scores', 'FreePrompts', 'CosineScores', 'drop_patches',
-    'CPRFL', 'Dropout', 'PromptAttention', 'VSILayer', 'VisualSemanticInteraction', 'TEMPLATE', 'SOURCES',
-    'fill_template', 'Clip', 'WordTokenizer', 'build_shapes_clip', 'load_clip', 'category_semantics', 'IMAGENET_MEAN',
-    'IMAGENET_STD', 'to_patches', 'load_state', 'Backbone', 'memory_layout', 'TunedBackbone', 'build_backbone', 'ERM',
-    'label_correlation', 'normalize_adjacency', 'MLGCN', 'ZeroShotCLIP', 'FrozenCLIP', 'LearnedContext',
-    'authors_semantics', 'describe_authors_checkpoint', 'load_authors_checkpoint']
+_all_ = [
+    'GRAD_PATHS', 'PromptInitializer', 'similarity_scores', 'FreePrompts', 'CosineScores',
+    'drop_patches', 'CPRFL', 'Dropout', 'PromptAttention', 'VSILayer', 'VisualSemanticInteraction',
+    'TEMPLATE', 'SOURCES', 'fill_template', 'Clip', 'WordTokenizer', 'build_shapes_clip',
+    'load_clip', 'category_semantics', 'IMAGENET_MEAN', 'IMAGENET_STD', 'to_patches', 'load_state',
+    'load_strictly', 'Backbone', 'preferred_memory_format', 'TunedBackbone', 'build_backbone',
+    'ERM', 'label_correlation', 'normalize_adjacency', 'MLGCN', 'ZeroShotCLIP', 'FrozenCLIP',
+    'LearnedContext', 'released_semantics', 'describe_released', 'load_released']

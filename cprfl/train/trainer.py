@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Sampler
 from ..data.longtail import stratified_split
 from ..losses import build_loss
 from ..metrics import multilabel_report
-from ..model.backbones import memory_layout
+from ..model.backbones import preferred_memory_format
 from .augment import BatchAugment
 from cprfl.train.callbacks import (
     Callback,
@@ -69,7 +69,7 @@ def predict(
     if hasattr(dataset, 'draw_views'): dataset.view[:] = 0
     loader, device = DataLoader(dataset, batch_size, num_workers=num_workers), next(model.parameters()).device
     if accelerator: loader = accelerator.prepare(loader)
-    modes, layout, out = [(m, m.training) for m in model.modules()], memory_layout(model, device), []
+    modes, layout, out = [(m, m.training) for m in model.modules()], preferred_memory_format(model, device), []
     model.eval()
     for x, _, _ in tqdm(loader, desc='predict', disable=not progress):
         with accelerator.autocast() if accelerator else nullcontext(): logits = model(_prepare(x.to(device), layout)).float()
@@ -113,7 +113,7 @@ class Trainer:
         self.train, self.valid = self._split(train, valid)
         self.loss = loss or build_loss(self.config.loss, self.train.class_counts, len(self.train), **self.config.loss_args)
         self.accelerator = self._accelerator()
-        self.layout = memory_layout(model, self.accelerator.device)
+        self.layout = preferred_memory_format(model, self.accelerator.device)
         self.model = model.to(memory_format=self.layout)
         late = [cb for cb in callbacks if getattr(cb, 'reads_folder', False)]
         self.callbacks = ([ProgressBar()] if progress else []) + [EarlyStopping(), *(cb for cb in callbacks if cb not in late)] + ([Recorder(self.folder)] if folder else []) + late # a state is written when the others are done

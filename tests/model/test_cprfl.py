@@ -50,7 +50,8 @@ def test_scores_loss_and_gradients_are_the_authors(path):
                   scale='head', grad_path=mode, feature_dim=cfg['din'])
     state = {renamed(k.removeprefix('param.')): tensor(k) for k in figures.files if k.startswith('param.')}
     missing, unknown = model.load_state_dict(state, strict=False)
-    assert missing == ['semantics'] and not unknown
+    assert missing == ['semantics']
+    assert not unknown
 
     scores = model.from_features(tensor('features'))
     loss = build_loss('asl', gamma_neg=4, gamma_pos=0, clip=0.05)(scores, tensor('targets'))
@@ -66,18 +67,25 @@ def test_scores_loss_and_gradients_are_the_authors(path):
 
 def test_shapes_from_names_to_logits():
     model = small()
-    assert model.prompts().shape == (6, 24) and model.num_classes == 6
+    assert model.prompts().shape == (6, 24)
+    assert model.num_classes == 6
     assert model.category_features(patches()).shape == (3, 6, 24)
     logits, attention = model.from_features(patches(), return_attention=True)
-    assert logits.shape == (3, 6) and attention.shape == (3, 3, 6, 7)
+    assert logits.shape == (3, 6)
+    assert attention.shape == (3, 3, 6, 7)
 
 
 def test_defaults_are_the_papers():
     model = CPRFL(None, torch.randn(2, 8), feature_dim=4)
     attention, ffn = model.vsi.layers[0].attention, model.vsi.layers[0].ffn
     assert [p.shape[0] for p in model.pi.parameters() if p.ndim == 2] == [1024, 2048]
-    assert attention.to_qkv.weight.shape == (3 * 8 * 512, 2048) and attention.to_qkv.bias is None and attention.scale == 2048**-0.5
-    assert ffn[0].weight.shape == (2048, 2048) and len(model.vsi.layers) == 1 and not model.vsi.layers[0].residual and ffn[2].p == 0.1
+    assert attention.to_qkv.weight.shape == (3 * 8 * 512, 2048)
+    assert attention.to_qkv.bias is None
+    assert attention.scale == 2048**-0.5
+    assert ffn[0].weight.shape == (2048, 2048)
+    assert len(model.vsi.layers) == 1
+    assert not model.vsi.layers[0].residual
+    assert ffn[2].p == 0.1
 
 
 def test_bf16_autocast_gives_float32_logits():
@@ -99,7 +107,8 @@ def test_bf16_autocast_trains():
 @pytest.mark.parametrize('C, B', [(1, 4), (6, 1), (1, 1)])
 def test_one_class_and_one_image(C, B):
     logits, attention = small(C).from_features(patches(B), return_attention=True)
-    assert logits.shape == (B, C) and attention.shape == (B, 3, C, 7)
+    assert logits.shape == (B, C)
+    assert attention.shape == (B, 3, C, 7)
     logits.sum().backward()
 
 
@@ -116,7 +125,9 @@ def test_dropout_keeps_as_many_as_it_says_and_their_gradient(p, dtype):
     y = Dropout(p)(x)
     y.sum().backward()
     scale = torch.tensor(1 / (1 - p), dtype=dtype)
-    assert set(y.unique().tolist()) == {0., scale.item()} and y.dtype == dtype and torch.equal(x.grad, y)
+    assert set(y.unique().tolist()) == {0., scale.item()}
+    assert y.dtype == dtype
+    assert torch.equal(x.grad, y)
     assert abs((y == 0).float().mean().item() - p) < 5 * (p * (1 - p) / x.numel())**0.5
     halves = (y == 0).float()
     assert abs(torch.corrcoef(torch.stack([halves[:, :-1].flatten(), halves[:, 1:].flatten()]))[0, 1]) < 0.01, 'neighbours, who share a draw, fall independently'
@@ -126,9 +137,12 @@ def test_dropout_takes_any_shape_and_depends_on_the_seed_alone():
     for x in (torch.ones(0, 4), torch.ones(()), torch.ones(7), torch.ones(6, 5).T, torch.ones(2, 3, 5)[:, ::2]):
         torch.manual_seed(3); a = Dropout(0.5)(x)
         torch.manual_seed(3); b = Dropout(0.5)(x)
-        assert a.shape == x.shape and torch.equal(a, b)
+        assert a.shape == x.shape
+        assert torch.equal(a, b)
     x = torch.randn(50)
-    assert torch.equal(Dropout(0.)(x), x) and not Dropout(1.)(x).any() and torch.equal(Dropout(0.5).eval()(x), x)
+    assert torch.equal(Dropout(0.)(x), x)
+    assert not Dropout(1.)(x).any()
+    assert torch.equal(Dropout(0.5).eval()(x), x)
 
 
 def test_dropout_is_only_there_in_training():
@@ -174,10 +188,10 @@ def test_model_equals_the_oracle(depth, residual, scale):
 def test_only_the_prompt_rows_are_computed_and_they_are_the_same():
     torch.manual_seed(0)
     layer, z = VSILayer(24, 3, 5, 16, 0.), torch.randn(2, 13, 24)
-    assert torch.allclose(layer(z, start=7), layer(z)[:, 7:], atol=1e-6)
+    assert torch.allclose(layer(z, query_start=7), layer(z)[:, 7:], atol=1e-6)
     rows = []
     handles = [layer.attention.to_out.register_forward_hook(lambda m, i, o: rows.append(o.shape[1])), layer.ffn.register_forward_hook(lambda m, i, o: rows.append(o.shape[1]))]
-    layer(z, start=7)
+    layer(z, query_start=7)
     for h in handles: h.remove()
     assert rows == [6, 6]
 
@@ -186,8 +200,10 @@ def test_only_the_prompt_rows_are_computed_and_they_are_the_same():
 def test_attention_rows_and_the_share_of_the_prompts_make_one():
     torch.manual_seed(0)
     attention = PromptAttention(24, 3, 5)
-    _, maps = attention(torch.randn(2, 13, 24) * 3, start=7, return_attention=True)
-    assert maps.shape == (2, 3, 6, 13) and torch.allclose(maps.sum(-1), torch.ones(2, 3, 6)) and (maps >= 0).all()
+    _, maps = attention(torch.randn(2, 13, 24) * 3, query_start=7, return_attention=True)
+    assert maps.shape == (2, 3, 6, 13)
+    assert torch.allclose(maps.sum(-1), torch.ones(2, 3, 6))
+    assert (maps >= 0).all()
     on_patches = small().from_features(patches(), return_attention=True)[1].sum(-1)
     assert ((on_patches > 0) & (on_patches < 1)).all()
 
@@ -201,7 +217,8 @@ def test_asking_for_attention_does_not_change_the_logits(depth):
 
 def test_scale_is_of_the_model_or_of_a_head():
     model, head, x = small(scale='model'), small(scale='head'), patches() * 4
-    assert model.vsi.layers[0].attention.scale == 24**-0.5 and head.vsi.layers[0].attention.scale == 5**-0.5
+    assert model.vsi.layers[0].attention.scale == 24**-0.5
+    assert head.vsi.layers[0].attention.scale == 5**-0.5
     model.load_state_dict(head.state_dict())
     assert not torch.allclose(model.from_features(x), head.from_features(x))
 
@@ -226,13 +243,16 @@ def gradients(path, **kw):
 @pytest.mark.parametrize('depth', [1, 2])
 def test_the_two_paths_add_up_to_both(depth):
     logits, grads = zip(*(gradients(p, depth=depth) for p in GRAD_PATHS))
-    assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[0], logits[2])
     dual, interaction, classifier = grads
     for name in dual:
         if name.startswith('pi.'):
             assert relative(interaction[name] + classifier[name], dual[name]) < 1e-5
             assert min(relative(interaction[name], dual[name]), relative(classifier[name], dual[name])) > 1e-3, 'a path is cut, not both'
-        else: assert torch.equal(dual[name], interaction[name]) and torch.equal(dual[name], classifier[name])
+        else:
+            assert torch.equal(dual[name], interaction[name])
+            assert torch.equal(dual[name], classifier[name])
 
 
 def test_gradients_are_those_of_finite_differences():
@@ -249,9 +269,11 @@ def test_gradients_are_those_of_finite_differences():
 def test_semantics_are_frozen_and_saved():
     W = torch.randn(6, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
     model = CPRFL(None, W, **SMALL)
-    assert 'semantics' in model.state_dict() and 'semantics' not in dict(model.named_parameters())
+    assert 'semantics' in model.state_dict()
+    assert 'semantics' not in dict(model.named_parameters())
     model.from_features(patches()).sum().backward()
-    assert W.grad is None and not model.semantics.requires_grad
+    assert W.grad is None
+    assert not model.semantics.requires_grad
     with torch.no_grad(): W.zero_()
     assert model.semantics.any(), 'the model keeps a copy of its own'
     assert CPRFL(None, W.detach().half(), **SMALL).semantics.dtype == torch.float32
@@ -276,10 +298,12 @@ def test_feature_maps_and_patches_are_the_same_to_the_model():
     kw = {k: v for k, v in SMALL.items() if k != 'feature_dim'}
     a, b = CPRFL(grid, W, **kw).eval(), CPRFL(tokens, W, **kw).eval()
     b.load_state_dict(a.state_dict())
-    assert torch.equal(a(x), b(x)) and torch.equal(a(x), a.from_features(tokens(x)))
+    assert torch.equal(a(x), b(x))
+    assert torch.equal(a(x), a.from_features(tokens(x)))
     assert torch.equal(a(tokens(x)), a(x)), 'three dimensions are cached patches'
     logits, attention = a(x, return_attention=True)
-    assert logits.shape == (2, 6) and attention.shape == (2, 3, 6, 2 * 3)
+    assert logits.shape == (2, 6)
+    assert attention.shape == (2, 3, 6, 2 * 3)
 
 
 def test_gradient_reaches_the_backbone():
@@ -292,9 +316,9 @@ def test_gradient_reaches_the_backbone():
 # ---- errors say what was expected
 
 @pytest.mark.parametrize('make, words', [
-    (lambda: small(scale='sqrt'), "scale: expected 'model'"),
+    (lambda: small(scale='sqrt'), 'scale: expected one of model, head'),
     (lambda: small(grad_path='both'), "expected one of dual, interaction, classifier, got 'both'"),
-    (lambda: small(depth=0), 'depth must be at least 1, got 0'),
+    (lambda: small(depth=0), 'depth: expected at least 1, got 0'),
     (lambda: PromptInitializer(8, 4, tau=0.1), 'tau=0.1, d=4'),
     (lambda: CPRFL(None, torch.randn(8), **SMALL), r'expected \[C, m\], got \[8\]'),
     (lambda: CPRFL(None, torch.randn(6, 8), d=24), 'pass feature_dim=D'),
