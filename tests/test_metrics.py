@@ -1,6 +1,5 @@
-"Metrics: the authors' figures, scikit-learn and torchmetrics as yardsticks, ties, speed, errors."
+"Metrics: the authors' figures, scikit-learn and torchmetrics as yardsticks, ties, errors"
 import json
-import time
 import warnings
 
 import numpy as np
@@ -94,15 +93,6 @@ def test_inputs_are_left_alone_and_gradients_do_not_matter(data):
     assert not ap.requires_grad
     assert torch.equal(scores, before)
 
-def test_fast_enough():
-    g = torch.Generator().manual_seed(0)
-    scores, targets = torch.randn(5000, 80, generator=g), torch.rand(5000, 80, generator=g) < 0.04
-    def seconds():
-        start = time.perf_counter()
-        multilabel_report(scores, targets, {'head': range(22)})
-        return time.perf_counter() - start
-    assert min(seconds() for _ in range(5)) < 0.3
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 def test_cuda(data):
     scores, targets = torch.tensor(data[0]), torch.tensor(data[1])
@@ -155,7 +145,7 @@ def test_no_warning_where_nothing_is_measured():
 # decisions
 
 def by_hand(predicted, targets):
-    "The six figures with loops."
+    "The six figures with loops"
     tp = lambda c: sum(bool(p[c] and t[c]) for p, t in zip(predicted, targets))
     made, true = (lambda c: sum(map(bool, predicted[:, c]))), (lambda c: sum(map(bool, targets[:, c])))
     C = [c for c in range(targets.shape[1])]
@@ -207,7 +197,9 @@ def test_format_report(data):
     targets[:, 4] = 0
     r = multilabel_report(data[0], targets, GROUPS)
     text = format_report(r, [f'thing {c}' for c in range(12)])
-    for k in ('total', 'head', 'medium', 'tail', *FIGURES): assert k in text and f'{100*r[k]:.2f}' in text
+    for k in ('total', 'head', 'medium', 'tail', *FIGURES):
+        assert k in text
+        assert f'{100*r[k]:.2f}' in text
     assert '1 of 12 classes have no positive' in text
     assert 'nan' not in text
     rows = text.split('\n\n')[1].splitlines()
@@ -226,24 +218,24 @@ def test_bad_scores(data):
     for f in (average_precision, multilabel_report):
         with pytest.raises(ValueError, match='scores: NaN in 2 of 300 rows: 3, 17'): f(broken, targets)
     with pytest.raises(ValueError, match='NaN in 2 of 300 rows: 3, 17'): topk_predictions(broken)
-    with pytest.raises(ValueError, match='rows: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 290 more'): average_precision(scores*np.nan, targets)
+    with pytest.raises(ValueError, match='rows: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...'): average_precision(scores*np.nan, targets)
 
 @pytest.mark.parametrize('f', [average_precision, multilabel_report])
 def test_bad_shapes(f):
-    with pytest.raises(ValueError, match=r'one shape \[N, C\], given \[3, 2\] and \[2, 3\]'): f(np.zeros((3, 2)), np.zeros((2, 3)))
-    with pytest.raises(ValueError, match=r'expected \[N, C\] .*given \[3\]'): f(np.zeros(3), np.zeros(3))
+    with pytest.raises(ValueError, match=r'one shape \[N, C\], got \[3, 2\] and \[2, 3\]'): f(np.zeros((3, 2)), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r'expected \[N, C\] .*got \[3\]'): f(np.zeros(3), np.zeros(3))
     with pytest.raises(ValueError, match='at least one image'): f(np.zeros((0, 3)), np.zeros((0, 3)))
 
 @pytest.mark.parametrize('bad', [-1, 2, 0.5, np.nan])
 def test_bad_targets(bad):
     targets = np.zeros((4, 2))
     targets[2, 1] = bad
-    with pytest.raises(ValueError, match=r'targets: expected 0 or 1, given .* in row 2 \(rows 2\)'): average_precision(np.zeros((4, 2)), targets)
+    with pytest.raises(ValueError, match=r'targets: expected 0 or 1, got .* in row 2 \(rows 2\)'): average_precision(np.zeros((4, 2)), targets)
 
 def test_bad_arguments(data):
-    with pytest.raises(ValueError, match=r"group 'tail': expected class indices in 0..11, given 3..12"): multilabel_report(*data, {'tail': [3, 12]})
-    with pytest.raises(ValueError, match='expected class indices in 0..11, given -1'): multilabel_report(*data, {'tail': [-1]})
+    with pytest.raises(ValueError, match=r"group 'tail': expected class indices in 0..11, got 3..12"): multilabel_report(*data, {'tail': [3, 12]})
+    with pytest.raises(ValueError, match='expected class indices in 0..11, got -1'): multilabel_report(*data, {'tail': [-1]})
     with pytest.raises(ValueError, match='groups: OP, total would hide'): multilabel_report(*data, {'OP': [1], 'total': [2]})
-    with pytest.raises(ValueError, match='threshold: expected a probability 0..1, given 50'): multilabel_report(*data, threshold=50)
-    with pytest.raises(ValueError, match='k: expected at least 1, given 0'): multilabel_report(*data, topk=0)
-    with pytest.raises(ValueError, match='classes: expected 12 names, given 2'): format_report(multilabel_report(*data), ['a', 'b'])
+    with pytest.raises(ValueError, match='threshold: expected 0 to 1, got 50'): multilabel_report(*data, threshold=50)
+    with pytest.raises(ValueError, match='k: expected at least 1, got 0'): multilabel_report(*data, topk=0)
+    with pytest.raises(ValueError, match='classes: expected 12 names, got 2'): format_report(multilabel_report(*data), ['a', 'b'])

@@ -1,5 +1,4 @@
-"Weighted AP against scikit-learn, replicates against brute force, intervals against known truth, sentences."
-import time
+"Weighted AP against scikit-learn, replicates against brute force, intervals against known truth, sentences"
 import tracemalloc
 
 import numpy as np
@@ -72,8 +71,8 @@ def test_nan_where_no_positive_has_a_weight(data):
     assert np.isnan(weighted_average_precision(data[0], none, w)[:, 2]).all()
 
 def test_bad_weights(data):
-    with pytest.raises(ValueError, match=r'expected \[N, R\] with N = 300 images, given \[299, 2\]'): weighted_average_precision(*data, np.ones((299, 2)))
-    with pytest.raises(ValueError, match=r'given \[300\]'): weighted_average_precision(*data, np.ones(300))
+    with pytest.raises(ValueError, match=r'expected \[N, R\] with N = 300 images, got \[299, 2\]'): weighted_average_precision(*data, np.ones((299, 2)))
+    with pytest.raises(ValueError, match=r'got \[300\]'): weighted_average_precision(*data, np.ones(300))
     for bad in (-1, np.nan):
         with pytest.raises(ValueError, match='not negative'): weighted_average_precision(*data, np.full((300, 1), bad))
 
@@ -128,14 +127,11 @@ def test_classes_without_positives_are_nan(data):
     assert classes.positives.tolist() == [90, 80, 30, 0, 12, 1]
     assert classes.drop(3).notna().all(axis=None)
 
-def test_fast_and_small():
+def test_a_bootstrap_needs_little_memory():
     rng = np.random.default_rng(0)
-    scores, targets = rng.normal(size=(5000, 8)), rng.random((5000, 8)) < 0.04
-    start = time.perf_counter()
-    bootstrap_map(scores, targets, {'head': [0, 1]}, n=1000)
-    assert time.perf_counter() - start < 6, 'half a second, with room for a busy machine; 80 classes in well under a minute'
+    scores, targets = rng.normal(size=(5000, 2)), rng.random((5000, 2)) < 0.04
     tracemalloc.start()
-    bootstrap_map(scores[:, :2], targets[:, :2], n=1000)
+    bootstrap_map(scores, targets, n=1000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100e6
@@ -219,9 +215,9 @@ def test_a_run_and_itself_or_any_monotone_copy():
     a, _, targets = pair()
     table = paired_bootstrap(a, np.tanh(a / 9), targets, GROUPS, n=50)
     np.testing.assert_allclose(table[['difference', 'low', 'high']], 0, atol=1e-9)
-    assert verdict(table) == 'a and b: total +0.0 [0.0, 0.0] cannot be told apart; tail +0.0 [0.0, 0.0] cannot be told apart'
+    assert verdict(table) == 'a and b: total +0.0 [0.0, 0.0] not significant; tail +0.0 [0.0, 0.0] not significant'
 
-def test_equal_runs_are_seldom_told_apart():
+def test_equal_runs_seldom_differ():
     told = [(t.low.total > 0) or (t.high.total < 0) for s in range(60)
             if (t := paired_bootstrap(*equals(s), n=100)) is not None]
     assert np.mean(told) <= 0.12
@@ -252,7 +248,7 @@ def test_paired_seeds_is_the_paired_t_interval():
         np.testing.assert_allclose(got.loc[row, ['low', 'high']].astype(float), [ci.low, ci.high])
         assert got.loc[row, 'std'] == pytest.approx(np.std(np.subtract(x, y), ddof=1))
         assert got.seeds[row] == 3
-    assert verdict(got) == 'a and b: total +4.3 [2.9, 5.8] told apart; tail +1.7 [-8.4, 11.7] cannot be told apart'
+    assert verdict(got) == 'a and b: total +4.3 [2.9, 5.8] significant; tail +1.7 [-8.4, 11.7] not significant'
 
 def test_only_shared_seeds_count():
     got = paired_seeds(runs(a=[(0, 50., 30.), (1, 60., 40.)], b=[(1, 50., 30.), (2, 0., 0.), (0, 41., 20.)]), 'a', 'b')
@@ -264,7 +260,7 @@ def test_one_seed_cannot_tell():
     got = paired_seeds(runs(a=[(0, 50., 30.)], b=[(0, 48., 31.)]), 'a', 'b')
     assert got.seeds.total == 1
     assert got[['std', 'low', 'high']].isna().all(axis=None)
-    assert verdict(got) == 'a and b: total +2.0, tail -1.0; one seed cannot tell them apart, use paired_bootstrap on their predictions'
+    assert verdict(got) == 'a and b: total +2.0, tail -1.0; one seed gives no interval, use paired_bootstrap on their predictions'
 
 def test_runs_without_a_figure_are_left_out():
     got = paired_seeds(runs(a=[(0, 50., np.nan), (1, 51., 30.)], b=[(0, 48., 31.), (1, 48., 29.)]), 'a', 'b')
@@ -277,30 +273,30 @@ def test_runs_without_a_figure_are_left_out():
 
 def test_verdict_speaks_of_the_rows_that_are_asked_for():
     table = pd.DataFrame(dict(cprfl=[0.] * 2, erm=[0.] * 2, difference=[3.1, -0.04], low=[1.2, -3.], high=[5., 5.1]), index=['total', 'tail'])
-    assert verdict(table) == 'cprfl and erm: total +3.1 [1.2, 5.0] told apart; tail +0.0 [-3.0, 5.1] cannot be told apart'
-    assert verdict(table, ('total',)) == 'cprfl and erm: total +3.1 [1.2, 5.0] told apart'
-    assert 'told apart' in verdict(-table.rename(columns={'low': 'high', 'high': 'low'}), ('total',))
-    with pytest.raises(ValueError, match='groups: expected some of total, tail, given head'): verdict(table, ('head',))
+    assert verdict(table) == 'cprfl and erm: total +3.1 [1.2, 5.0] significant; tail +0.0 [-3.0, 5.1] not significant'
+    assert verdict(table, ('total',)) == 'cprfl and erm: total +3.1 [1.2, 5.0] significant'
+    assert 'significant' in verdict(-table.rename(columns={'low': 'high', 'high': 'low'}), ('total',))
+    with pytest.raises(ValueError, match='groups: expected some of total, tail, got head'): verdict(table, ('head',))
 
 
 # ---- errors
 
 def test_errors_name_what_was_expected(data):
     logits, targets = data
-    with pytest.raises(ValueError, match='expected at least 1 replicate, given 0'): bootstrap_ap(logits, targets, n=0)
+    with pytest.raises(ValueError, match='n: expected at least 1, got 0'): bootstrap_ap(logits, targets, n=0)
     for level in (0, 1, 95):
-        with pytest.raises(ValueError, match=f'level: .*given {level}'): bootstrap_map(logits, targets, n=2, level=level)
+        with pytest.raises(ValueError, match=f'level: .*got {level}'): bootstrap_map(logits, targets, n=2, level=level)
     with pytest.raises(ValueError, match="group 'tail': expected class indices in 0..5"): bootstrap_map(logits, targets, {'tail': [6]}, n=2)
-    with pytest.raises(ValueError, match='expected 6 names, given 2'): bootstrap_classes(logits, targets, ['a', 'b'], n=2)
-    with pytest.raises(ValueError, match=r'given \[300, 6\] and \[300, 5\]'): paired_bootstrap(logits, logits, targets[:, :5], n=2)
-    with pytest.raises(ValueError, match=r'given \[299, 6\] and \[300, 6\]'): paired_bootstrap(logits, logits[1:], targets, n=2)
+    with pytest.raises(ValueError, match='expected 6 names, got 2'): bootstrap_classes(logits, targets, ['a', 'b'], n=2)
+    with pytest.raises(ValueError, match=r'got \[300, 6\] and \[300, 5\]'): paired_bootstrap(logits, logits, targets[:, :5], n=2)
+    with pytest.raises(ValueError, match=r'got \[299, 6\] and \[300, 6\]'): paired_bootstrap(logits, logits[1:], targets, n=2)
     with pytest.raises(ValueError, match='two different names'): paired_bootstrap(logits, logits, targets, names=('a', 'a'))
     with pytest.raises(ValueError, match='rows: 3'): bootstrap_ap(np.where(np.arange(300)[:, None] == 3, np.nan, logits), targets, n=2)
 
 def test_errors_of_seeds():
     table = runs(a=[(0, 1., 1.), (0, 2., 2.)], b=[(1, 1., 1.)], c=[(2, 1., 1.)])
-    with pytest.raises(ValueError, match="method: expected one of a, b, c, given 'x'"): paired_seeds(table, 'b', 'x')
+    with pytest.raises(ValueError, match="method: expected one of a, b, c, got 'x'"): paired_seeds(table, 'b', 'x')
     with pytest.raises(ValueError, match='a: seed 0 is in the table more than once'): paired_seeds(table, 'a', 'b')
     with pytest.raises(ValueError, match=r'no seed in common: b has \[1\], c has \[2\]'): paired_seeds(table, 'b', 'c')
-    with pytest.raises(ValueError, match="given 'b' twice"): paired_seeds(table, 'b', 'b')
-    with pytest.raises(ValueError, match='level: .*given 2'): paired_seeds(table, 'b', 'c', level=2)
+    with pytest.raises(ValueError, match="got 'b' twice"): paired_seeds(table, 'b', 'b')
+    with pytest.raises(ValueError, match='level: .*got 2'): paired_seeds(table, 'b', 'c', level=2)
