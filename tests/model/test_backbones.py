@@ -24,7 +24,9 @@ from cprfl.model.semantics import load_clip
 TINY = dict(channels=(8, 8, 16, 16))  # resnet10t with 42,000 weights
 
 
-def images(B=2, size=64, seed=0): return torch.randint(256, (B, 3, size, size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+def images(B=2, size=64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (B, 3, size, size), generator=generator, dtype=torch.uint8)
 
 
 def built(name, seed=0, **kw):
@@ -50,15 +52,19 @@ def test_timm_and_torchvision_agree_on_the_same_weights(tmp_path):
     torch.manual_seed(0)
     source = torchvision.models.resnet18(weights=None)
     for m in source.modules():
-        if isinstance(m, nn.BatchNorm2d): m.running_mean.normal_(0, 0.1); m.running_var.uniform_(0.5, 2); m.weight.uniform_(0.5, 1.5)
+        if isinstance(m, nn.BatchNorm2d):
+            m.running_mean.normal_(0, 0.1)
+            m.running_var.uniform_(0.5, 2)
+            m.weight.uniform_(0.5, 1.5)
     torch.save(source.state_dict(), tmp_path / 'resnet18.pth')
     a, b = (build_backbone(n, weights=tmp_path / 'resnet18.pth').eval() for n in ('resnet18', 'torchvision:resnet18'))
     x = images()
     assert a.num_features == b.num_features == 512
     assert a(x).shape == (2, 512, 2, 2)
     assert torch.allclose(a(x), b(x), atol=1e-5)
-    pooled = source.eval()((x.float() / 255 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1))
-    assert torch.allclose(nn.functional.linear(a.patches(x).mean(1), source.fc.weight, source.fc.bias), pooled, atol=1e-5)
+    mean, std = (torch.tensor(t).view(3, 1, 1) for t in (IMAGENET_MEAN, IMAGENET_STD))
+    logits = source.eval()((x.float() / 255 - mean) / std)
+    assert torch.allclose(source.fc(a.patches(x).mean(1)), logits, atol=1e-5)
 
 
 @torch.no_grad()
@@ -67,10 +73,12 @@ def test_bytes_and_floats_are_the_same_image():
     assert torch.equal(net(x), net(x.float() / 255))
 
 
-@pytest.mark.parametrize('name, kw, device, last', [('resnet18', {}, 'cpu', True), ('resnet10t', dict(channels=(8, 8, 16, 16)), 'cpu', False), ('shapes', {}, 'cpu', False),
-                                                    ('shapes', {}, 'cuda', True), ('resnet18', {}, 'mps', False)])
+@pytest.mark.parametrize('name, kw, device, last', [
+    ('resnet18', {}, 'cpu', True), ('resnet10t', TINY, 'cpu', False), ('shapes', {}, 'cpu', False),
+    ('shapes', {}, 'cuda', True), ('resnet18', {}, 'mps', False)])
 def test_channels_last_on_gpus_and_for_full_vectors(name, kw, device, last):
-    assert preferred_memory_format(build_backbone(name, **kw), device) is (torch.channels_last if last else torch.contiguous_format)
+    want = torch.channels_last if last else torch.contiguous_format
+    assert preferred_memory_format(build_backbone(name, **kw), device) is want
 
 
 @torch.no_grad()
@@ -133,7 +141,8 @@ def test_weights_in_every_usual_form(tmp_path, kind):
 
 def test_weights_that_do_not_fit_say_so(tmp_path):
     source = timm.create_model('resnet10t', **TINY).state_dict()
-    torch.save({('stem.weight' if k == 'conv1.0.weight' else k): v for k, v in source.items()}, tmp_path / 'renamed.pth')
+    source['stem.weight'] = source.pop('conv1.0.weight')
+    torch.save(source, tmp_path / 'renamed.pth')
     with pytest.raises(ValueError) as e: build_backbone('resnet10t', weights=tmp_path / 'renamed.pth', **TINY)
     assert 'renamed.pth does not fit this ResNet' in str(e.value)
     assert 'Missing key(s) in state_dict: "conv1.0.weight"' in str(e.value)
@@ -142,12 +151,13 @@ def test_weights_that_do_not_fit_say_so(tmp_path):
 
 def test_weights_of_another_width_say_so(tmp_path):
     torch.save(timm.create_model('resnet10t', **TINY).state_dict(), tmp_path / 'other.pth')
-    with pytest.raises(ValueError, match='size mismatch for layer1.0.conv1.weight: copying a param with shape .*8, 64, 3, 3'):
+    with pytest.raises(ValueError, match='size mismatch for layer1.0.conv1.weight: .* shape .*8, 64, 3, 3'):
         build_backbone('resnet10t', weights=tmp_path / 'other.pth', channels=(16, 8, 16, 16))
 
 
 def test_missing_broken_and_strange_weight_files_say_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match='no such file'): build_backbone('resnet10t', weights=tmp_path / 'none.pth')
+    with pytest.raises(FileNotFoundError, match='no such file'):
+        build_backbone('resnet10t', weights=tmp_path / 'none.pth')
     for name in ('noise.pth', 'noise.safetensors'):
         (tmp_path / name).write_bytes(b'this is no checkpoint, not at all')
         with pytest.raises(ValueError, match=f'weights: .*{name}'): load_state(tmp_path / name)
@@ -165,7 +175,7 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path, name):
     with pytest.raises(ValueError, match='weights: ') as e: build_backbone('resnet10t', weights=file)
     assert not mark.exists()
     assert isinstance(e.value.__cause__, pickle.UnpicklingError)
-    assert pickle.loads(pickle.dumps(TouchesAFile(mark)))
+    assert pickle.loads(pickle.dumps(TouchesAFile(mark)))  # noqa: S301 - the test's own trap
     assert mark.exists(), 'the trap itself works'
 
 
@@ -223,7 +233,7 @@ def test_clip_towers_from_a_file(clip_files, name, shape):
 def test_a_clip_file_that_would_run_code_is_refused(clip_files, tmp_path):
     mark = tmp_path / 'it_ran'
     torch.save({'state_dict': {'evil': TouchesAFile(mark)}}, tmp_path / 'evil.pt')
-    with pytest.raises(Exception): build_backbone(f"clip:tiny-cprfl-rn/{tmp_path / 'evil.pt'}")
+    with pytest.raises(pickle.UnpicklingError): build_backbone(f"clip:tiny-cprfl-rn/{tmp_path / 'evil.pt'}")
     assert not mark.exists()
 
 

@@ -180,8 +180,8 @@ def test_without_a_backbone_the_model_takes_patches(case):
 def test_description(case):
     state, _, write, kw = case
     found = describe_released(write(state | {'gate': torch.zeros(1)}), kw['heads'])
-    assert found == dict(d=48, heads=4, head_dim=16, ffn_dim=40, depth=1, tau=0.5, backbone='resnet18', m=24, feature_dim=32,
-                         tensors=len(state) - 2, text_encoder=2, unknown=1)
+    assert found == dict(d=48, heads=4, head_dim=16, ffn_dim=40, depth=1, tau=0.5,
+                         backbone='resnet18', m=24, feature_dim=32, tensors=len(state) - 2, text_encoder=2, unknown=1)
 
 
 # ---- what does not fit

@@ -33,14 +33,16 @@ def test_templates_fill_and_underscores_are_spaces():
     assert TEMPLATE == 'a photo of a {}.'
     assert fill_template(['cat', 'dining_table']) == ['a photo of a cat.', 'a photo of a dining table.']
     assert fill_template(['cat'], '{}, a {}') == ['cat, a cat']
-    with pytest.raises(ValueError, match="expected a {} for the class name, got 'a photo'"): fill_template(['cat'], 'a photo')
+    with pytest.raises(ValueError, match="expected a {} for the class name, got 'a photo'"):
+        fill_template(['cat'], 'a photo')
 
 
 def test_words_to_ids():
     tok = WordTokenizer(['red', 'circle'], context_length=5)
     assert tok(['Red circle!', 'circle']).tolist() == [[1, 2, 3, 4, 0], [1, 3, 4, 0, 0]]
     assert tok.end == 4 > max(tok.ids.values()), 'the highest id marks the place where the text tower reads'
-    with pytest.raises(ValueError, match="does not know 'cat', 'dog' in 'cat red dog'; it knows red, circle"): tok(['cat red dog'])
+    with pytest.raises(ValueError, match="does not know 'cat', 'dog' in 'cat red dog'; it knows red, circle"):
+        tok(['cat red dog'])
     with pytest.raises(ValueError, match='expected at most 3 words, got 4'): tok(['red red red red'])
 
 
@@ -51,7 +53,8 @@ def test_shapes_gives_a_row_per_class_at_the_towers_own_scale(clip):
     assert W.shape == (3, 128)
     assert W.dtype == torch.float32
     assert not W.requires_grad
-    assert torch.allclose(W, clip.encode_text(['a photo of a red circle.', 'a photo of a red star.', 'a photo of a blue square.']), atol=1e-5)
+    sentences = ['a photo of a red circle.', 'a photo of a red star.', 'a photo of a blue square.']
+    assert torch.allclose(W, clip.encode_text(sentences), atol=1e-5)
     assert torch.equal(W, category_semantics(CLASSES, 'shapes'))
     assert (W.norm(dim=1) - 1).abs().min() > 0.5
     assert torch.allclose(category_semantics(CLASSES[::-1], 'shapes'), W.flip(0), atol=1e-5)
@@ -89,7 +92,8 @@ def test_glove_averages_the_words_of_a_name(tmp_path):
     file = tmp_path / 'glove.txt'
     file.write_text('the 9 9\ndining 1 2\ntable 3 4\ncat -1 0.5\n', encoding='utf-8')
     assert category_semantics(['dining_table', 'Cat'], f'glove:{file}').tolist() == [[2, 3], [-1, 0.5]]
-    with pytest.raises(ValueError, match='has no vector for dog, hot'): category_semantics(['hot dog', 'cat'], f'glove:{file}')
+    with pytest.raises(ValueError, match='has no vector for dog, hot'):
+        category_semantics(['hot dog', 'cat'], f'glove:{file}')
 
 
 def test_random_has_no_meaning_but_a_seed():
@@ -110,7 +114,8 @@ def test_words_know_which_words_names_share():
 def test_sentence_encoder_says_what_to_install(monkeypatch):
     import sys
     monkeypatch.setitem(sys.modules, 'sentence_transformers', None)
-    with pytest.raises(RuntimeError, match='pip install sentence-transformers'): category_semantics(CLASSES, 'sentence:all-MiniLM-L6-v2')
+    with pytest.raises(RuntimeError, match='pip install sentence-transformers'):
+        category_semantics(CLASSES, 'sentence:all-MiniLM-L6-v2')
 
 
 def test_sentence_encoder(monkeypatch):
@@ -134,28 +139,33 @@ def test_random_leaves_the_global_generator_alone():
 # ---- errors and traps
 
 @pytest.mark.parametrize('source, words', [
-    ('bert', "expected one of clip:ARCH/TAG, shapes, file:PATH, glove:PATH, words, sentence:NAME, random, random:m, got 'bert'"),
-    ('clip:RN50', "expected 'clip:ARCH/TAG'"), ('shapes:x', "got 'shapes:x'"), ('clip:Nothing/x', "no architecture 'Nothing'"),
-    ('clip:RN50/nowhere', 'neither a file nor a tag; tags: .*openai'), ('random:many', "random:128, got 'many'"), ('random:0', "got '0'")])
+    ('bert', "expected one of clip:ARCH/TAG, shapes, file:PATH, .*, random, random:m, got 'bert'"),
+    ('clip:RN50', "expected 'clip:ARCH/TAG'"), ('shapes:x', "got 'shapes:x'"),
+    ('clip:Nothing/x', "no architecture 'Nothing'"), ('clip:RN50/nowhere', 'neither a file nor a tag; tags: .*openai'),
+    ('random:many', "random:128, got 'many'"), ('random:0', "got '0'")])
 def test_unknown_sources_say_what_there_is(source, words):
     with pytest.raises(ValueError, match=words): category_semantics(CLASSES, source)
 
 
 def test_every_advertised_source_is_tested_here():
-    assert set(SOURCES) == {'clip:ARCH/TAG', 'shapes', 'file:PATH', 'glove:PATH', 'words', 'sentence:NAME', 'random', 'random:m'}
+    assert set(SOURCES) == {'clip:ARCH/TAG', 'shapes', 'file:PATH', 'glove:PATH', 'words', 'sentence:NAME',
+                            'random', 'random:m'}
 
 
 @pytest.mark.parametrize('kind', ['file', 'glove'])
 def test_missing_files(kind):
-    with pytest.raises(FileNotFoundError, match=f'{kind}: no such file: nowhere.npy'): category_semantics(CLASSES, f'{kind}:nowhere.npy')
+    with pytest.raises(FileNotFoundError, match=f'{kind}: no such file: nowhere.npy'):
+        category_semantics(CLASSES, f'{kind}:nowhere.npy')
 
 
 def test_wrong_shapes_kinds_and_values(tmp_path):
-    for name, W in (('short', matrix(2)), ('flat', matrix()[0]), ('nan', np.full((3, 4), np.nan, np.float32))): np.save(tmp_path / f'{name}.npy', W)
+    wrong = {'short': matrix(2), 'flat': matrix()[0], 'nan': np.full((3, 4), np.nan, np.float32)}
+    for name, W in wrong.items(): np.save(tmp_path / f'{name}.npy', W)
     save_file({'a': torch.zeros(3, 4), 'b': torch.zeros(3, 4)}, tmp_path / 'two.safetensors')
     (tmp_path / 'w.csv').write_text('1,2')
-    for name, words in (('short.npy', r'expected \[C, m\] with C = 3 .*got \[2, 4\]'), ('flat.npy', r'got \[4\]'), ('nan.npy', 'not finite'),
-                        ('two.safetensors', 'expected one tensor'), ('w.csv', 'expected .npy or .safetensors, got w.csv')):
+    messages = {'short.npy': r'expected \[C, m\] with C = 3 .*got \[2, 4\]', 'flat.npy': r'got \[4\]',
+                'nan.npy': 'not finite', 'two.safetensors': 'expected one tensor', 'w.csv': 'expected .npy or .safetensors, got w.csv'}
+    for name, words in messages.items():
         with pytest.raises(ValueError, match=words): category_semantics(CLASSES, f'file:{tmp_path / name}')
 
 
@@ -174,20 +184,23 @@ def test_without_a_network_the_error_says_what_to_do(monkeypatch):
     import open_clip
     def offline(*args, **kw): raise OSError('no network')
     monkeypatch.setattr(open_clip, 'create_model_and_transforms', offline)
-    with pytest.raises(RuntimeError, match='clip:RN50/openai could not be fetched .*give a file: clip:RN50/PATH, or vectors: file:PATH'):
+    message = 'clip:RN50/openai could not be fetched .*clip:RN50/PATH, or vectors: file:PATH'
+    with pytest.raises(RuntimeError, match=message):
         category_semantics(CLASSES, 'clip:RN50/openai')
 
 
 def test_a_clip_of_ones_own_from_a_file(tmp_path):
     import open_clip
-    vision, text = dict(layers=[1, 1, 1, 1], width=8, head_width=16, image_size=32), dict(context_length=77, vocab_size=49408, width=16, heads=2, layers=1)
+    vision = dict(layers=[1, 1, 1, 1], width=8, head_width=16, image_size=32)
+    text = dict(context_length=77, vocab_size=49408, width=16, heads=2, layers=1)
     (tmp_path / 'tiny-cprfl-text.json').write_text(json.dumps(dict(embed_dim=12, vision_cfg=vision, text_cfg=text)))
     open_clip.add_model_config(tmp_path / 'tiny-cprfl-text.json')
     torch.manual_seed(0)
     model = open_clip.create_model('tiny-cprfl-text').eval()
     torch.save(model.state_dict(), tmp_path / 'w.pt')
     W = category_semantics(['cat', 'traffic_light'], f'clip:tiny-cprfl-text/{tmp_path}/w.pt')
-    with torch.no_grad(): want = model.encode_text(open_clip.tokenize(['a photo of a cat.', 'a photo of a traffic light.']))
+    with torch.no_grad():
+        want = model.encode_text(open_clip.tokenize(['a photo of a cat.', 'a photo of a traffic light.']))
     assert W.shape == (2, 12)
     assert torch.allclose(W, want, atol=1e-5)
 
