@@ -164,7 +164,8 @@ def test_wrong_shapes_kinds_and_values(tmp_path):
     save_file({'a': torch.zeros(3, 4), 'b': torch.zeros(3, 4)}, tmp_path / 'two.safetensors')
     (tmp_path / 'w.csv').write_text('1,2')
     messages = {'short.npy': r'expected \[C, m\] with C = 3 .*got \[2, 4\]', 'flat.npy': r'got \[4\]',
-                'nan.npy': 'not finite', 'two.safetensors': 'expected one tensor', 'w.csv': 'expected .npy or .safetensors, got w.csv'}
+                'nan.npy': 'not finite', 'two.safetensors': 'expected one tensor',
+                'w.csv': 'expected .npy or .safetensors, got w.csv'}
     for name, words in messages.items():
         with pytest.raises(ValueError, match=words): category_semantics(CLASSES, f'file:{tmp_path / name}')
 
