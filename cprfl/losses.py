@@ -159,7 +159,7 @@ def build_loss(
 @register_loss('bce')
 class BCELoss(MultiLabelLoss):
     "Binary cross-entropy on logits"
-    def elements(self, x, y): return bce(x, y)
+    def elements(self, x:torch.Tensor, y:torch.Tensor) -> torch.Tensor: return bce(x, y)
 
 # %% ../nbs/losses.ipynb #38babfbb
 @register_loss('mls')
@@ -198,7 +198,7 @@ class FocalLoss(MultiLabelLoss):
         check_range('gamma', gamma, low=0)
         self.gamma, self.balance = gamma, balance
 
-    def elements(self, x, y): return focal(x, y, self.gamma, self.balance)
+    def elements(self, x:torch.Tensor, y:torch.Tensor) -> torch.Tensor: return focal(x, y, self.gamma, self.balance)
 
 # %% ../nbs/losses.ipynb #9ddf5dcd
 def _check_counts(class_counts, num_samples):
@@ -249,7 +249,7 @@ class ReweightedBCELoss(_CountedLoss):
         self.power = power
         self._constant('weight', inverse_frequency_weight(n, num_samples, power))
 
-    def elements(self, x, y): return self._get('weight', x) * bce(x, y)
+    def elements(self, x:torch.Tensor, y:torch.Tensor) -> torch.Tensor: return self._get('weight', x) * bce(x, y)
 
 # %% ../nbs/losses.ipynb #377ff8ae
 def prior_bias(
@@ -312,7 +312,7 @@ class ClassBalancedFocalLoss(_CountedLoss):
         self._constant('weight', scale*class_balanced_weight(n, beta))
         self._constant('bias', prior_bias(n, num_samples, init_bias, neg_scale))
 
-    def elements(self, x, y):
+    def elements(self, x:torch.Tensor, y:torch.Tensor) -> torch.Tensor:
         weight, bias = self._get('weight', x), self._get('bias', x)
         return tolerant_focal(x, y, weight, bias, self.neg_scale, self.gamma, self.balance)
 
@@ -361,7 +361,7 @@ class DistributionBalancedLoss(_CountedLoss):
         self._constant('class_counts', n)
         self._constant('bias', prior_bias(n, num_samples, init_bias, neg_scale))
 
-    def elements(self, x, y):
+    def elements(self, x:torch.Tensor, y:torch.Tensor) -> torch.Tensor:
         n = self._get('class_counts', x)
         weight = rebalanced_weight(y, n, self.map_alpha, self.map_beta, self.map_gamma)
         gamma = self.gamma if self.focal else 0.
@@ -393,7 +393,7 @@ class LDAMLoss(_CountedLoss):
         self.max_margin, self.scale = max_margin, scale
         self._constant('margin', rarity_margin(n, max_margin))
 
-    def elements(self, x, y):
+    def elements(self, x:torch.Tensor, y:torch.Tensor) -> torch.Tensor:
         margin = self._get('margin', x)
         return mix_by_target(y, -F.logsigmoid(self.scale*(x - margin)), -F.logsigmoid(-self.scale*x))
 
@@ -432,7 +432,7 @@ class AsymmetricLoss(MultiLabelLoss):
         self.gamma_neg, self.gamma_pos = gamma_neg, gamma_pos
         self.clip, self.focal_grad = clip, focal_grad
 
-    def elements(self, x, y):
+    def elements(self, x:torch.Tensor, y:torch.Tensor) -> torch.Tensor:
         return asymmetric(x, y, self.gamma_neg, self.gamma_pos, self.clip, self.focal_grad)
 
 # %% ../nbs/losses.ipynb #6998fb67

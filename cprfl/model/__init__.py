@@ -6,7 +6,7 @@
 __all__ = ['GRAD_PATHS', 'PromptInitializer', 'similarity_scores', 'FreePrompts', 'CosineScores', 'drop_patches', 'CPRFL',
            'Dropout', 'PromptAttention', 'VSILayer', 'VisualSemanticInteraction', 'TEMPLATE', 'SOURCES',
            'fill_template', 'Clip', 'WordTokenizer', 'build_shapes_clip', 'load_clip', 'category_semantics',
-           'IMAGENET_MEAN', 'IMAGENET_STD', 'to_patches', 'load_state', 'load_strictly', 'Backbone',
+           'IMAGENET_MEAN', 'IMAGENET_STD', 'to_patches', 'load_state', 'load_strictly', 'Backbone', 'PatchModel',
            'preferred_memory_format', 'TunedBackbone', 'build_backbone', 'ERM', 'label_correlation',
            'normalize_adjacency', 'MLGCN', 'ZeroShotCLIP', 'FrozenCLIP', 'LearnedContext', 'released_semantics',
            'describe_released', 'load_released']
@@ -16,6 +16,7 @@ from cprfl.model.backbones import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Backbone,
+    PatchModel,
     TunedBackbone,
     build_backbone,
     load_state,
@@ -37,6 +38,7 @@ from cprfl.model.cprfl import (
     GRAD_PATHS,
     CosineScores,
     FreePrompts,
+    GlobalHead,
     PromptInitializer,
     drop_patches,
     similarity_scores,
@@ -60,6 +62,6 @@ _all_ = [
     'drop_patches', 'CPRFL', 'Dropout', 'PromptAttention', 'VSILayer', 'VisualSemanticInteraction',
     'TEMPLATE', 'SOURCES', 'fill_template', 'Clip', 'WordTokenizer', 'build_shapes_clip',
     'load_clip', 'category_semantics', 'IMAGENET_MEAN', 'IMAGENET_STD', 'to_patches', 'load_state',
-    'load_strictly', 'Backbone', 'preferred_memory_format', 'TunedBackbone', 'build_backbone',
-    'ERM', 'label_correlation', 'normalize_adjacency', 'MLGCN', 'ZeroShotCLIP', 'FrozenCLIP',
-    'LearnedContext', 'released_semantics', 'describe_released', 'load_released']
+    'load_strictly', 'Backbone', 'PatchModel', 'preferred_memory_format', 'TunedBackbone',
+    'build_backbone', 'ERM', 'label_correlation', 'normalize_adjacency', 'MLGCN', 'ZeroShotCLIP',
+    'FrozenCLIP', 'LearnedContext', 'released_semantics', 'describe_released', 'load_released']

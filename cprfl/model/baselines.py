@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..checks import check_range
-from .backbones import backbone_and_width, to_patches
+from .backbones import PatchModel, backbone_and_width
 from .semantics import TEMPLATE, Clip, embed_templates, fill_template
 
 # %% ../../nbs/model/baselines.ipynb #ee18af0d
-class ERM(nn.Module):
+class ERM(PatchModel):
     "Global average pooling and a linear layer; images [B, 3, H, W] or patches [B, v, D] to logits [B, C]"
     def __init__(self,
         backbone:str|nn.Module|None, # name, module giving [B, D, h, w] or [B, v, D], or None
@@ -32,12 +32,6 @@ class ERM(nn.Module):
         features:torch.Tensor # [B, v, D] patch features
     ) -> torch.Tensor: # [B, C]
         return self.fc(features.mean(1)).float()
-
-    def forward(self,
-        x:torch.Tensor # [B, 3, H, W] images, or [B, v, D] cached patch features
-    ) -> torch.Tensor: # [B, C]
-        "Logits"
-        return self.from_features(to_patches(x if x.ndim == 3 else self.backbone(x)))
 
 # %% ../../nbs/model/baselines.ipynb #55a58294
 def label_correlation(
@@ -62,7 +56,7 @@ def normalize_adjacency(
     return d[:, None] * A * d
 
 # %% ../../nbs/model/baselines.ipynb #dbe1422b
-class MLGCN(nn.Module):
+class MLGCN(PatchModel):
     "Classifiers from words, by a graph over classes; images [B, 3, H, W] or patches [B, v, D] to logits [B, C]"
     semantics: torch.Tensor
     adjacency: torch.Tensor
@@ -103,12 +97,6 @@ class MLGCN(nn.Module):
         features:torch.Tensor # [B, v, D] patch features
     ) -> torch.Tensor: # [B, C]
         return F.linear(features.amax(1), self.classifiers()).float()
-
-    def forward(self,
-        x:torch.Tensor # [B, 3, H, W] images, or [B, v, D] cached patch features
-    ) -> torch.Tensor: # [B, C]
-        "Logits"
-        return self.from_features(to_patches(x if x.ndim == 3 else self.backbone(x)))
 
 # %% ../../nbs/model/baselines.ipynb #0cf114e0
 class ZeroShotCLIP(nn.Module):
@@ -188,8 +176,9 @@ def _start_context(clip, context):
     return embedding(tokens[1:tokens.argmax()]).detach().clone() # without start and end; the end has the highest id
 
 # %% ../../nbs/model/baselines.ipynb #5f1cc04e
-class LearnedContext(nn.Module):
+class LearnedContext(PatchModel):
     "CoOp: a learned context before the class names of a frozen CLIP; images or cached embeddings [B, 1, m] to logits"
+    backbone: FrozenCLIP
     tokens: torch.Tensor
 
     def __init__(self,
@@ -219,9 +208,3 @@ class LearnedContext(nn.Module):
         image = F.normalize(features.float().mean(1), dim=-1)
         with torch.autocast(text.device.type, enabled=False): # cosines differ in digits that bfloat16 lacks
             return self.log_scale.exp() * (image @ text.T - self.offset)
-
-    def forward(self,
-        x:torch.Tensor # [B, 3, H, W] images, uint8 or 0..1, or [B, 1, m] cached embeddings
-    ) -> torch.Tensor: # [B, C]
-        "Logits"
-        return self.from_features(x if x.ndim == 3 else self.backbone(x))
