@@ -37,7 +37,8 @@ def check_choice(
 ):
     "Raise unless `value` is one of `allowed`"
     if value not in allowed:
-        raise ValueError(f'{name}: expected one of {some(allowed)}, got {value!r}{did_you_mean(str(value), allowed)}')
+        hint = did_you_mean(str(value), allowed)
+        raise ValueError(f'{name}: expected one of {some(allowed)}, got {value!r}{hint}')
 
 def check_range(
     name:str, # of the setting

@@ -50,11 +50,13 @@ def _reduce(loss, reduction):
 def _prepare(logits, targets):
     "Checked logits and targets, at least in float32"
     for name, v in (('logits', logits), ('targets', targets)):
-        if not isinstance(v, torch.Tensor): raise TypeError(f'{name}: expected a tensor [B, C], got {type(v).__name__}')
+        if not isinstance(v, torch.Tensor):
+            raise TypeError(f'{name}: expected a tensor [B, C], got {type(v).__name__}')
     if logits.ndim != 2 or logits.shape != targets.shape:
         raise ValueError('expected logits and targets of one shape [B, C], '
                          f'got {list(logits.shape)} and {list(targets.shape)}')
-    if not logits.numel(): raise ValueError(f'logits: expected at least one image and class, got {list(logits.shape)}')
+    if not logits.numel():
+        raise ValueError(f'logits: expected at least one image and class, got {list(logits.shape)}')
     if not logits.is_floating_point(): raise TypeError(f'logits: expected floating point, got {logits.dtype}')
     x = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     y = targets.to(x.dtype)
@@ -93,7 +95,8 @@ class MultiLabelLoss(nn.Module):
 # %% ../nbs/losses.ipynb #959e2c79
 _registry: dict[str, tuple[Callable, dict]] = {} # name -> class or function, its presets
 
-def _origin(factory): return f"{getattr(factory, '__module__', '')}.{getattr(factory, '__qualname__', factory)}"
+def _origin(factory):
+    return f"{getattr(factory, '__module__', '')}.{getattr(factory, '__qualname__', factory)}"
 
 def register_loss(
     name:str, # for `build_loss`
@@ -103,7 +106,8 @@ def register_loss(
     def add(factory):
         old, _ = _registry.get(name, (factory, {}))
         if _origin(old) != _origin(factory): # the same origin is a cell that is run again
-            raise ValueError(f'loss: {name!r} is taken by {_origin(old)}; choose another name for {_origin(factory)}')
+            raise ValueError(f'loss: {name!r} is taken by {_origin(old)}; '
+                             f'choose another name for {_origin(factory)}')
         _registry[name] = (factory, preset)
         return factory
     return add
@@ -198,7 +202,8 @@ class FocalLoss(MultiLabelLoss):
         check_range('gamma', gamma, low=0)
         self.gamma, self.balance = gamma, balance
 
-    def elements(self, x:torch.Tensor, y:torch.Tensor) -> torch.Tensor: return focal(x, y, self.gamma, self.balance)
+    def elements(self, x:torch.Tensor, y:torch.Tensor) -> torch.Tensor:
+        return focal(x, y, self.gamma, self.balance)
 
 # %% ../nbs/losses.ipynb #9ddf5dcd
 def _check_counts(class_counts, num_samples):
@@ -249,7 +254,8 @@ class ReweightedBCELoss(_CountedLoss):
         self.power = power
         self._constant('weight', inverse_frequency_weight(n, num_samples, power))
 
-    def elements(self, x:torch.Tensor, y:torch.Tensor) -> torch.Tensor: return self._get('weight', x) * bce(x, y)
+    def elements(self, x:torch.Tensor, y:torch.Tensor) -> torch.Tensor:
+        return self._get('weight', x) * bce(x, y)
 
 # %% ../nbs/losses.ipynb #377ff8ae
 def prior_bias(

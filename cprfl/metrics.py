@@ -58,7 +58,7 @@ def _check_pair(scores, targets):
 def average_precision(
     scores:ArrayLike|torch.Tensor, # [N, C] logits or probabilities, larger is more certain
     targets:ArrayLike|torch.Tensor # [N, C] 0 or 1
-) -> Any: # [C] in 0..1, float64, nan for a class without a positive; a tensor if `scores` is one, else an array
+) -> Any: # [C] in 0..1, nan for a class without a positive; a tensor if `scores` is one, else an array
     "Non-interpolated average precision of each class, ties as in scikit-learn"
     ap = _average_precision(*_check_pair(scores, targets))
     return ap if isinstance(scores, torch.Tensor) else ap.numpy()
@@ -78,7 +78,7 @@ def _class_indices(name, members, C):
 
 def group_means(
     ap:ArrayLike|torch.Tensor, # [C] average precision, nan where nothing was measured
-    groups:dict|None=None # name -> class indices or mask [C], such as {'head': [...], 'medium': [...], 'tail': [...]}
+    groups:dict|None=None # name -> class indices or mask [C], such as {'head': [...], 'tail': [...]}
 ) -> dict: # 'total' and each group's name -> mean, a fraction
     "Unweighted means over all classes and over each group, nan left out"
     ap = ap.detach().cpu().numpy() if isinstance(ap, torch.Tensor) else np.asarray(ap, dtype=float)
@@ -156,6 +156,7 @@ def format_report(
              _row(f"at {report['threshold']:g}", figures, [report[f] for f in figures]),
              _row(f"and top {at_k['k']}", figures, [at_k[f] for f in figures])]
     if empty := report['num_empty']:
-        lines.append(f"{empty} of {report['num_classes']} classes have no positive and are left out of the means")
+        C = report['num_classes']
+        lines.append(f'{empty} of {C} classes have no positive and are left out of the means')
     if classes is not None: lines += ['', *_class_rows(report['ap'], classes)]
     return '\n'.join(lines)

@@ -128,7 +128,8 @@ def paired_bootstrap(
     level:float=0.95 # of the interval
 ) -> pd.DataFrame: # a row for total and each group: both mAP, difference a - b, low, high, in percent
     "The difference of two runs with its interval over test images, both judged on the same resampled images"
-    if len(names) != 2 or names[0] == names[1]: raise ValueError(f'names: expected two different names, got {names!r}')
+    if len(names) != 2 or names[0] == names[1]:
+        raise ValueError(f'names: expected two different names, got {names!r}')
     a, b = (group_means(average_precision(x, targets), groups) for x in (logits_a, logits_b))
     ra, rb = (_group_table(bootstrap_ap(x, targets, n, seed), groups) for x in (logits_a, logits_b))
     difference = np.array(list(a.values())) - np.array(list(b.values()))
@@ -146,7 +147,7 @@ def _by_seed(table, method, columns):
     return rows[[c for c in columns if c in rows]]
 
 def paired_seeds(
-    table:pd.DataFrame, # of `results_table`: a row per run, indexed by method, with its seed and figures in percent
+    table:pd.DataFrame, # of `results_table`: a row per run, indexed by method, with seed and percentages
     a:str, # a method
     b:str, # another
     level:float=0.95, # of the interval
@@ -158,7 +159,8 @@ def paired_seeds(
     if a == b: raise ValueError(f'expected two methods, got {a!r} twice')
     A, B = _by_seed(table, a, columns), _by_seed(table, b, columns)
     seeds = A.index.intersection(B.index)
-    if not len(seeds): raise ValueError(f'no seed in common: {a} has {list(A.index)}, {b} has {list(B.index)}')
+    if not len(seeds):
+        raise ValueError(f'no seed in common: {a} has {list(A.index)}, {b} has {list(B.index)}')
     D = A.loc[seeds] - B.loc[seeds]
     A, B = (runs.loc[seeds].where(D.notna()) for runs in (A, B))
     mean, std, n = D.mean(), D.std(), D.count()

@@ -64,7 +64,8 @@ def load_strictly(
     try: model.load_state_dict(state)
     except RuntimeError as e:
         misfits = [shorten(line, 300, placeholder=' ...') for line in str(e).splitlines()[1:]]
-        raise ValueError('\n  '.join([f'{path} does not fit this {type(model).__name__}:', *misfits[:20]])) from e
+        title = f'{path} does not fit this {type(model).__name__}:'
+        raise ValueError('\n  '.join([title, *misfits[:20]])) from e
 
 def _load_weights(net, path):
     own, head = net.state_dict(), ('fc.', 'head.', 'classifier.')
@@ -119,7 +120,8 @@ class PatchModel(nn.Module):
         "The backbone's patches of images; cached ones as they are"
         if x.ndim == 3: return x
         if self.backbone is None:
-            raise ValueError(f'this model has no backbone: expected cached patches [B, v, D], got {list(x.shape)}')
+            raise ValueError('this model has no backbone: expected cached patches [B, v, D], '
+                             f'got {list(x.shape)}')
         return to_patches(self.backbone(x))
 
     def from_features(self,
@@ -143,7 +145,8 @@ def backbone_and_width(
     net = build_backbone(backbone) if isinstance(backbone, str) else backbone
     D = feature_dim or getattr(net, 'num_features', None)
     if D is None:
-        raise ValueError('feature_dim: the backbone has no `num_features`; pass feature_dim=D, its number of channels')
+        raise ValueError('feature_dim: the backbone has no `num_features`; '
+                         'pass feature_dim=D, its number of channels')
     return net, D
 
 # %% ../../nbs/model/backbones.ipynb #b1ea4360
@@ -192,7 +195,8 @@ def _timm_backbone(name, pretrained, weights, normalize, **kw):
     cfg = net.pretrained_cfg if pretrained else {}
     mean, std = cfg.get('mean', IMAGENET_MEAN), cfg.get('std', IMAGENET_STD)
     stages = getattr(net, 'layer4', None) or getattr(net, 'blocks', None)
-    return Backbone(_TimmFeatures(net), net.num_features, mean, std, normalize, stages[-1] if stages else None)
+    last = stages[-1] if stages else None
+    return Backbone(_TimmFeatures(net), net.num_features, mean, std, normalize, last)
 
 # %% ../../nbs/model/backbones.ipynb #2c1f0005
 def _torchvision_backbone(name, pretrained, weights, normalize, **kw):
@@ -244,7 +248,8 @@ def _cut(net, stages):
     owner = getattr(net, 'net', net)
     if isinstance(owner, nn.Sequential): return owner[:-stages], owner[-stages:]
     if not hasattr(owner, 'layer4'):
-        raise ValueError(f'tune: expected a ResNet with the stages layer1 to layer4, got a {type(owner).__name__}')
+        raise ValueError('tune: expected a ResNet with the stages layer1 to layer4, '
+                         f'got a {type(owner).__name__}')
     names = [f'layer{i}' for i in range(5 - stages, 5)]
     last = nn.Sequential(OrderedDict((n, getattr(owner, n)) for n in names))
     for n in names: setattr(owner, n, nn.Identity())
@@ -259,7 +264,8 @@ class TunedBackbone(Backbone):
         check_choice('tune: stages', stages, (1, 2, 3))
         first, last = _cut(backbone.net, stages)
         cam_layer, = backbone.cam_layer
-        super().__init__(last.requires_grad_(True), backbone.num_features, normalize=False, cam_layer=cam_layer)
+        last.requires_grad_(True)
+        super().__init__(last, backbone.num_features, normalize=False, cam_layer=cam_layer)
         width = next(m for m in last.modules() if isinstance(m, nn.Conv2d)).in_channels
         mean, std = backbone.mean.flatten().tolist(), backbone.std.flatten().tolist()
         self.fixed = Backbone(first, width, mean, std, backbone.normalize).requires_grad_(False)

@@ -57,7 +57,7 @@ def normalize_adjacency(
 
 # %% ../../nbs/model/baselines.ipynb #dbe1422b
 class MLGCN(PatchModel):
-    "Classifiers from words, by a graph over classes; images [B, 3, H, W] or patches [B, v, D] to logits [B, C]"
+    "Classifiers from words, by a graph over classes; images or patches [B, v, D] to logits [B, C]"
     semantics: torch.Tensor
     adjacency: torch.Tensor
 
@@ -89,7 +89,8 @@ class MLGCN(PatchModel):
     def classifiers(self) -> torch.Tensor: # [C, D]
         "One linear classifier per class, from its own word and those of its neighbours"
         if self.training and self.adjacency.isnan().any():
-            raise ValueError('MLGCN: no label correlations; pass targets=[N, C] of the training set, or load weights')
+            raise ValueError('MLGCN: no label correlations; '
+                             'pass targets=[N, C] of the training set, or load weights')
         H = F.leaky_relu(self.gc1(self.adjacency @ self.semantics), 0.2)
         return self.gc2(self.adjacency @ H)
 
@@ -173,18 +174,19 @@ def _start_context(clip, context):
     embedding = clip.model.token_embedding
     if isinstance(context, int): return 0.02 * torch.randn(context, embedding.embedding_dim)
     [tokens] = clip.tokenizer([context])
-    return embedding(tokens[1:tokens.argmax()]).detach().clone() # without start and end; the end has the highest id
+    words = tokens[1:tokens.argmax()] # without start and end; the end has the highest id
+    return embedding(words).detach().clone()
 
 # %% ../../nbs/model/baselines.ipynb #5f1cc04e
 class LearnedContext(PatchModel):
-    "CoOp: a learned context before the class names of a frozen CLIP; images or cached embeddings [B, 1, m] to logits"
+    "CoOp, a learned context before class names: images or cached embeddings [B, 1, m] to logits [B, C]"
     backbone: FrozenCLIP
     tokens: torch.Tensor
 
     def __init__(self,
         clip:Clip, # see `cprfl.model.semantics.load_clip`; is frozen
         classes:list, # C names
-        context:int|str=4, # number of vectors, started at random, or the words to start from, such as 'a photo of a'
+        context:int|str=4, # number of random vectors, or words to start from, such as 'a photo of a'
         offset:float=0.2, # of the cosines, at the start; rather too high than too low
         train_scale:bool=False # learn the temperature as well
     ):

@@ -24,7 +24,8 @@ class PromptInitializer(nn.Sequential):
         tau:float=0.5 # hidden size t = tau * d
     ):
         hidden = round(tau * d)
-        if hidden < 1: raise ValueError(f'PromptInitializer: expected tau * d of at least 1, got tau={tau}, d={d}')
+        if hidden < 1:
+            raise ValueError(f'PromptInitializer: expected tau * d of at least 1, got tau={tau}, d={d}')
         super().__init__(nn.Linear(m, hidden), nn.GELU(), nn.Linear(hidden, d))
 
 # %% ../../nbs/model/cprfl.ipynb #ba9f0222
@@ -43,7 +44,7 @@ class _CPRFLParts(PatchModel):
     "The parts of CPRFL"
     semantics: torch.Tensor
 
-    def __init__(self, # noqa: PLR0913 - the paper's hyper-parameters and five options; the keywords are public
+    def __init__(self, # noqa: PLR0913 - hyper-parameters of the paper, options; public keywords
         backbone:str|nn.Module|None, # name, module giving [B, D, h, w] or [B, v, D], or None
         semantics:torch.Tensor, # [C, m] category semantics W, frozen
         d:int=2048, # width of prompts and projected patches
@@ -55,7 +56,7 @@ class _CPRFLParts(PatchModel):
         dropout:float=0.1, # dropout of the VSI
         residual:bool=False, # skip connections in the VSI
         scale:str='model', # attention scale: 'model' (paper) or 'head' (released code)
-        grad_path:str='dual', # which gradient paths reach the prompts: 'dual', 'interaction' or 'classifier'
+        grad_path:str='dual', # gradient paths that reach the prompts: 'dual', 'interaction' or 'classifier'
         feature_dim:int|None=None, # D; None: `backbone.num_features`
         free_prompts:bool=False, # prompts without PI, see `FreePrompts`
         attend:str='all', # 'all' of (F, P), the paper; or 'patches' alone
@@ -75,13 +76,14 @@ class _CPRFLParts(PatchModel):
         self.register_buffer('semantics', semantics.detach().float().clone())
         self.fc = nn.Linear(D, d)
         self.pi = FreePrompts(C, d) if free_prompts else PromptInitializer(m, d, tau)
-        self.vsi = VisualSemanticInteraction(d, heads, head_dim, ffn_dim, depth, dropout, residual, scale, attend)
+        self.vsi = VisualSemanticInteraction(
+            d, heads, head_dim, ffn_dim, depth, dropout, residual, scale, attend)
         self.score = CosineScores() if score == 'cosine' else similarity_scores
         self.global_head = GlobalHead(D, C) if global_path else None
 
 # %% ../../nbs/model/cprfl.ipynb #4b1f0004
 class CPRFL(_CPRFLParts):
-    "Category-Prompt Refined Feature Learning: images [B, 3, H, W] (or cached patches [B, v, D]) to logits [B, C]"
+    "Category-Prompt Refined Feature Learning: images or cached patches [B, v, D] to logits [B, C]"
     @property
     def num_classes(self): return len(self.semantics)
 

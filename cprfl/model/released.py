@@ -56,7 +56,8 @@ def _sizes(path, state, heads):
                          f'(names of this kit), found {some(state, 5)}')
     (d, D), (hidden, m), (_, inner), (ffn_dim, _) = shapes
     if heads < 1 or inner % heads:
-        raise ValueError(f'heads: expected a divisor of {inner}, the width of the attention in {path}, got {heads}')
+        raise ValueError(f'heads: expected a divisor of {inner}, the width of the attention in {path}, '
+                         f'got {heads}')
     depth = len({layer[1] for name in state if (layer := re.match(r'vsi\.layers\.(\d+)\.', name))})
     return dict(d=d, heads=heads, head_dim=inner // heads, ffn_dim=ffn_dim, depth=depth, tau=hidden / d), m, D
 
@@ -87,7 +88,8 @@ def _backbone(state, normalize):
     if not net: return None
     arch = _resnet(net)
     firsts = [f'layer{i}.0.conv1.weight' for i in range(1, 5)]
-    if missing := [name for name in firsts if name not in net]: raise ValueError(f'Backbone: missing {some(missing)}')
+    if missing := [name for name in firsts if name not in net]:
+        raise ValueError(f'Backbone: missing {some(missing)}')
     return build_backbone(arch, normalize=normalize, channels=tuple(len(net[name]) for name in firsts))
 
 # %% ../../nbs/model/released.ipynb #7ddc193b
@@ -137,7 +139,8 @@ def _semantics(path, text, semantics, classes, template, m):
                          "or pass classes=[...] to embed them with the text encoder in the file")
     W = _embed(text, path, classes, template) if semantics is None else semantics
     if classes is not None and len(W) != len(classes):
-        raise ValueError(f'semantics: expected one row for each of {len(classes)} classes, got {list(W.shape)}')
+        raise ValueError(f'semantics: expected one row for each of {len(classes)} classes, '
+                         f'got {list(W.shape)}')
     if W.ndim != 2 or W.shape[1] != m:
         raise ValueError(f'semantics: expected [C, {m}], the width in {path} '
                          f'(CLIP RN50 has 1024, ViT-B/16 512), got {list(W.shape)}')
@@ -157,7 +160,7 @@ def load_released(
     "The released CPRFL as a model of this kit, loaded strictly"
     state, text = _read(path)
     sizes, m, D = _sizes(path, state, heads)
-    settings: dict[str, Any] = dict(**sizes, scale='head', dropout=dropout, grad_path=grad_path, feature_dim=D)
+    settings: dict[str, Any] = dict(**sizes, feature_dim=D, scale='head', dropout=dropout, grad_path=grad_path)
     W = _semantics(path, text, semantics, classes, template, m)
     backbone: Backbone|None = _backbone(state, normalize)
     if backbone is None: warnings.warn(f'{path} has no Backbone.*: this model takes cached patches only', stacklevel=2)
@@ -170,7 +173,7 @@ def load_released(
 def describe_released(
     path:str|Path, # checkpoint of the released code
     heads:int=8 # attention heads, which no shape tells
-) -> dict: # keywords of `CPRFL`, name of the ResNet, m, D, and numbers of tensors: known, text encoder's, unknown
+) -> dict: # keywords of `CPRFL`, the ResNet's name, m, D, and how many tensors of each kind
     "What is in a checkpoint, before it is loaded"
     state, text = _read(path)
     sizes, m, D = _sizes(path, state, heads)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
 
 from ..checks import some
 
@@ -27,7 +27,8 @@ def fill_template(
     template:str=TEMPLATE # with a {} for the name
 ) -> list: # C sentences
     "One sentence per class"
-    if '{}' not in template: raise ValueError(f'template: expected a {{}} for the class name, got {template!r}')
+    if '{}' not in template:
+        raise ValueError(f'template: expected a {{}} for the class name, got {template!r}')
     return [template.replace('{}', str(c).replace('_', ' ')) for c in classes]
 
 # %% ../../nbs/model/semantics.ipynb #d40ecf35
@@ -55,8 +56,7 @@ class Clip:
         images = images.float() / 255 if images.dtype == torch.uint8 else images
         size = (self.image_size, self.image_size)
         if images.shape[-2:] != size:
-            images = nn.functional.interpolate(images, size, mode='bicubic', antialias=True, align_corners=False)
-            images = images.clamp(0, 1)
+            images = F.interpolate(images, size, mode='bicubic', antialias=True, align_corners=False).clamp(0, 1)
         mean, std = (torch.tensor(t, device=images.device).view(3, 1, 1) for t in (self.mean, self.std))
         return self.model.encode_image((images - mean) / std).float()
 
@@ -119,7 +119,8 @@ def _check_open_clip(arch, tag):
     names = open_clip.list_models()
     if arch not in names:
         near = [m for m in names if m.lower().startswith(arch.lower()[:4])]
-        raise ValueError(f'clip: open_clip has no architecture {arch!r}; near names: {some(near or names, 10)}')
+        near = some(near or names, 10)
+        raise ValueError(f'clip: open_clip has no architecture {arch!r}; near names: {near}')
     tags = open_clip.list_pretrained_tags_by_model(arch)
     if tag not in tags and not Path(tag).is_file():
         raise ValueError(f'clip:{arch}: {tag!r} is neither a file nor a tag; tags: {some(tags) or "none"}')
@@ -158,7 +159,8 @@ def embed_templates(
     templates = [template] if isinstance(template, str) else template
     return torch.stack([clip.encode_text(fill_template(classes, t)) for t in templates])
 
-def _from_clip(source, classes, template): return embed_templates(load_clip(source), classes, template).mean(0)
+def _from_clip(source, classes, template):
+    return embed_templates(load_clip(source), classes, template).mean(0)
 
 def _from_sentences(name, classes, template):
     try:
@@ -181,7 +183,8 @@ def _from_glove(path, classes):
         for line in f:
             word, _, numbers = line.partition(' ')
             if word in wanted: found[word] = torch.tensor([float(x) for x in numbers.split()])
-    if missing := sorted(wanted - found.keys()): raise ValueError(f'glove: {path} has no vector for {some(missing)}')
+    if missing := sorted(wanted - found.keys()):
+        raise ValueError(f'glove: {path} has no vector for {some(missing)}')
     return torch.stack([torch.stack([found[w] for w in name]).mean(0) for name in names])
 
 def _from_words(classes):
@@ -199,7 +202,8 @@ def _from_file(path, classes):
         from safetensors.torch import load_file
         tensors = load_file(path)
         if len(tensors) != 1:
-            raise ValueError(f'file: {path}: expected one tensor [C, m], got {len(tensors)} ({some(tensors)})')
+            raise ValueError(f'file: {path}: expected one tensor [C, m], '
+                             f'got {len(tensors)} ({some(tensors)})')
         W = next(iter(tensors.values())).float()
     else: raise ValueError(f'file: expected .npy or .safetensors, got {path.name}')
     if W.ndim != 2 or len(W) != len(classes):

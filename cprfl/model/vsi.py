@@ -131,7 +131,7 @@ class VisualSemanticInteraction(nn.Module):
         depth:int=1, # number of layers
         dropout:float=0.1, # dropout rate
         residual:bool=False, # skip connections
-        scale:str='model', # 'model': sqrt(d), as the paper writes; 'head': sqrt(head_dim), as the released code does
+        scale:str='model', # 'model': sqrt(d), the paper; 'head': sqrt(head_dim), the released code
         attend:str='all' # what tokens attend to: 'all' of (F, P), the paper; or 'patches' alone, linear in C
     ):
         super().__init__()
