@@ -66,7 +66,7 @@ def test_a_tuned_backbone_is_the_backbone():
 
 @pytest.mark.parametrize('make, words', [
     (lambda: SMALL.with_(held_out=1.), 'held_out: expected a share'), (lambda: SMALL.with_(frozen=False, views=1, tune=1), 'need frozen=True'),
-    (lambda: TunedBackbone(build_backbone('resnet18'), 4), 'expected 1, 2 or 3 stages, got 4'),
+    (lambda: TunedBackbone(build_backbone('resnet18'), 4), 'expected one of 1, 2, 3, got 4'),
     (lambda: TunedBackbone(build_backbone('vit_tiny_patch16_224', img_size=32)), 'expected a ResNet')])
 def test_bad_settings(make, words):
     with pytest.raises(ValueError, match=words): make()
