@@ -13,9 +13,9 @@ from helpers import FIXTURES, SHARED
 from PIL import Image
 
 from cprfl.data.benchmarks import available_benchmarks, load_benchmark
-from cprfl.data.dataset import ArrayDataset, LongTailDataset, MultiLabelDataset, read_image, resize
+from cprfl.data.dataset import ArrayDataset, LongTailDataset, MultiLabelDataset, from_coco, from_csv, from_folder, from_list, read_image, resize
 from cprfl.data.images import BadDataError, Problem, check_images, image_problem, path_problem
-from cprfl.data.readers import from_coco, from_csv, from_folder, from_list, read_classes
+from cprfl.data.readers import read_classes
 
 needs_lists = pytest.mark.skipif(not (SHARED/'lists').is_dir(), reason='the benchmark lists are not here (set CPRFL_SHARED)')
 MINI = SHARED/'real/coco_lt_mini'

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cprfl.data.dataset import ArrayDataset, LongTailDataset, resize
+from cprfl.data.dataset import ArrayDataset, LongTailDataset, from_folder, resize
 from cprfl.data.images import BadDataError
-from cprfl.data.readers import from_folder
+
 from cprfl.data.shapes import shapes_lt
 from cprfl.model.backbones import build_backbone
 from cprfl.model.cprfl import CPRFL
