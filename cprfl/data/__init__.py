@@ -63,10 +63,11 @@ from cprfl.data.shapes import (
 )
 
 # %% ../../nbs/data/index.ipynb #3e05480a
-_all_ = ['read_image', 'MultiLabelDataset', 'LongTailDataset', 'ArrayDataset', 'resize', 'from_list', 'from_csv',
-    'from_coco', 'from_folder', 'Row', 'Listing', 'check_listing', 'multi_hot', 'read_classes', 'read_list', 'read_csv',
-    'read_coco', 'read_folder', 'CHECKS', 'Problem', 'BadDataError', 'open_image', 'image_problem', 'check_images',
-    'path_problem', 'GROUPS', 'class_counts', 'frequency_groups', 'group_names', 'imbalance_summary', 'pareto_counts',
-    'pareto_subset', 'stratified_split', 'COLOURS', 'SHAPES', 'VOC_LT_COUNTS', 'NUM_TRAIN', 'NUM_TEST', 'shapes_classes',
-    'render_scene', 'render_drawing', 'long_tail_counts', 'assign_labels', 'shapes_lt', 'SOURCES', 'Archive', 'Source',
-    'PrepareError', 'digest', 'fetch', 'Prepared', 'prepare_benchmark', 'available_benchmarks', 'load_benchmark']
+_all_ = ['read_image', 'MultiLabelDataset', 'LongTailDataset', 'ArrayDataset', 'resize', 'from_list',
+    'from_csv', 'from_coco', 'from_folder', 'Row', 'Listing', 'check_listing', 'multi_hot', 'read_classes',
+    'read_list', 'read_csv', 'read_coco', 'read_folder', 'CHECKS', 'Problem', 'BadDataError', 'open_image',
+    'image_problem', 'check_images', 'path_problem', 'GROUPS', 'class_counts', 'frequency_groups',
+    'group_names', 'imbalance_summary', 'pareto_counts', 'pareto_subset', 'stratified_split', 'COLOURS',
+    'SHAPES', 'VOC_LT_COUNTS', 'NUM_TRAIN', 'NUM_TEST', 'shapes_classes', 'render_scene', 'render_drawing',
+    'long_tail_counts', 'assign_labels', 'shapes_lt', 'SOURCES', 'Archive', 'Source', 'PrepareError', 'digest',
+    'fetch', 'Prepared', 'prepare_benchmark', 'available_benchmarks', 'load_benchmark']
