@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.meta import delegates
+from numpy.typing import ArrayLike
 from torch.utils.data import Dataset
 
 from .images import open_image
@@ -50,14 +51,15 @@ class MultiLabelDataset(Dataset):
 
     def __init__(self,
         paths:Sequence, # N readable names
-        targets:np.ndarray|Sequence, # [N, C] zeros and ones
+        targets:ArrayLike, # [N, C] zeros and ones
         classes:Sequence, # C names
         groups:dict|None=None, # class indices of head, medium and tail; by the dataset's own counts if left out
         transform:Callable|None=None, # from a uint8 tensor [3, H, W] to a tensor
     ):
         self.paths, self.classes = [str(p) for p in paths], list(classes)
         self.targets = _checked_targets(targets, len(self.paths), self.classes)
-        self.transform, self.skipped = transform, []
+        self.transform = transform
+        self.skipped:list = [] # problems of rows that were left out
         self.groups = frequency_groups(self.class_counts) if groups is None else groups
 
     @property
@@ -79,8 +81,8 @@ class MultiLabelDataset(Dataset):
         indices:Sequence, # image indices, or N booleans
     ):
         "The same dataset with some images only; the groups stay"
-        indices = np.asarray(indices, dtype=None if len(indices) else int)
-        keep, new = np.arange(len(self))[indices], copy.copy(self)
+        new = copy.copy(self)
+        keep = np.arange(len(self))[np.asarray(indices, dtype=None if len(indices) else int)]
         for name in self._per_image:
             old = getattr(self, name)
             if hasattr(old, 'shape'): setattr(new, name, old[keep])
@@ -99,7 +101,7 @@ class ArrayDataset(MultiLabelDataset):
 
     def __init__(self,
         images:np.ndarray, # [N, H, W, 3] uint8
-        targets:np.ndarray|Sequence, # [N, C] zeros and ones
+        targets:ArrayLike, # [N, C] zeros and ones
         classes:Sequence, # C names
         groups:dict|None=None, # class indices of head, medium and tail; by the dataset's own counts if left out
         boxes:Sequence|None=None, # N entries, one for each image
@@ -129,7 +131,7 @@ class LongTailDataset(MultiLabelDataset):
     "Images in files below `root`"
     def __init__(self,
         paths:Sequence, # N paths, relative to `root`
-        targets:np.ndarray|Sequence, # [N, C] zeros and ones
+        targets:ArrayLike, # [N, C] zeros and ones
         classes:Sequence, # C names
         root:str|Path|None=None, # image root; None takes the paths as they are
         transform:Callable|None=None, # from a uint8 tensor [3, H, W] to a tensor

@@ -7,13 +7,12 @@ __all__ = ['GROUPS', 'class_counts', 'frequency_groups', 'group_names', 'imbalan
            'stratified_split']
 
 # %% ../../nbs/data/longtail.ipynb #343a978d
-from collections.abc import Sequence
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 # %% ../../nbs/data/longtail.ipynb #1f31a096
 def class_counts(
-    targets:np.ndarray|Sequence, # [N, C] zeros and ones
+    targets:ArrayLike, # [N, C] zeros and ones
 ) -> np.ndarray: # [C] images that show each class
     "Column sums of `targets`"
     targets = np.asarray(targets)
@@ -25,7 +24,7 @@ GROUPS = ('head', 'medium', 'tail')
 
 # %% ../../nbs/data/longtail.ipynb #c0299c73
 def frequency_groups(
-    counts:np.ndarray|Sequence, # [C] training images of each class
+    counts:ArrayLike, # [C] training images of each class
     head:int=100, # a class with at least this many images is head
     tail:int=20, # a class with fewer than this is tail
 ) -> dict: # class indices of head, medium and tail
@@ -49,7 +48,7 @@ def group_names(
 
 # %% ../../nbs/data/longtail.ipynb #6731b3ee
 def imbalance_summary(
-    targets:np.ndarray|Sequence, # [N, C] zeros and ones
+    targets:ArrayLike, # [N, C] zeros and ones
     groups:dict|None=None, # class indices of head, medium and tail; those of the targets themselves if left out
 ) -> dict: # plain numbers, ready for a table
     "Size, labels per image and imbalance of a multi-label dataset"
@@ -87,7 +86,7 @@ def pareto_counts(
 
 # %% ../../nbs/data/longtail.ipynb #12e7a9df
 def pareto_subset(
-    targets:np.ndarray|Sequence, # [N, C] zeros and ones
+    targets:ArrayLike, # [N, C] zeros and ones
     max_count:int, # images that the most frequent class should have
     b:float=6, # shape of the reference curve, see `pareto_counts`
     seed:int=0, # decides between equally good images
@@ -123,7 +122,7 @@ def _valid_room(counts, fraction, min_train):
 
 # %% ../../nbs/data/longtail.ipynb #b6d52b36
 def stratified_split(
-    targets:np.ndarray|Sequence, # [N, C] zeros and ones
+    targets:ArrayLike, # [N, C] zeros and ones
     fraction:float=0.2, # share of the images that validation should get
     seed:int=0, # shuffles the images before they are dealt out
     min_train:int=1, # a class keeps at least this many images in train, if it has them
@@ -134,7 +133,7 @@ def stratified_split(
     left = class_counts(targets)
     room = _valid_room(left, fraction, min_train)
     order = np.random.default_rng(seed).permutation(len(targets))
-    waiting, valid = targets.any(1), np.zeros(len(targets), bool)
+    waiting, valid = targets.sum(1) > 0, np.zeros(len(targets), bool)
     unlabelled = order[~waiting[order]]
     valid[unlabelled[:round(fraction * len(unlabelled))]] = True
     while left.any():

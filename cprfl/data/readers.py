@@ -123,11 +123,12 @@ def read_classes(
 ) -> list: # C names in the order of their ids
     "Class names from 'name id' lines or from one name on each line"
     lines = [(n, text.strip()) for n, text in _numbered_lines(file) if text.strip()]
-    first, problems = {}, []
+    if not lines: raise BadDataError([Problem(str(file), None, 'no class is named')])
+    first:dict = {}
+    problems = []
     for n, name in _names_by_id(lines):
         if name in first: problems.append(Problem(str(file), n, f'class {name!r} is already on line {first[name]}'))
         first.setdefault(name, n)
-    if not lines: problems.append(Problem(str(file), None, 'no class is named'))
     if problems: raise BadDataError(problems)
     return list(first)
 
@@ -158,11 +159,11 @@ def read_list(
     root:str|Path|None=None, # image root; the list's own folder if left out
 ) -> Listing: # as the file has it, unchecked
     "The rows of a list file"
-    classes = _as_classes(classes)
+    names = _as_classes(classes)
     lines = _numbered_lines(list_file)
     if lines == [(1, '')]: lines = []
-    rows = [_list_row(n, text, len(classes)) for n, text in lines]
-    return Listing(list_file, Path(list_file).parent if root is None else root, classes, rows)
+    rows = [_list_row(n, text, len(names)) for n, text in lines]
+    return Listing(list_file, Path(list_file).parent if root is None else root, names, rows)
 
 # %% ../../nbs/data/readers.ipynb #8a794c45
 def _csv_records(file):
@@ -231,21 +232,21 @@ def read_csv(
     path = _find_column(header, 'path', 'image', 'filename')
     labels = _find_column(header, 'labels', 'label')
     guessed = set()
-    if classes is not None: classes = _as_classes(classes)
-    elif labels: classes = sorted({name for f in fields for name in _split_names(f.get(labels, ''))})
+    if classes is not None: names = _as_classes(classes)
+    elif labels: names = sorted({name for f in fields for name in _split_names(f.get(labels, ''))})
     else:
-        classes = [column for column in header if column != path]
-        guessed = {f.get(name, '') for f in fields for name in classes}
-    if problem := _column_problem(header, path, labels, classes, guessed):
+        names = [column for column in header if column != path]
+        guessed = {f.get(name, '') for f in fields for name in names}
+    if problem := _column_problem(header, path, labels, names, guessed):
         raise BadDataError([Problem(str(file), 1, problem)])
-    index = {name: i for i, name in enumerate(classes)}
+    index = {name: i for i, name in enumerate(names)}
     for row, f in zip(rows, fields):
         if row.problems: continue
         row.path = f[path] or None
         if row.path is None: row.problems.append('the path is empty')
         if labels: _add_names(row, _split_names(f[labels]), index)
         else: _add_flags(row, f, index)
-    return Listing(file, Path(file).parent if root is None else root, classes, rows)
+    return Listing(file, Path(file).parent if root is None else root, names, rows)
 
 # %% ../../nbs/data/readers.ipynb #0dc1aa2b
 def _coco_rows(data, classes):
@@ -281,14 +282,14 @@ def read_coco(
     try:
         data = json.loads(_read_text(json_file))
         found = [category['name'] for category in sorted(data['categories'], key=lambda c: c['id'])]
-        classes = found if classes is None else _as_classes(classes)
-        rows = _coco_rows(data, classes)
+        names = found if classes is None else _as_classes(classes)
+        rows = _coco_rows(data, names)
     except json.JSONDecodeError as e: raise refuse(f'not JSON: {e.msg}', e.lineno) from None
     except (KeyError, TypeError, AttributeError) as e:
         raise refuse(f'not COCO detection annotations: {type(e).__name__} {e}') from None
-    if missing := sorted(set(classes) - set(found)):
+    if missing := sorted(set(names) - set(found)):
         raise refuse(f"no category {', '.join(missing)}; there are {', '.join(found)}")
-    return Listing(json_file, Path(json_file).parent if root is None else root, classes, rows)
+    return Listing(json_file, Path(json_file).parent if root is None else root, names, rows)
 
 # %% ../../nbs/data/readers.ipynb #f8471864
 def _is_image(file): return file.suffix.lower() in Image.registered_extensions() and not file.name.startswith('.')
@@ -317,19 +318,19 @@ def read_folder(
     union:bool=True, # a file name that appears in several sub-folders is one image with several labels
 ) -> Listing: # as the folder has it, unchecked
     "The rows of class folders"
-    root = Path(root)
-    folders = _class_folders(root)
-    classes = folders if classes is None else _as_classes(classes)
-    if missing := [name for name in classes if name not in folders]:
+    home = Path(root)
+    folders = _class_folders(home)
+    names = folders if classes is None else _as_classes(classes)
+    if missing := [name for name in names if name not in folders]:
         problem = f"no folder {', '.join(missing)}; there are {', '.join(folders)}"
-        raise BadDataError([Problem(str(root), None, problem)])
-    unlabelled = sorted(file.name for file in root.iterdir() if file.is_file() and _is_image(file))
-    rows = {('', name): Row(None, name) for name in unlabelled}
-    for i, name in enumerate(classes):
-        for file in _images_below(root/name):
+        raise BadDataError([Problem(str(home), None, problem)])
+    unlabelled = sorted(file.name for file in home.iterdir() if file.is_file() and _is_image(file))
+    rows:dict = {('', name): Row(None, name) for name in unlabelled}
+    for i, name in enumerate(names):
+        for file in _images_below(home/name):
             path = (name/file).as_posix()
             row = rows.setdefault(file if union else path, Row(None, path))
             row.labels.append(i)
-            if row.path != path and not _same_content(root/row.path, root/path):
+            if row.path != path and not _same_content(home/row.path, home/path):
                 row.problems.append(f'{row.path} and {path} have one name but differ (union=False keeps them apart)')
-    return Listing(root, root, classes, list(rows.values()))
+    return Listing(home, home, names, list(rows.values()))
