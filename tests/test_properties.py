@@ -1,4 +1,4 @@
-"Losses and metrics over extreme logits and any targets: finite, with right gradients, equal to a float64 oracle"
+"Losses and metrics over extreme logits and any targets: finite, right gradients, equal to float64"
 import numpy as np
 import pytest
 import torch
@@ -23,7 +23,7 @@ def batches(draw, max_images=6, max_classes=5):
     mixed = st.lists(st.integers(0, 1), min_size=n, max_size=n)
     logits = draw(st.lists(number, min_size=n, max_size=n))
     targets = draw(st.one_of(st.just([0] * n), st.just([1] * n), mixed))
-    return torch.tensor(logits, dtype=torch.float32).view(B, C), torch.tensor(targets, dtype=torch.float32).view(B, C)
+    return torch.tensor(logits).view(B, C).float(), torch.tensor(targets).view(B, C).float()
 
 
 def loss_of(name, C): return build_loss(name, np.arange(1, C + 1) * 3, 100)
@@ -55,7 +55,7 @@ def test_losses_equal_themselves_in_float64(name, batch):
 @given(batch=batches(3, 3))
 @settings(max_examples=15, deadline=None, derandomize=True)
 def test_gradients_are_those_of_finite_differences(name, batch):
-    "In float64, at moderate logits (ASL holds its focal weight constant, so its gradient is not that of its value)"
+    "In float64, at moderate logits; ASL holds its focal weight constant, so its gradient is another"
     logits, targets = batch[0].double().clamp(-8, 8) + 0.01, batch[1].double()
     loss = loss_of(name, logits.shape[1]).double()
     assert torch.autograd.gradcheck(lambda x: loss(x, targets), logits.requires_grad_(), eps=1e-6, atol=1e-5)
@@ -70,7 +70,8 @@ def test_average_precision_is_scikit_learns(batch):
     ap = average_precision(scores, targets)
     for c, (s, t) in enumerate(zip(scores.T.numpy(), targets.T.numpy())):
         if t.sum() == 0: assert torch.isnan(ap[c])
-        elif len(np.unique(s)) == len(s): assert ap[c].item() == pytest.approx(average_precision_score(t, s), abs=1e-5)
+        elif len(np.unique(s)) == len(s):
+            assert ap[c].item() == pytest.approx(average_precision_score(t, s), abs=1e-5)
 
 
 @given(batch=batches(12, 4))

@@ -28,7 +28,8 @@ def _list_files(name, root):
     files = [root/name/'lists'/f'{key}_{part}.txt' for part in ('lt_train', 'lt_test', 'labels')]
     for file in files:
         if file.is_file(): continue
-        raise FileNotFoundError(f'{name} is not there yet ({file} is missing); run: cprfl_prepare {name} --root {root}')
+        command = f'cprfl_prepare {name} --root {root}'
+        raise FileNotFoundError(f'{name} is not there yet ({file} is missing); run: {command}')
     return files
 
 # %% ../../nbs/data/benchmarks.ipynb #aeab4931

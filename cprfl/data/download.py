@@ -124,12 +124,13 @@ def _stream(session, url, part, bar=None):
     if have: headers['Range'] = f'bytes={have}-'
     with session.get(url, headers=headers, stream=True, timeout=(10, 60)) as response:
         status, span = response.status_code, response.headers.get('Content-Range', '')
+        answer = f'the server answered {status} {response.reason}'
         if status == 416 and span == f'bytes */{have}': return
         if status == 416 or (status == 206 and not span.startswith(f'bytes {have}-')):
             part.unlink()
             raise _Transient('the server refused to go on where the last attempt stopped')
-        if status in (408, 429) or status >= 500: raise _Transient(f'the server answered {status} {response.reason}')
-        if not response.ok: raise PrepareError(f'the server answered {status} {response.reason}')
+        if status in (408, 429) or status >= 500: raise _Transient(answer)
+        if not response.ok: raise PrepareError(answer)
         _receive(response, part, have if status == 206 else 0, bar)
 
 # %% ../../nbs/data/download.ipynb #44d5ae54
@@ -183,7 +184,8 @@ def _incomplete(name, base, reason, missing, hints=()):
         base.mkdir(parents=True, exist_ok=True)
         table = base/'missing.tsv'
         write_text(table, ''.join(f'{m.url}\t{m.file}\n' for m in missing))
-        lines.append(f'  and {len(missing) - 6:,} more; all {len(missing):,} are in {table} (address, tab, place)')
+        more, n = len(missing) - 6, len(missing)
+        lines.append(f'  and {more:,} more; all {n:,} are in {table} (address, tab, place)')
     return PrepareError('\n'.join([*lines, *hints]))
 
 # %% ../../nbs/data/download.ipynb #c9492021
@@ -256,8 +258,8 @@ def _link_images(paths, base, images, workers):
     images = Path(images).absolute()
     found = {path: file for path in paths if (file := _find_image(path, images))}
     if not found:
-        example = images/paths[0]
-        raise PrepareError(f'{images} holds none of the {len(paths):,} images that are missing, such as {example}')
+        n, example = len(paths), images/paths[0]
+        raise PrepareError(f'{images} holds none of the {n:,} images that are missing, such as {example}')
     problems = check_images(list(found.values()), workers=workers)
     whole = [path for path, problem in zip(found, problems) if not problem]
     for path in whole:
@@ -296,7 +298,8 @@ def _get_images(missing, download, workers, patience=20):
 def _extract(archive, wanted):
     "Unpack regular members of a tar file; `wanted` says where each goes"
     wanted = dict(wanted)
-    with tarfile.open(archive) as tar, tqdm(total=len(wanted), desc=f'unpacking {archive.name}', unit='img') as bar:
+    bar = tqdm(total=len(wanted), desc=f'unpacking {archive.name}', unit='img')
+    with tarfile.open(archive) as tar, bar:
         for member in tar:
             if not wanted: break
             dest = wanted.pop(member.name.removeprefix('./'), None) if member.isfile() else None
@@ -347,8 +350,9 @@ class Prepared:
 
     def __str__(self):
         images = ' and '.join(f'{n:,} {split}' for split, n in self.images.items())
+        ready = f'{self.name} is ready in {self.folder}: {images} images, all whole'
         how = f'{self.already:,} were there, {self.linked:,} linked, {self.fetched:,} fetched'
-        return f'{self.name} is ready in {self.folder}: {images} images, all whole ({how}) in {self.seconds:.0f} s'
+        return f'{ready} ({how}) in {self.seconds:.0f} s'
 
 # %% ../../nbs/data/download.ipynb #4a479e54
 def _network(workers, retries, wait):
@@ -378,17 +382,18 @@ def _prepare(name, source, base, lists, images, workers, download):
     if failed:
         raise _incomplete(name, base, reason, failed, ['Or give a folder that has the images: --images DIR.'])
     if bad := _not_whole(missing, base, workers):
-        raise PrepareError(f'{len(bad):,} images of {name} are still missing or broken, such as {base/bad[0]}')
+        n, example = len(bad), base/bad[0]
+        raise PrepareError(f'{n:,} images of {name} are still missing or broken, such as {example}')
     (base/'missing.tsv').unlink(missing_ok=True)
     sizes = {split: len(listed) for split, listed in paths.items()}
     return Prepared(name, base, sizes, already, linked, len(missing), time.monotonic() - began)
 
 # %% ../../nbs/data/download.ipynb #daafd0d6
-def prepare_benchmark( # noqa: PLR0913 - each is an option of `cprfl_prepare`, or lets a test do without the network
+def prepare_benchmark( # noqa: PLR0913 - the options of `cprfl_prepare`, and mirrors for tests
     name:str, # "voc-lt" or "coco-lt"
     root:str|Path, # data folder; the benchmark goes to root/name
     lists:str|Path|None=None, # folder with the list files, used instead of the network
-    images:str|Path|None=None, # folder that already has images (train2017 and val2017, or VOCdevkit); they are linked
+    images:str|Path|None=None, # folder with images (train2017 and val2017, or VOCdevkit); they are linked
     workers:int=8, # downloads at a time
     offline:bool=False, # never use the network
     retries:int=4, # attempts for each file
@@ -397,7 +402,7 @@ def prepare_benchmark( # noqa: PLR0913 - each is an option of `cprfl_prepare`, o
 ) -> Prepared: # a summary, to be printed
     "Bring a benchmark's lists and images to root/name, verified; run it again to go on where it stopped"
     sources = SOURCES if sources is None else sources
-    if name == 'shapes-lt': raise PrepareError('shapes-lt is drawn when it is loaded, there is nothing to prepare')
+    if name == 'shapes-lt': raise PrepareError('shapes-lt is drawn when loaded, there is nothing to prepare')
     if name not in sources: raise PrepareError(f"unknown benchmark {name!r}, available: {', '.join(sources)}")
     for option, folder in (('lists', lists), ('images', images)):
         if folder is None or Path(folder).is_dir(): continue

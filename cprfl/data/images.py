@@ -38,7 +38,7 @@ class BadDataError(ValueError):
     shown = 50
 
     def __init__(self,
-        problems:Sequence[Problem]|str # or a text: what a data loader's worker process passes on when it fails
+        problems:Sequence[Problem]|str # or a text, as a data loader's worker passes it on
     ):
         super().__init__(problems)
         self.text = problems if isinstance(problems, str) else None
@@ -131,7 +131,8 @@ def check_images(
     few = len(files) <= 500
     with ThreadPoolExecutor(workers) as pool:
         found = pool.map(lambda file: image_problem(file, check), files)
-        return list(tqdm(found, total=len(files), desc='checking images', unit='img', leave=False, disable=few))
+        bar = tqdm(found, total=len(files), desc='checking images', unit='img', leave=False, disable=few)
+        return list(bar)
 
 # %% ../../nbs/data/images.ipynb #559bc3b7
 def path_problem(

@@ -127,8 +127,8 @@ def read_classes(
     first:dict = {}
     problems = []
     for n, name in _names_by_id(lines):
-        if name in first: problems.append(Problem(str(file), n, f'class {name!r} is already on line {first[name]}'))
-        first.setdefault(name, n)
+        if first.setdefault(name, n) == n: continue
+        problems.append(Problem(str(file), n, f'class {name!r} is already on line {first[name]}'))
     if problems: raise BadDataError(problems)
     return list(first)
 
@@ -138,7 +138,8 @@ def _as_classes(classes): return read_classes(classes) if isinstance(classes, (s
 def _label_problem(token, labels, num_classes):
     "Why `token` cannot be added to the labels of a row, or None"
     if not re.fullmatch(r'[+-]?[0-9]{1,9}', token): return f'label {token!r} is not an integer class id'
-    if not 0 <= int(token) < num_classes: return f'label {token} is out of range, expected 0 to {num_classes - 1}'
+    if not 0 <= int(token) < num_classes:
+        return f'label {token} is out of range, expected 0 to {num_classes - 1}'
     if int(token) in labels: return f'duplicate label {token}'
     return None
 
@@ -183,7 +184,8 @@ def _read_table(file):
     for line, record in records:
         row = Row(line)
         if not any(record): row.problems.append('empty line')
-        elif len(record) != len(header): row.problems.append(f'expected {len(header)} fields, got {len(record)}')
+        elif len(record) != len(header):
+            row.problems.append(f'expected {len(header)} fields, got {len(record)}')
         rows.append(row)
         fields.append(dict(zip(header, record)))
     return header, rows, fields
@@ -209,7 +211,7 @@ def _add_flags(row, fields, index):
 
 # %% ../../nbs/data/readers.ipynb #dafe1012
 def _column_problem(header, path, labels, classes, guessed):
-    "What is wrong with a table's columns, or None; `guessed` are the values of columns that were taken for classes"
+    "What is wrong with a table's columns, or None; `guessed` has the values of guessed classes"
     columns = [column for column in header if column != path]
     missing = [] if labels else [name for name in classes if name not in columns]
     if path is None: missing.append('path, image or filename')
@@ -292,7 +294,8 @@ def read_coco(
     return Listing(json_file, Path(json_file).parent if root is None else root, names, rows)
 
 # %% ../../nbs/data/readers.ipynb #f8471864
-def _is_image(file): return file.suffix.lower() in Image.registered_extensions() and not file.name.startswith('.')
+def _is_image(file):
+    return file.suffix.lower() in Image.registered_extensions() and not file.name.startswith('.')
 
 def _images_below(folder):
     "Paths of images relative to `folder`, sorted"
@@ -331,6 +334,6 @@ def read_folder(
             path = (name/file).as_posix()
             row = rows.setdefault(file if union else path, Row(None, path))
             row.labels.append(i)
-            if row.path != path and not _same_content(home/row.path, home/path):
-                row.problems.append(f'{row.path} and {path} have one name but differ (union=False keeps them apart)')
+            if row.path == path or _same_content(home/row.path, home/path): continue
+            row.problems.append(f'{row.path} and {path} have one name but differ (union=False keeps them apart)')
     return Listing(home, home, names, list(rows.values()))

@@ -29,7 +29,8 @@ def prepared(tmp_path):
 def test_both_splits_have_the_groups_of_train(prepared, split, counts):
     ds = load_benchmark('coco-lt', split, root=prepared)
     assert ds.class_counts.tolist() == counts
-    assert {name: ids.tolist() for name, ids in ds.groups.items()} == {'head': [0], 'medium': [1], 'tail': [2]}
+    groups = {name: ids.tolist() for name, ids in ds.groups.items()}
+    assert groups == {'head': [0], 'medium': [1], 'tail': [2]}
 
 
 def test_classes_and_unlabelled_images(prepared):
@@ -66,7 +67,8 @@ def test_shapes_lt_is_given_its_own_settings(monkeypatch):
     monkeypatch.setattr('cprfl.data.benchmarks.shapes_lt', shapes_lt)
     load_benchmark('shapes-lt', 'test', num_classes=42)
     load_benchmark('shapes-lt', 'train', seed=5)
-    assert calls == [('test', {'transform': None, 'num_classes': 42}), ('train', {'transform': None, 'seed': 5})]
+    assert [split for split, _ in calls] == ['test', 'train']
+    assert [kw for _, kw in calls] == [{'transform': None, 'num_classes': 42}, {'transform': None, 'seed': 5}]
 
 
 def test_shapes_lt_takes_a_transform():
@@ -80,7 +82,8 @@ def listed(request, lists):
     "Name and both splits of a benchmark, without its images"
     key = request.param
     labels = lists/f'{key}_labels.txt'
-    return key, *(from_list(lists/f'{key}_lt_{split}.txt', labels, lists, check='none') for split in ('train', 'test'))
+    files = [lists/f'{key}_lt_{split}.txt' for split in ('train', 'test')]
+    return key, *(from_list(file, labels, lists, check='none') for file in files)
 
 
 def test_sizes_and_groups_of_the_benchmarks(listed):
@@ -92,7 +95,8 @@ def test_sizes_and_groups_of_the_benchmarks(listed):
 
 def test_class_counts_are_those_of_the_authors(listed):
     key, train, _ = listed
-    counts = {case['dataset']: case['class_freq'] for case in json.loads((FIXTURES/'losses.json').read_text())}
+    cases = json.loads((FIXTURES/'losses.json').read_text())
+    counts = {case['dataset']: case['class_freq'] for case in cases}
     assert train.class_counts.tolist() == counts[key]
 
 

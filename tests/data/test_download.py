@@ -37,7 +37,7 @@ class Web:
     "A server of named bytes that understands Range, counts requests and fails on demand"
     def __init__(self):
         self.files, self.requests, self.ranges = {}, [], True
-        self.codes, self.cuts = defaultdict(list), defaultdict(list) # what goes wrong with the next requests of a path
+        self.codes, self.cuts = defaultdict(list), defaultdict(list) # what goes wrong next, by path
         self.lock = threading.Lock()
         self.server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
         self.server.web = self
@@ -130,16 +130,20 @@ def voc(web):
         'voc_labels.txt': b'bird 0\ncat 1',
     })
     unlisted = {'VOCdevkit/VOC2012/JPEGImages/unlisted.jpg': jpeg(50), '../../escaped.jpg': jpeg(51)}
+    voc12 = {path: jpeg(i, 90) for i, path in enumerate(VOC12)}
+    voc07 = {path: jpeg(i) for i, path in enumerate(VOC07)}
     tars = {
-        'VOCdevkit/VOC2012/': ('/a.tar', tar_of({path: jpeg(i, 90) for i, path in enumerate(VOC12)} | unlisted)),
-        'VOCdevkit/VOC2007/': ('/b.tar', tar_of({path: jpeg(i) for i, path in enumerate(VOC07)})),
+        'VOCdevkit/VOC2012/': ('/a.tar', tar_of(voc12 | unlisted)),
+        'VOCdevkit/VOC2007/': ('/b.tar', tar_of(voc07)),
     }
     web.files |= dict(tars.values())
-    archives = [Archive(web.url + at, hashlib.md5(data).hexdigest(), holds) for holds, (at, data) in tars.items()]
+    md5 = {at: hashlib.md5(data).hexdigest() for at, data in tars.values()}
+    archives = [Archive(web.url + at, md5[at], holds) for holds, (at, _) in tars.items()]
     return {'voc-lt': Source(f'{web.url}/lists', lists, archives=tuple(archives))}
 
 
-def go(name, root, sources, **kw): return prepare_benchmark(name, root, sources=sources, workers=3, wait=0, **kw)
+def go(name, root, sources, **kw):
+    return prepare_benchmark(name, root, sources=sources, workers=3, wait=0, **kw)
 
 
 def parts(root): return [p.name for p in Path(root).rglob('*.part')]
@@ -172,7 +176,10 @@ def test_fetch_copes_with_any_part_left_over(web, session, tmp_path, kind, range
     web.files['/f'], web.ranges = data, ranges
     left = {'half': data[:50_000], 'all': data, 'longer': data + b'junk', 'other': b'x' * 50_000}[kind]
     (tmp_path/'f.part').write_bytes(left)
-    fetch(session, f'{web.url}/f', tmp_path/'f', lambda f: None if f.read_bytes() == data else 'differs', wait=0)
+
+    def check(file): return None if file.read_bytes() == data else 'differs'
+
+    fetch(session, f'{web.url}/f', tmp_path/'f', check, wait=0)
     assert (tmp_path/'f').read_bytes() == data
     assert not parts(tmp_path)
     if (kind, ranges) == ('half', True): assert web.requests == [('/f', 'bytes=50000-')]
@@ -362,7 +369,8 @@ def test_lists_from_a_folder_are_copied(web, coco, mine, tmp_path):
 
 def test_another_list_in_the_folder_is_refused(coco, mine, tmp_path):
     (mine/'coco_labels.txt').write_bytes(b'dog 0\r\ncat 1')
-    assert "mine/coco_labels.txt is not the benchmark's list" in failure('coco-lt', tmp_path, coco, lists=mine)
+    text = failure('coco-lt', tmp_path, coco, lists=mine)
+    assert "mine/coco_labels.txt is not the benchmark's list" in text
 
 
 def test_a_folder_without_a_list_is_refused(coco, mine, tmp_path):
@@ -490,7 +498,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path/'lists').mkdir()
     (tmp_path/'lists/x_labels.txt').write_bytes(b'a 0')
     source = Source('http://127.0.0.1:9', {'x_labels.txt': sha(b'a 0')})
-    assert 'cannot write below' in failure('x', tmp_path/'file', {'x': source}, lists=tmp_path/'lists', offline=True)
+    text = failure('x', tmp_path/'file', {'x': source}, lists=tmp_path/'lists', offline=True)
+    assert 'cannot write below' in text
 
 
 # ---- the lists of the paper

@@ -38,8 +38,8 @@ def test_groups_of_the_benchmarks(name, sizes):
 
 
 def test_group_limits_belong_to_the_upper_group():
-    groups = frequency_groups([100, 99, 20, 19, 0])
-    assert {name: ids.tolist() for name, ids in groups.items()} == {'head': [0], 'medium': [1, 2], 'tail': [3, 4]}
+    groups = {name: ids.tolist() for name, ids in frequency_groups([100, 99, 20, 19, 0]).items()}
+    assert groups == {'head': [0], 'medium': [1, 2], 'tail': [3, 4]}
 
 
 def test_group_limits_can_be_chosen():
@@ -193,8 +193,8 @@ def test_summaries_of_the_benchmarks(listed):
     key, y = listed
     expected = {'voc': (1142, 2.05, 775 / 4, 71, 71), 'coco': (1909, 4.36, 1128 / 6, 269, 267)}[key]
     s = imbalance_summary(y)
-    got = s['images'], round(s['labels_per_image'], 2), s['imbalance_ratio'], s['tail_images'], s['tail_with_head']
-    assert got == pytest.approx(expected)
+    names = 'images', 'labels_per_image', 'imbalance_ratio', 'tail_images', 'tail_with_head'
+    assert [s[name] for name in names] == pytest.approx(expected, abs=0.005)
 
 
 def test_splits_of_the_benchmarks(listed):

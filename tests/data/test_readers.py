@@ -135,8 +135,9 @@ def test_a_list_without_a_sound_image_is_refused(root):
 
 def test_a_missing_root_is_refused_unless_unchecked(root):
     (root/'list.txt').write_text('none.jpg 0\n')
-    with pytest.raises(BadDataError, match='root is not a folder'): from_list(root/'list.txt', CLASSES, root/'nowhere')
-    assert len(from_list(root/'list.txt', CLASSES, root/'nowhere', check='none')) == 1
+    args = root/'list.txt', CLASSES, root/'nowhere'
+    with pytest.raises(BadDataError, match='root is not a folder'): from_list(*args)
+    assert len(from_list(*args, check='none')) == 1
 
 
 def test_other_encodings_are_refused_by_line(root):
@@ -145,7 +146,8 @@ def test_other_encodings_are_refused_by_line(root):
 
 
 def test_thousands_of_images_are_checked(coco_mini):
-    train, test = (from_list(coco_mini/f'coco_lt_{split}.txt', coco_mini/'classes.txt') for split in ('train', 'test'))
+    files = [coco_mini/f'coco_lt_{split}.txt' for split in ('train', 'test')]
+    train, test = (from_list(file, coco_mini/'classes.txt') for file in files)
     assert len(train) + len(test) == 6909
     assert [len(ids) for ids in train.groups.values()] == [21, 34, 25]
 
@@ -250,7 +252,9 @@ def test_tables_that_are_refused(root, text, why):
 # ---- COCO JSON
 
 COCO = {
-    'images': [{'id': 7, 'file_name': 'a.jpg'}, {'id': 9, 'file_name': 'b.jpg'}, {'id': 2, 'file_name': 'c.jpg'}],
+    'images': [
+        {'id': 7, 'file_name': 'a.jpg'}, {'id': 9, 'file_name': 'b.jpg'}, {'id': 2, 'file_name': 'c.jpg'},
+    ],
     'annotations': [
         {'id': 1, 'image_id': 7, 'category_id': 18}, {'id': 2, 'image_id': 7, 'category_id': 3},
         {'id': 3, 'image_id': 7, 'category_id': 3}, {'id': 4, 'image_id': 2, 'category_id': 18},
@@ -274,7 +278,8 @@ def test_coco(coco):
 
 def test_given_classes_select_categories(coco):
     assert from_coco(coco, classes=['dog']).targets.tolist() == [[1], [0], [1]]
-    with pytest.raises(BadDataError, match='no category cow; there are car, dog'): from_coco(coco, classes=['cow'])
+    with pytest.raises(BadDataError, match='no category cow; there are car, dog'):
+        from_coco(coco, classes=['cow'])
 
 
 def test_coco_without_annotations(coco):
@@ -287,15 +292,19 @@ def bad_coco(coco):
     images = [*COCO['images'], {'id': 7, 'file_name': 'd.jpg'}, {'id': 11, 'file_name': 'none.jpg'}]
     lost = {'id': 5, 'image_id': 99, 'category_id': 3}
     unknown = {'id': 6, 'image_id': 9, 'category_id': 4}
-    coco.write_text(json.dumps(COCO | {'images': images, 'annotations': [*COCO['annotations'], lost, unknown]}))
+    annotations = [*COCO['annotations'], lost, unknown]
+    coco.write_text(json.dumps(COCO | {'images': images, 'annotations': annotations}))
     return coco
 
 
 def test_coco_problems_name_the_image(bad_coco):
     problems = problems_of(from_coco, bad_coco)
-    expected = ['annotation 6 of image 9: category 4 is unknown', 'duplicate image id 7', 'none.jpg: image is missing',
-                'annotations belong to image 99, which is not among the images']
-    assert [p.message for p in problems] == expected
+    assert [p.message for p in problems] == [
+        'annotation 6 of image 9: category 4 is unknown',
+        'duplicate image id 7',
+        'none.jpg: image is missing',
+        'annotations belong to image 99, which is not among the images',
+    ]
 
 
 def test_coco_without_its_bad_images(bad_coco):
@@ -315,7 +324,9 @@ def test_other_json_is_refused(root, text, why):
 @pytest.fixture
 def zoo(tmp_path):
     "cat/1.jpg and dog/1.jpg are one image"
-    files = {'cat/1.jpg': 1, 'dog/1.jpg': 1, 'dog/sub/2.png': 2, '3.jpg': 3, 'ox/4.jpg': 4, '.hidden/5.jpg': 5}
+    files = {
+        'cat/1.jpg': 1, 'dog/1.jpg': 1, 'dog/sub/2.png': 2, '3.jpg': 3, 'ox/4.jpg': 4, '.hidden/5.jpg': 5,
+    }
     root = tmp_path/'zoo'
     for name, seed in files.items():
         (root/name).parent.mkdir(parents=True, exist_ok=True)
@@ -341,7 +352,8 @@ def test_given_classes_select_folders(zoo):
 
 def test_equal_names_with_other_pixels_are_refused(zoo):
     Image.fromarray(noise(6)).save(zoo/'dog/1.jpg')
-    with pytest.raises(BadDataError, match='cat/1.jpg and dog/1.jpg have one name but differ'): from_folder(zoo)
+    with pytest.raises(BadDataError, match='cat/1.jpg and dog/1.jpg have one name but differ'):
+        from_folder(zoo)
     assert len(from_folder(zoo, union=False)) == 5
 
 

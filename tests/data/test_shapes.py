@@ -22,7 +22,8 @@ from cprfl.data.shapes import (
 )
 
 
-def digest(ds): return hashlib.sha256(ds.images.tobytes() + ds.targets.tobytes() + str(ds.boxes).encode()).hexdigest()
+def digest(ds):
+    return hashlib.sha256(ds.images.tobytes() + ds.targets.tobytes() + str(ds.boxes).encode()).hexdigest()
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +40,8 @@ def split(request): return request.getfixturevalue(request.param)
 
 # ---- names and counts
 
-def test_sizes_of_the_splits(train, test): assert (len(train), len(test)) == (NUM_TRAIN, NUM_TEST) == (1142, 1000)
+def test_sizes_of_the_splits(train, test):
+    assert (len(train), len(test)) == (NUM_TRAIN, NUM_TEST) == (1142, 1000)
 
 
 def test_the_splits_agree_on_classes_and_groups(train, test):
@@ -131,7 +133,8 @@ def test_another_seed_is_another_benchmark(test):
     assert set(other.class_counts) == {125}
 
 
-def test_the_splits_show_different_images(train, test): assert (train.images[:1000] != test.images).mean() > 0.5
+def test_the_splits_show_different_images(train, test):
+    assert (train.images[:1000] != test.images).mean() > 0.5
 
 
 # ---- objects and boxes
@@ -148,7 +151,8 @@ def test_boxes_name_the_labels_of_the_image(split):
         assert {c for c, *_ in boxes} == set(np.flatnonzero(target))
 
 
-def test_images_have_one_to_six_objects(split): assert {len(boxes) for boxes in split.boxes} == {1, 2, 3, 4, 5, 6}
+def test_images_have_one_to_six_objects(split):
+    assert {len(boxes) for boxes in split.boxes} == {1, 2, 3, 4, 5, 6}
 
 
 def test_a_label_may_have_two_objects(train):
@@ -175,7 +179,7 @@ def test_boxes_hold_the_colour_of_their_object():
 
 
 class Calm:
-    "A generator that always gives the middle: plain ground, no noise, so all that differs from it is the object"
+    "A generator that always gives the middle: plain ground, and all that differs from it is the object"
     def integers(self, low, high, size=None): return np.full(size or (), (low + high) // 2)
     def random(self, size=None): return np.full(size or (), 0.4)
 

@@ -30,7 +30,8 @@ def backbone(seed=0, **kw):
     return build_backbone('resnet10t', channels=(8, 8, 16, 16), **kw).eval()
 
 
-def head(backbone=None, **kw): return CPRFL(backbone, torch.randn(20, 8), d=16, heads=2, head_dim=8, ffn_dim=16, **kw)
+def head(backbone=None, **kw):
+    return CPRFL(backbone, torch.randn(20, 8), d=16, heads=2, head_dim=8, ffn_dim=16, **kw)
 
 
 def cache(images, folder, net=None, **kw):
@@ -140,7 +141,7 @@ def changed(net, change):
 def nudge_a_weight(net): next(net.parameters()).flatten()[0] += 1e-6
 
 
-def nudge_statistics(net): next(b for name, b in net.named_buffers() if name.endswith('running_mean')).add_(1e-3)
+def nudge_statistics(net): net.get_buffer('net.net.conv1.1.running_mean').add_(1e-3)
 
 
 def test_the_key_changes_with_the_backbone(images):
@@ -166,7 +167,8 @@ def test_files_of_one_name_but_other_pixels_are_not_confused(tmp_path):
     for root in (tmp_path / 'a', tmp_path / 'b'):
         for name in ('cat', 'dog'):
             (root / name).mkdir(parents=True)
-            Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(root / name / f'{name}.png')
+            pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f'{name}.png')
         sets.append(from_folder(root))
     assert sets[0].paths == sets[1].paths
     assert feature_key(backbone(), sets[0], 64) != feature_key(backbone(), sets[1], 64)
@@ -395,7 +397,8 @@ def test_a_disk_without_room_for_a_cache_says_so(tmp_path):
 
 def test_images_of_different_sizes_are_refused_by_name(photos, tmp_path):
     photos.transform = None
-    with pytest.raises(ValueError, match=r'01.png is \[3, 21, 32\], the images before it are \[3, 20, 33\].*resize'):
+    why = r'01.png is \[3, 21, 32\], the images before it are \[3, 20, 33\].*resize'
+    with pytest.raises(ValueError, match=why):
         decoded(photos, tmp_path / 'cache')
     assert stored(tmp_path / 'cache') == []
 
@@ -403,5 +406,6 @@ def test_images_of_different_sizes_are_refused_by_name(photos, tmp_path):
 def test_an_image_that_cannot_be_read_is_named(photos, tmp_path):
     "03.png is not among the eight images that the key reads"
     (tmp_path / '03.png').write_bytes(b'broken')
-    with pytest.raises(BadDataError, match='03.png: image is truncated or broken'): decoded(photos, tmp_path / 'cache')
+    with pytest.raises(BadDataError, match='03.png: image is truncated or broken'):
+        decoded(photos, tmp_path / 'cache')
     assert stored(tmp_path / 'cache') == []
