@@ -65,9 +65,10 @@ class MultiLabelDataset(Dataset):
     @property
     def class_counts(self): return class_counts(self.targets)
 
-    def image(self, i): raise NotImplementedError('image(i) must return a uint8 tensor [3, H, W]')
+    def image(self, i:int) -> torch.Tensor:
+        raise NotImplementedError('image(i) must return a uint8 tensor [3, H, W]')
 
-    def labels(self, i): return [self.classes[c] for c in np.flatnonzero(self.targets[i])]
+    def labels(self, i:int) -> list: return [self.classes[c] for c in np.flatnonzero(self.targets[i])]
 
     def __len__(self): return len(self.paths)
 
@@ -117,7 +118,8 @@ class ArrayDataset(MultiLabelDataset):
         super().__init__(paths, targets, classes, groups, transform)
         self.images, self.boxes = images, boxes
 
-    def image(self, i): return torch.from_numpy(np.array(self.images[i].transpose(2, 0, 1), order='C'))
+    def image(self, i:int) -> torch.Tensor:
+        return torch.from_numpy(np.array(self.images[i].transpose(2, 0, 1), order='C'))
 
 # %% ../../nbs/data/dataset.ipynb #1520c7e9
 def resize(
@@ -141,9 +143,10 @@ class LongTailDataset(MultiLabelDataset):
         super().__init__(paths, targets, classes, groups, transform)
         self.root = root
 
-    def file(self, i): return self.paths[i] if self.root is None else os.path.join(self.root, self.paths[i])
+    def file(self, i:int) -> str:
+        return self.paths[i] if self.root is None else os.path.join(self.root, self.paths[i])
 
-    def image(self, i): return read_image(self.file(i))
+    def image(self, i:int) -> torch.Tensor: return read_image(self.file(i))
 
     @classmethod
     @delegates(check_listing)

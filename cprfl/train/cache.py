@@ -184,7 +184,7 @@ def cache_features( # noqa: PLR0913 - the keywords that recipes set
 # %% ../../nbs/train/cache.ipynb #8e04413b
 class CachedImages(_StoredDataset):
     "Decoded images, served from a file: uint8 [N, 3, H, W], as `cache_images` writes it"
-    def image(self, i): return torch.from_numpy(np.array(self.stored[self.rows[i]]))
+    def image(self, i:int) -> torch.Tensor: return torch.from_numpy(np.array(self.stored[self.rows[i]]))
 
 # %% ../../nbs/train/cache.ipynb #dafe800c
 def _images_alone(batch): return [image for image, _, _ in batch]
