@@ -11,11 +11,11 @@ __all__ = ['PRECISIONS', 'CHOICES', 'AT_LEAST_1', 'AT_LEAST_0', 'SHARES', 'MAY_C
            'Select', 'EarlyStopping', 'Timer', 'ProgressBar', 'StopOnSignal', 'data_key', 'collect_state',
            'check_same_training', 'restore_state', 'saved_states', 'refuse_another_training', 'read_state', 'resume',
            'Checkpoint', 'RunFolder', 'POLICIES', 'random_flip', 'random_cutout', 'random_shift', 'mix_seed',
-           'BatchAugment', 'feature_key', 'random_view', 'cache_features', 'FeatureDataset', 'CachedImages',
+           'BatchAugment', 'feature_key', 'random_view', 'FeatureDataset', 'cache_features', 'CachedImages',
            'cache_images', 'roc_auc', 'separation', 'as_model', 'purification', 'spread_images', 'PurificationRecorder',
            'read_purity']
 
-# %% ../../nbs/train/index.ipynb #3acca66d
+# %% ../../nbs/train/index.ipynb #13f99e47
 from cprfl.train.config import (
     PRECISIONS, CHOICES, AT_LEAST_1, AT_LEAST_0, SHARES, MAY_CHANGE_ON_RESUME, TrainConfig, param_groups,
 )
@@ -38,7 +38,7 @@ from cprfl.train.alignment import (
     roc_auc, separation, as_model, evaluating, purification, spread_images, PurificationRecorder, read_purity,
 )
 
-# %% ../../nbs/train/index.ipynb #18f425d2
+# %% ../../nbs/train/index.ipynb #9648c783
 _all_ = ['PRECISIONS', 'CHOICES', 'AT_LEAST_1', 'AT_LEAST_0', 'SHARES', 'MAY_CHANGE_ON_RESUME', 'TrainConfig',
     'param_groups', 'class_aware_weights', 'EpochSampler', 'evaluating', 'prepared', 'predict', 'evaluate',
     'build_accelerator', 'in_use', 'training_and_validation', 'default_callbacks', 'build_loader',
@@ -47,6 +47,6 @@ _all_ = ['PRECISIONS', 'CHOICES', 'AT_LEAST_1', 'AT_LEAST_0', 'SHARES', 'MAY_CHA
     'ClipGrad', 'OneCycle', 'EMA', 'Compile', 'Select', 'EarlyStopping', 'Timer', 'ProgressBar', 'StopOnSignal',
     'data_key', 'collect_state', 'check_same_training', 'restore_state', 'saved_states',
     'refuse_another_training', 'read_state', 'resume', 'Checkpoint', 'RunFolder', 'POLICIES', 'random_flip',
-    'random_cutout', 'random_shift', 'mix_seed', 'BatchAugment', 'feature_key', 'random_view', 'cache_features',
-    'FeatureDataset', 'CachedImages', 'cache_images', 'roc_auc', 'separation', 'as_model', 'purification',
+    'random_cutout', 'random_shift', 'mix_seed', 'BatchAugment', 'feature_key', 'random_view', 'FeatureDataset',
+    'cache_features', 'CachedImages', 'cache_images', 'roc_auc', 'separation', 'as_model', 'purification',
     'spread_images', 'PurificationRecorder', 'read_purity']
