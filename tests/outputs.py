@@ -27,7 +27,8 @@ def run(file):
     "Execute one notebook in its folder and write it back"
     nb = nbformat.read(file, 4)
     folder = str(Path(file).parent)
-    Client(nb, timeout=1200, kernel_name='python3', resources={'metadata': {'path': folder}}).execute()
+    resources = {'metadata': {'path': folder}}
+    Client(nb, timeout=1200, kernel_name='python3', resources=resources, coalesce_streams=True).execute()
     for cell in nb.cells:
         if cell.cell_type == 'code': cell.outputs = [o for o in cell.outputs if is_kept(o)]
     nb.metadata.pop('widgets', None)
