@@ -200,7 +200,7 @@ def test_the_checks_notice(page_anchors, addresses):
     "Links that are wrong in every way that the checks know, and some that are right"
     def judge(link, at='nbs/model/vsi.ipynb'): return problem(link, at, page_anchors, addresses)
     site, blob = 'https://cprfl.github.io/cprfl', 'https://github.com/cprfl/cprfl/blob/main'
-    for link in ('cprfl.ipynb', 'cprfl.ipynb#cprfl', '../index.ipynb#start', site, f'{site}/model/cprfl.html#cprfl', f'{blob}/cprfl/model/cprfl.py#L3'): assert judge(link) is None, link
+    for link in ('cprfl.ipynb', 'cprfl.ipynb#cprfl', '../index.ipynb#install', site, f'{site}/model/cprfl.html#cprfl', f'{blob}/cprfl/model/cprfl.py#L3'): assert judge(link) is None, link
     for link in ('4_model.ipynb', 'cprfl.ipynb#cprlf', '#nowhere', '../../README.md', f'{site}/model/04_model.html', f'{site}/model/cprfl.html#_hidden', f'{blob}/cprfl/models.py', f'{blob}/cprfl/model/cprfl.py#L99999'): assert judge(link), link
     assert judge('https://arxiv.org/abs/2408.08125') == '' and judge('nbs/index.ipynb', 'README.md') is None
     assert links("[a](b.ipynb) ![c](d.png 't') <img src='e.png'> `[x](y)` `l` [m](n.md) `o` $f[g](h)$\n[i]: j.md\n```\n[k](l)\n```") == ['b.ipynb', 'd.png', 'n.md', 'e.png', 'j.md']
