@@ -1,4 +1,4 @@
-"Run notebooks and keep their outputs: `python tests/outputs.py nbs/index.ipynb ...`. Progress bars and warnings on stderr are not kept."
+"Run notebooks and keep their outputs, without progress bars and warnings: `python tests/outputs.py NOTEBOOK ...`"
 import sys
 from pathlib import Path
 
@@ -12,20 +12,25 @@ class Client(NotebookClient):
     "Leaves out cells that are marked slow"
 
     async def async_execute_cell(self, cell, cell_index, **kw):
-        if cell.cell_type == 'code' and cell.source.startswith('#| slow'):
-            return cell
+        if cell.cell_type == 'code' and cell.source.startswith('#| slow'): return cell
         return await super().async_execute_cell(cell, cell_index, **kw)
+
+
+def is_kept(output):
+    "Neither on stderr nor a widget; the picture of an explorer is kept"
+    data = output.get('data', {})
+    if 'image/png' in data: data.pop(WIDGET, None)
+    return output.get('name') != 'stderr' and WIDGET not in data
 
 
 def run(file):
     "Execute one notebook in its folder and write it back"
     nb = nbformat.read(file, 4)
-    Client(nb, timeout=1200, kernel_name='python3', resources={'metadata': {'path': str(Path(file).parent)}}).execute()
+    folder = str(Path(file).parent)
+    resources = {'metadata': {'path': folder}}
+    Client(nb, timeout=1200, kernel_name='python3', resources=resources, coalesce_streams=True).execute()
     for cell in nb.cells:
-        if cell.cell_type == 'code':
-            for o in cell.outputs:
-                if 'image/png' in o.get('data', {}): o.data.pop(WIDGET, None)  # an explorer: its picture stays
-            cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr' and WIDGET not in o.get('data', {})]
+        if cell.cell_type == 'code': cell.outputs = [o for o in cell.outputs if is_kept(o)]
     nb.metadata.pop('widgets', None)
     nbformat.write(nb, file)
 
