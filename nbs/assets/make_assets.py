@@ -48,7 +48,7 @@ def questions(run):
     import matplotlib.pyplot as plt
     import torch
     from cprfl.look.attention import attention_maps
-    from cprfl.runs.recipe import load_data
+    from cprfl.runs.build import load_data
     from cprfl.explain_plots import plot_map, signed
     test, scores = load_data(run.recipe)[1], torch.tensor(run.predictions[run.classes].to_numpy())
     group = {c: g for g, ids in test.groups.items() for c in map(int, ids)}

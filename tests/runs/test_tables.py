@@ -127,7 +127,7 @@ def test_runs_are_not_repeated(runs):
 
 
 def test_intervals_hold_the_estimate(runs):
-    from cprfl.runs.recipe import load_data
+    from cprfl.runs.build import load_data
     spread = intervals(runs, load_data(Run(runs / 'clip-s0').recipe)[1].targets, n=100).set_index('group')
     total = 100 * Run(runs / 'clip-s0').report['total']
     assert spread.loc['total', 'low'] < total < spread.loc['total', 'high']
