@@ -147,7 +147,7 @@ class TrainingMonitor(Explorer):
 
 class _Watch(Callback):
     "Lets a monitor look after every epoch"
-    reads_folder = True # so it comes after who writes there
+    order = 70 # after those that write there
     def __init__(self, monitor): self.monitor = monitor
     def before_fit(self, trainer): self.monitor.look()
     def after_epoch(self, trainer): self.monitor.look()

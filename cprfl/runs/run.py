@@ -21,8 +21,8 @@ from ..metrics import multilabel_report
 from .build import Splits, build_model
 from .recipe import Recipe
 from ..train.alignment import PurificationRecorder
-from ..train.callbacks import saved_states
-from ..train.config import SAFE
+from ..train.checkpoint import saved_states
+from ..train.config import MAY_CHANGE_ON_RESUME
 from ..train.trainer import Trainer, predict
 
 # %% ../../nbs/runs/run.ipynb #3f295363
@@ -134,7 +134,7 @@ def _check_resumable(path, recipe, resume, progress):
     if not resume:
         raise FileExistsError(f'{path} holds a run already; go on with it (resume=True, or --resume), '
                               'choose another name (--name), or remove it')
-    def flat(r): return {k: v for k, v in {**r, **r['train']}.items() if k not in ('train', 'cache_images', *SAFE)}
+    def flat(r): return {k: v for k, v in {**r, **r['train']}.items() if k not in ('train', 'cache_images', *MAY_CHANGE_ON_RESUME)}
     then, now = flat(asdict(Run(path).recipe)), flat(_as_in_file(recipe))
     changed = [f'{k}: {then.get(k)!r} then, {v!r} now' for k, v in now.items() if v != then.get(k)]
     if changed:

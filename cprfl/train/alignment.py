@@ -17,7 +17,8 @@ import torch.nn.functional as F
 
 from ..data.longtail import group_names
 from ..model.backbones import to_patches
-from .callbacks import Callback, write_atomic
+from ..files import write_atomic
+from .callbacks import Callback
 
 # %% ../../nbs/train/alignment.ipynb #01de4068
 def roc_auc(
