@@ -22,5 +22,5 @@ _HOME = {name: module for module, names in MODULES.items() for name in names}
 # %% ../../nbs/runs/index.ipynb #d173d230
 def __getattr__(name):
     "A public name, from its module, which is imported now"
-    if name not in _HOME: raise AttributeError(f"module 'cprfl.runs' has no attribute {name!r}; there are {', '.join(_HOME)}")
-    return getattr(importlib.import_module(f'cprfl.runs.{_HOME[name]}'), name)
+    if name in _HOME: return getattr(importlib.import_module(f'cprfl.runs.{_HOME[name]}'), name)
+    raise AttributeError(f"module 'cprfl.runs' has no attribute {name!r}; there are {', '.join(_HOME)}")

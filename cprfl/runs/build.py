@@ -104,7 +104,7 @@ class Splits:
         print(f"{'held out:' if recipe.held_out else 'testing: '} {self.test}")
         if both := _files(self.train) & _files(self.test):
             warnings.warn(f'{len(both)} of the {len(self.test)} test images are training images: '
-                          'the result will say how well they are remembered')
+                          'the result will say how well they are remembered', stacklevel=2)
 
 def _feature_cache(recipe, model, **kw):
     "A function from a dataset to its features"

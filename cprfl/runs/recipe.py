@@ -27,10 +27,10 @@ class RunSettings:
 @dataclass
 class DataSettings:
     "Which images, and how they are read"
-    benchmark:str|None = 'shapes-lt' # 'voc-lt', 'coco-lt' or 'shapes-lt'; None: your own files
+    benchmark:str|None = 'shapes-lt' # voc-lt, coco-lt or shapes-lt; None: your own files
     data_seed:int = 0 # of the held-out share; of Shapes-LT, each seed is another benchmark of the same kind
     root:str|None = None # folder of the prepared benchmark, or of the images in your files
-    train_file:Annotated[str|None, arg(name='list')] = None # list (.txt), .csv, COCO .json, or a folder of class folders
+    train_file:Annotated[str|None, arg(name='list')] = None # list (.txt), .csv, COCO .json or folder of class folders
     test_file:Annotated[str|None, arg(name='test-list')] = None # the same for the test images
     classes:str|None = None # file of class names, for list files; classes.txt beside the list when left out
     skip_bad:bool = False # leave bad rows out and record them, instead of stopping
@@ -41,7 +41,7 @@ class DataSettings:
 @dataclass
 class ModelSettings:
     "Which model, backbone and semantics"
-    model:str = 'cprfl' # 'cprfl', 'erm' (linear head), 'mlgcn', 'coop' (learned context) or 'clip' (zero-shot)
+    model:str = 'cprfl' # cprfl, erm (linear head), mlgcn, coop (learned context) or clip (zero-shot, no training)
     model_args:dict = field(default_factory=dict) # more keywords of the model
     backbone:str = 'resnet101' # resnet50, torchvision:resnet101, vit_base_patch16_224, clip:RN50/openai, shapes, ...
     backbone_args:dict = field(default_factory=dict) # more keywords of the backbone
@@ -52,7 +52,7 @@ class ModelSettings:
     tune:int = 0 # last stages of a frozen ResNet that learn nevertheless
     cache_images:bool = False # decode the images once and keep their pixels, for backbones that learn
     views:int = 1 # cached views of each training image
-    semantics:str = 'shapes' # clip:ARCH/TAG, file:PATH, glove:PATH, words, shapes or random; the last three need no download
+    semantics:str = 'shapes' # clip:ARCH/TAG, file:PATH, glove:PATH, or (no download) words, shapes, random
     template:str = 'a photo of a {}.' # the sentence around a class name
     semantics_norm:float|None = None # rescale the semantics to this mean length
 
@@ -131,7 +131,8 @@ _FROZEN = Recipe(
 
 # %% ../../nbs/runs/recipe.ipynb #02a28aba
 _ALL = (
-    _SHAPES.with_(name='shapes-cprfl', about='CPRFL on Shapes-LT; two CPU cores', model_args=_SMALL_HEAD, prompt_lr=0.1),
+    _SHAPES.with_(name='shapes-cprfl', about='CPRFL on Shapes-LT; two CPU cores',
+                  model_args=_SMALL_HEAD, prompt_lr=0.1),
     _SHAPES.with_(name='shapes-cprfl-random', about='the same with meaningless semantics: the control',
                   model_args=_SMALL_HEAD, prompt_lr=0.1, semantics='random:128', semantics_norm=12.),
     _SHAPES.with_(name='shapes-erm', about='ResNet with a linear head and ASL on Shapes-LT', model='erm'),
@@ -142,7 +143,7 @@ _ALL = (
     _PAPER.with_(name='coco-lt', about="the paper's CPRFL on COCO-LT; one GPU", benchmark='coco-lt', lr=1e-5),
     _FROZEN.with_(name='frozen-cprfl', about='CPRFL on cached features of your own images; a laptop',
                   model_args=_MEDIUM_HEAD),
-    _FROZEN.with_(name='frozen-global', about='the same as CPRFL + global head: a linear head beside the VSI, and patch dropout',
+    _FROZEN.with_(name='frozen-global', about='CPRFL + global head: a linear head beside the VSI, and patch dropout',
                   model_args=_MEDIUM_HEAD | GLOBAL_HEAD),
     _FROZEN.with_(name='frozen-erm', about='a linear head on cached features: the linear probe',
                   model='erm', lr=1e-3, epochs=30))

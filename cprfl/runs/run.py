@@ -134,7 +134,8 @@ def _check_resumable(path, recipe, resume, progress):
     if not resume:
         raise FileExistsError(f'{path} holds a run already; go on with it (resume=True, or --resume), '
                               'choose another name (--name), or remove it')
-    def flat(r): return {k: v for k, v in {**r, **r['train']}.items() if k not in ('train', 'cache_images', *MAY_CHANGE_ON_RESUME)}
+    may_change = ('train', 'cache_images', *MAY_CHANGE_ON_RESUME)
+    def flat(r): return {k: v for k, v in {**r, **r['train']}.items() if k not in may_change}
     then, now = flat(asdict(Run(path).recipe)), flat(_as_in_file(recipe))
     changed = [f'{k}: {then.get(k)!r} then, {v!r} now' for k, v in now.items() if v != then.get(k)]
     if changed:

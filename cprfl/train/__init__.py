@@ -28,5 +28,5 @@ _HOME = {name: module for module, names in MODULES.items() for name in names}
 # %% ../../nbs/train/index.ipynb #1438ca6e
 def __getattr__(name):
     "A public name, from its module, which is imported now: settings can be read without waiting for PyTorch"
-    if name not in _HOME: raise AttributeError(f"module 'cprfl.train' has no attribute {name!r}; there are {', '.join(_HOME)}")
-    return getattr(importlib.import_module(f'cprfl.train.{_HOME[name]}'), name)
+    if name in _HOME: return getattr(importlib.import_module(f'cprfl.train.{_HOME[name]}'), name)
+    raise AttributeError(f"module 'cprfl.train' has no attribute {name!r}; there are {', '.join(_HOME)}")
