@@ -86,7 +86,7 @@ class Splits:
     ):
         "The same rows, with features or decoded pixels in place of files"
         if not (recipe.frozen or recipe.cache_images): return self
-        kw = dict(folder=folder, size=recipe.image_size, progress=progress)
+        kw:dict = dict(folder=folder, size=recipe.image_size, progress=progress)
         if recipe.frozen: cache, views = _feature_cache(recipe, model, **kw), dict(views=recipe.views)
         else: cache, views = partial(cache_images, num_workers=max(2, recipe.train.num_workers), **kw), {}
         train = cache(self.whole_train, **views)

@@ -108,7 +108,7 @@ class Row:
     ) -> Recipe|None: # None where the protocol cannot have this row
         "The recipe of this row"
         if self.needs and not _NEEDS[self.needs](protocol): return None
-        settings = {}
+        settings:dict = {}
         if self.loss: settings |= dict(loss=self.loss, loss_args=protocol.loss_args.get(self.loss, {}))
         settings |= _STARTS[self.start](protocol)
         if self.head: settings['model_args'] = protocol.recipe.model_args | self.head
