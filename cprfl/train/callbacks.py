@@ -16,8 +16,9 @@ import warnings
 
 import torch
 
+from ..checks import some
 from ..metrics import multilabel_report
-from .augment import BatchAugment
+from .augment import BatchAugment, mix_seed
 
 # %% ../../nbs/train/callbacks.ipynb #c5299c1a
 class Callback:
@@ -47,7 +48,7 @@ class Seed(Callback):
 
     def before_batch(self, trainer): # for dropout
         place = trainer.config.seed, trainer.epoch, trainer.step, trainer.accelerator.process_index
-        torch.manual_seed(hash(place) % 2**63)
+        torch.manual_seed(mix_seed(*place))
 
 # %% ../../nbs/train/callbacks.ipynb #fa3ddf3e
 class Augment(Callback):
@@ -78,10 +79,18 @@ class Finite(Callback):
     order = -80
 
     def after_loss(self, trainer):
-        if torch.isfinite(trainer.loss): return
-        names = ', '.join(trainer.train.paths[i] for i in trainer.index.tolist())
+        broken = not torch.isfinite(trainer.loss)
+        if not trainer.on_any_process(broken): return
         place = f'epoch {trainer.epoch + 1}, step {trainer.step + 1}'
+        if not broken: raise NonFiniteLoss(f'the loss of another process is not finite in {place}')
+        names = ', '.join(trainer.train.paths[i] for i in trainer.index.tolist())
         raise NonFiniteLoss(f'the loss is {trainer.loss.item()} in {place}; the images of the batch: {names}')
+
+    def after_epoch(self, trainer):
+        broken = [name for name, weight in trainer.trained_state().items() if not weight.isfinite().all()]
+        if broken:
+            raise NonFiniteLoss(f'weights are not finite after epoch {trainer.epoch}: {some(broken, 5)}; the states '
+                                'before this epoch are as they were')
 
 # %% ../../nbs/train/callbacks.ipynb #64f961d1
 class MeanLoss(Callback):
@@ -129,7 +138,10 @@ class OneCycle(Callback):
 
     def after_step(self, trainer): self.schedule.step()
 
-    def after_epoch(self, trainer): trainer.history[-1]['lr'] = self.schedule.get_last_lr()[-1]
+    def after_epoch(self, trainer):
+        groups = trainer.optimizer.param_groups
+        height, group = max((group['multiple'], i) for i, group in enumerate(groups))
+        trainer.history[-1]['lr'] = groups[group]['lr'] / height if height else 0.
 
     def state(self, trainer): return self.schedule.state_dict()
 
@@ -159,9 +171,15 @@ class Compile(Callback):
         try: trainer.run = torch.compile(trainer.model, mode=trainer.config.compile) # the same weights
         except RuntimeError as error: self.give_up(trainer, error)
 
+    def before_batch(self, trainer):
+        if trainer.run is trainer.model: return
+        self.buffers = [(buffer, buffer.clone()) for buffer in trainer.model.buffers()]
+
     def on_error(self, trainer, error):
         failed = isinstance(error, torch._dynamo.exc.TorchDynamoException) and trainer.run is not trainer.model
-        if failed: self.give_up(trainer, error)
+        if failed:
+            for buffer, before in self.buffers: buffer.copy_(before)
+            self.give_up(trainer, error)
         return failed
 
     def give_up(self,
@@ -248,6 +266,8 @@ class ProgressBar(Callback):
     "One bar for the whole training, in the terminal or the notebook"
     order = -10
 
+    def __init__(self): self.bar = None
+
     def before_fit(self, trainer):
         from tqdm.auto import tqdm
         batches = len(trainer.loader)
@@ -261,15 +281,20 @@ class ProgressBar(Callback):
         scores = {f'{trainer.config.select} {k}': f'{100 * row[k]:.1f}' for k in ('total', 'tail') if k in row}
         self.bar.set_postfix(dict(loss=f"{row['loss']:.4f}") | scores, refresh=False)
 
-    def cleanup_fit(self, trainer): self.bar.close()
+    def cleanup_fit(self, trainer):
+        if self.bar is not None: self.bar.close()
 
 # %% ../../nbs/train/callbacks.ipynb #838edcc9
 class StopOnSignal(Callback):
     "Stops between two steps when SIGINT (Ctrl-C) or SIGTERM arrives"
     order = 100
 
-    def before_fit(self, trainer):
+    def __init__(self):
         self.name = None # of the signal that arrived
+        self.before:dict = {} # signal -> its handler without us
+
+    def before_fit(self, trainer):
+        self.name = None
         in_main_thread = threading.current_thread() is threading.main_thread() # only there may signals be handled
         signals = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
         self.before = {s: signal.signal(s, self.handle) for s in signals}
@@ -303,3 +328,4 @@ class StopOnSignal(Callback):
 
     def cleanup_fit(self, trainer):
         for s, handler in self.before.items(): signal.signal(s, signal.SIG_DFL if handler is None else handler)
+        self.before = {}

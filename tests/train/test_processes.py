@@ -62,3 +62,11 @@ def test_two_processes_stop_together_and_go_on_as_if_nothing_had_been(tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
     losses = [[r['loss'] for r in json.loads((tmp_path / f / 'said.json').read_text())['history']] for f in ('whole', 'cut')]
     assert losses[0] == pytest.approx(losses[1], abs=1e-7)
+
+
+@pytest.mark.parametrize('how, words', [('nan', 'the loss of another process is not finite in epoch 2, step 1'), ('fails', 'no luck')])
+def test_what_breaks_one_process_ends_them_all(tmp_path, how, words):
+    done = launch(2, tmp_path, how)
+    assert done.returncode != 0
+    assert words in done.stderr
+    assert [f.name for f in (tmp_path / 'run' / 'state').iterdir()] == ['epoch_0001.pt']

@@ -15,7 +15,8 @@ from test_trainer import Head, StopAfter, Toy, numbers, paint, picture_model, pi
 
 from cprfl.data.dataset import LongTailDataset, resize
 from cprfl.data.images import BadDataError
-from cprfl.train.callbacks import Callback, asked_to_stop, saved_states
+from cprfl.train.callbacks import Callback, NonFiniteLoss, StopOnSignal
+from cprfl.train.checkpoint import saved_states
 from cprfl.train.config import TrainConfig
 from cprfl.train.trainer import Trainer
 
@@ -24,7 +25,7 @@ class Sends(Callback):
     "A signal in the middle of a training"
     def __init__(self, name, epoch, batch): self.name, self.at = name, (epoch, batch)
     def after_batch(self, trainer):
-        if (trainer.epoch, trainer.batch) == self.at: signal.raise_signal(self.name)
+        if (trainer.epoch, trainer.step) == self.at: signal.raise_signal(self.name)
 
 
 STOPS = {signal.SIGTERM: SystemExit, signal.SIGINT: KeyboardInterrupt}
@@ -41,7 +42,7 @@ def test_a_signal_stops_between_two_batches_and_a_new_trainer_goes_on(pictures, 
     assert name.name in capsys.readouterr().err
     if name == signal.SIGTERM: assert stop.value.code == 143
     state = torch.load(saved_states(tmp_path)[0], weights_only=True)
-    assert (state['epoch'], state['batch']) == at
+    assert (state['epoch'], state['step']) == at
     assert same(whole, paint(pictures, tmp_path, model=picture_model(seed=5), resume=True))
 
 
@@ -49,7 +50,7 @@ def test_ctrl_c_in_a_notebook_keeps_the_state_in_memory(pictures):
     whole = paint(pictures)
     trainer = Trainer(picture_model(), pictures, config=whole.config, callbacks=[Sends(signal.SIGINT, 1, 1)], progress=False)
     with pytest.raises(KeyboardInterrupt): trainer.fit()
-    assert trainer.paused and (trainer.epoch, trainer.batch) == (1, 1)
+    assert trainer.paused and (trainer.epoch, trainer.step) == (1, 1)
     trainer.callbacks.pop()
     assert same(whole, trainer.fit(resume=True)) and not trainer.paused
 
@@ -58,7 +59,7 @@ def test_a_stop_waits_for_the_optimiser_step(tmp_path):
     "Between two accumulated batches there is no state to keep"
     whole = toy(accumulate=2)
     with pytest.raises(SystemExit): toy(tmp_path, [Sends(signal.SIGTERM, 1, 1)], accumulate=2)
-    assert torch.load(saved_states(tmp_path)[0], weights_only=True)['batch'] == 2
+    assert torch.load(saved_states(tmp_path)[0], weights_only=True)['step'] == 2
     assert same(whole, toy(tmp_path, resume=True, accumulate=2))
 
 
@@ -84,6 +85,14 @@ def test_another_training_in_the_same_folder_is_refused(tmp_path):
     toy(tmp_path, [StopAfter(1)])
     with pytest.raises((FileExistsError, RuntimeError), match='holds another training'): toy(tmp_path)
     assert [f.stem for f in saved_states(tmp_path)] == ['epoch_0001']
+
+
+def test_a_folder_has_one_training_at_a_time(tmp_path):
+    class Second(Callback):
+        def after_batch(self, trainer):
+            with pytest.raises(RuntimeError, match='is in use by another training'): toy(tmp_path, resume=True)
+    toy(tmp_path, [Second()], epochs=1)
+    assert same(toy(epochs=1), toy(tmp_path, epochs=1, resume=True)), 'and is free afterwards'
 
 
 def test_going_on_from_an_older_state_forgets_the_newer_ones(tmp_path):
@@ -115,11 +124,13 @@ def test_a_run_that_stopped_early_stays_stopped(tmp_path):
 
 def test_signals_are_handled_as_before_afterwards():
     before = [signal.getsignal(s) for s in STOPS]
-    heard = []
-    with asked_to_stop(heard.append):
-        signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)
-    assert heard == ['SIGINT'] and [signal.getsignal(s) for s in STOPS] == before
+    stop = StopOnSignal()
+    stop.before_fit(None)
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)
+    stop.cleanup_fit(None)
+    assert stop.name == 'SIGINT'
+    assert [signal.getsignal(s) for s in STOPS] == before
 
 
 def test_with_worker_processes(tmp_path):
@@ -169,12 +180,12 @@ def test_no_room_for_a_state(tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may write anywhere')
 def test_a_folder_that_cannot_be_written(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(RuntimeError, match='Recorder.before_fit: .*Permission denied'): toy(tmp_path / 'run')
+    with pytest.raises(RuntimeError, match='RunFolder.before_fit: .*Permission denied'): toy(tmp_path / 'run')
 
 
 def test_a_folder_that_is_a_file(tmp_path):
     (tmp_path / 'run').write_text('I am a file')
-    with pytest.raises(RuntimeError, match='Recorder.before_fit: .*run'): toy(tmp_path / 'run')
+    with pytest.raises(RuntimeError, match='RunFolder.before_fit: .*run'): toy(tmp_path / 'run')
 
 
 # ---- images
@@ -235,3 +246,26 @@ def test_images_of_one_pixel(tmp_path):
 def test_images_without_any_label(C):
     t = Trainer(Head(C), Toy(targets=np.zeros((24, C), np.uint8)), config=TrainConfig(epochs=1, batch_size=5, device='cpu', select='last'), progress=False).fit()
     assert np.isfinite(t.history[0]['loss']) and numbers(t)[1]
+
+
+# ---- weights that broke
+
+class SpoilsAWeight(Callback):
+    "In the middle of an epoch, where no loss shows it"
+    def __init__(self, step): self.step = step
+    def after_batch(self, trainer):
+        if (trainer.epoch, trainer.step) == (1, self.step): trainer.evaluated.fc.bias.data[0] = float('nan')
+
+
+def test_broken_weights_are_never_saved(tmp_path):
+    toy(tmp_path / 'whole', epochs=3, ema=0)
+    with pytest.raises(NonFiniteLoss, match='weights are not finite after epoch 2: fc.bias'): toy(tmp_path, [SpoilsAWeight(4)], epochs=3, ema=0)
+    assert [f.stem for f in saved_states(tmp_path)] == ['epoch_0001']
+    assert all(w.isfinite().all() for w in load_file(tmp_path / 'last.safetensors').values())
+    assert same(toy(epochs=3, ema=0), toy(tmp_path, epochs=3, ema=0, resume=True))
+
+
+def test_a_stop_with_broken_weights_keeps_the_last_good_state(tmp_path):
+    callbacks = [SpoilsAWeight(1), Sends(signal.SIGTERM, 1, 1)]
+    with pytest.warns(UserWarning, match='not finite, so no state is written'), pytest.raises(SystemExit): toy(tmp_path, callbacks, epochs=3, ema=0)
+    assert [f.stem for f in saved_states(tmp_path)] == ['epoch_0001']

@@ -16,9 +16,11 @@ from cprfl.losses import build_loss
 from cprfl.model.backbones import build_backbone
 from cprfl.model.cprfl import CPRFL
 from cprfl.train.augment import POLICIES, BatchAugment, random_cutout, random_flip, random_shift
-from cprfl.train.callbacks import Callback, Recorder, write_atomic
+from cprfl.files import write_atomic
+from cprfl.train.callbacks import Callback, NonFiniteLoss
+from cprfl.train.checkpoint import Checkpoint, RunFolder
 from cprfl.train.config import TrainConfig, param_groups
-from cprfl.train.trainer import EpochSampler, NonFiniteLoss, Trainer, evaluate, predict
+from cprfl.train.trainer import EpochSampler, Trainer, total_loss, evaluate, predict
 
 
 class Toy(MultiLabelDataset):
@@ -243,7 +245,7 @@ def test_other_settings_are_refused(tmp_path):
 def test_a_run_leaves_a_whole_folder(pictures, tmp_path):
     t = paint(pictures, tmp_path)
     assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob('*') if p.is_file()) == [
-        'best.safetensors', 'last.safetensors', 'metrics.csv', 'prompts.safetensors', 'state/epoch_0002.pt', 'state/epoch_0003.pt', 'train_config.json']
+        '.lock', 'best.safetensors', 'last.safetensors', 'metrics.csv', 'prompts.safetensors', 'state/epoch_0002.pt', 'state/epoch_0003.pt', 'train_config.json']
     prompts = load_file(tmp_path / 'prompts.safetensors')
     assert list(prompts) == [f'epoch_{i:04d}' for i in range(4)] and prompts['epoch_0000'].shape == (20, 16)
     assert torch.allclose(prompts['epoch_0003'], t.evaluated.prompts(), atol=1e-6) and not torch.equal(prompts['epoch_0000'], prompts['epoch_0001'])
@@ -274,7 +276,7 @@ def test_a_failing_state_leaves_the_older_ones(tmp_path, monkeypatch):
     toy(tmp_path, [StopAfter(1)])
     def full(obj, f): Path(f).write_bytes(b'half'); raise OSError(28, 'No space left on device')
     monkeypatch.setattr(torch, 'save', full)
-    with pytest.raises(OSError, match=r'Recorder.after_epoch: .*No space left'): toy(tmp_path, resume=True)
+    with pytest.raises(OSError, match=r'Checkpoint.after_epoch: .*No space left'): toy(tmp_path, resume=True)
     monkeypatch.undo()
     assert [f.name for f in (tmp_path / 'state').iterdir()] == ['epoch_0001.pt']
     assert same(toy(), toy(tmp_path, resume=True))
@@ -352,14 +354,14 @@ def test_ema_is_the_average_that_one_computes_by_hand():
 
 def test_without_ema_the_model_itself_is_evaluated():
     t = toy(ema=0)
-    assert t.ema is None and t.evaluated is t.model
+    assert t.evaluated is t.model
 
 
 def test_ema_is_not_run_at_a_training_step(pictures):
     t = Trainer(picture_model(), pictures, config=config(epochs=1, lr=1e-3), progress=False)
     calls = []
     class Count(Callback):
-        def before_fit(self, trainer): trainer.ema.module.register_forward_hook(lambda *a: calls.append(1))
+        def before_fit(self, trainer): trainer.evaluated.register_forward_hook(lambda *a: calls.append(1))
     t.callbacks.append(Count())
     t.fit()
     assert not calls
@@ -444,11 +446,16 @@ class Dropping(Head):
     def forward(self, x): return super().forward(nn.functional.dropout(x, 0.3, self.training))
 
 
+class Normed(Head):
+    def __init__(self): super().__init__(); self.norm = nn.BatchNorm1d(16)
+    def forward(self, x): return self.fc(self.norm(x.mean(1)))
+
+
 def test_a_compiled_step_learns_the_same_and_resumes_bit_for_bit(compiler, tmp_path):
     def fit(folder=None, callbacks=(), resume=None, model=Dropping, **kw):
         return Trainer(model(), Toy(), config=config(**kw), callbacks=callbacks, folder=folder, progress=False).fit(resume)
     whole, seen = fit(compile='default'), []
-    assert whole.step_model is not whole.model and list(whole.state()['model']) == ['fc.weight', 'fc.bias']
+    assert whole.run is not whole.model and list(whole.trained_state()) == ['fc.weight', 'fc.bias']
     with pytest.raises(KeyboardInterrupt): fit(tmp_path / 'run', [CutOff(1)], compile='default')
     assert same(whole, fit(tmp_path / 'run', resume=True, compile='default'))
     assert np.allclose([r['loss'] for r in fit(model=Head, compile='default').history], [r['loss'] for r in fit(model=Head).history], rtol=1e-4)
@@ -475,6 +482,8 @@ def test_a_backward_pass_that_cannot_be_compiled_is_no_end_either(monkeypatch):
     monkeypatch.setattr(torch, 'compile', lambda model, **kw: lambda x: Backward.apply(model(x)))
     with pytest.warns(UserWarning, match='trains as it is'): fallen = Trainer(Dropping(), Toy(), config=config(compile='default'), progress=False).fit()
     assert same(plain, fallen)
+    normed = [Trainer(Normed(), Toy(), config=config(compile=how), progress=False).fit() for how in (None, 'default')]
+    assert same(*normed), 'the batch that was repeated counts once in the statistics'
 
 
 def test_a_python_that_torch_cannot_compile_is_no_end_either(monkeypatch):
@@ -495,7 +504,7 @@ def test_any_loss_of_the_registry_or_of_ones_own():
         def forward(self, logits, targets): return (logits - targets).square().mean()
     t = Trainer(Head(), Toy(), config=config(epochs=8), loss=Own(), progress=False).fit()
     assert t.history[-1]['loss'] < t.history[0]['loss']
-    assert type(Trainer(Head(), Toy(), config=config(), progress=False).loss) is type(build_loss('asl'))
+    assert type(Trainer(Head(), Toy(), config=config(), progress=False).loss_func) is type(build_loss('asl'))
 
 
 @pytest.mark.parametrize('B, C', [(1, 3), (16, 1), (1, 1)])
@@ -579,14 +588,14 @@ def test_progress_is_one_bar(capsys):
     (dict(augment='crop'), 'augment: expected one of .*standard'), (dict(loss='mse'), 'loss: expected one of .*asl'), (dict(device='tpu'), 'device: expected one of auto, cpu, cuda'),
     (dict(compile='fast'), "compile: expected one of None, default, reduce-overhead, max-autotune, got 'fast'"), (dict(compile='reduce-overhead', accumulate=2), 'gradients cannot accumulate'),
     (dict(sampler='balanced'), "sampler: expected one of uniform, class_aware, got 'balanced'"),
-    (dict(epochs=0), 'epochs: expected 1 to any, got 0'), (dict(batch_size=0), 'batch_size'), (dict(lr=-1), 'lr: expected 0'), (dict(ema=2), 'ema: expected 0 to 1, got 2'),
-    (dict(seed=-1), 'seed: expected 0'), (dict(clip_grad=-1), 'clip_grad'), (dict(warmup=1.5), 'warmup: expected 0 to 1'), (dict(patience=3, select='last'), 'stopping early needs')])
+    (dict(epochs=0), 'epochs: expected at least 1, got 0'), (dict(batch_size=0), 'batch_size'), (dict(lr=-1), 'lr: expected at least 0'), (dict(ema=2), 'ema: expected 0 to 1, got 2'),
+    (dict(seed=-1), 'seed: expected at least 0'), (dict(clip_grad=-1), 'clip_grad'), (dict(warmup=1.5), 'warmup: expected 0 to 1'), (dict(patience=3, select='last'), 'stopping early needs')])
 def test_settings_are_checked(kw, words):
     with pytest.raises(ValueError, match=words): TrainConfig(**kw)
 
 
 def test_recorder_is_a_callback_that_one_can_add(tmp_path):
-    Trainer(Head(), Toy(), config=config(), callbacks=[Recorder(tmp_path, keep=1)], progress=False).fit()
+    Trainer(Head(), Toy(), config=config(), callbacks=[Checkpoint(tmp_path, keep_last=1), RunFolder(tmp_path)], progress=False).fit()
     assert [f.name for f in (tmp_path / 'state').iterdir()] == ['epoch_0003.pt'] and not (tmp_path / 'prompts.safetensors').exists()
 
 
@@ -637,7 +646,7 @@ def test_two_paths_have_a_loss_each():
     x, y = Toy()[0][0][None], Toy()[0][1][None]
     trainer = Trainer(model, Toy(), config=TrainConfig(epochs=1, select='last', precision='fp32', device='cpu'), progress=False)
     both = model.train()(x)
-    assert trainer._loss(both, y).item() == pytest.approx(sum(trainer.loss(logits, y).item() for logits in both), rel=1e-6)
+    assert total_loss(trainer.loss_func, both, y).item() == pytest.approx(sum(trainer.loss_func(logits, y).item() for logits in both), rel=1e-6)
     assert torch.allclose(model.eval()(x), sum(both) / 2, atol=1e-6)
     trainer.fit()
     assert torch.isfinite(predict(trainer.evaluated, Toy())).all()
@@ -650,3 +659,43 @@ def test_free_prompts_are_recorded_as_they_were(tmp_path):
     Trainer(model, Toy(), config=TrainConfig(epochs=2, lr=0.01, select='last', precision='fp32', device='cpu'), folder=tmp_path, progress=False).fit()
     P = load_file(tmp_path / 'prompts.safetensors')
     assert not torch.equal(P['epoch_0000'], P['epoch_0001']) and not torch.equal(P['epoch_0001'], P['epoch_0002'])
+
+
+class Gradients(Callback):
+    "The gradient of every step"
+    def __init__(self): self.values = []
+    def before_step(self, trainer):
+        self.values.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).clone())
+
+
+def test_a_last_shorter_group_gets_its_full_gradient():
+    "Five batches in groups of three: the last two are averaged over two, not over three"
+    def gradients(**kw):
+        watch = Gradients()
+        toy(callbacks=[watch], data=Toy(80), batch_size=16, epochs=1, lr=0.0, ema=0, **kw)
+        return torch.stack(watch.values)
+    by_three, each = gradients(accumulate=3), gradients()
+    want = torch.stack([each[:3].mean(0), each[3:].mean(0)])
+    assert torch.allclose(by_three, want, atol=1e-7)
+
+
+@pytest.mark.parametrize('multiples', [dict(prompt_lr=0.1), dict(backbone_lr=0.1), dict(prompt_lr=2.0, backbone_lr=0.0)])
+def test_the_rate_in_the_metrics_is_the_main_one(pictures, multiples):
+    with_multiples, plain = (paint(pictures, epochs=2, **kw) for kw in (multiples, {}))
+    assert [r['lr'] for r in with_multiples.history] == pytest.approx([r['lr'] for r in plain.history])
+
+
+# ---- several trainers
+
+@pytest.mark.parametrize('mine, other', [(dict(accumulate=1), dict(accumulate=3)), (dict(accumulate=3), dict(accumulate=1)),
+                                         (dict(precision='fp32'), dict(precision='bf16'))], ids=str)
+def test_a_trainer_keeps_its_settings_beside_another(pictures, mine, other):
+    alone = paint(pictures, batch_size=8, epochs=1, **mine)
+    def build(kw): return Trainer(picture_model(), pictures, config=config(lr=2e-3, batch_size=8, epochs=1, **kw), progress=False)
+    first, second = build(mine), build(other)
+    assert same(alone, first.fit())
+    assert same(paint(pictures, batch_size=8, epochs=1, **other), second.fit())
+
+
+def test_half_precision_is_refused_on_a_cpu():
+    with pytest.raises(ValueError, match="'fp16' needs a GPU"): toy(precision='fp16')
