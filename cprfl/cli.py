@@ -37,7 +37,8 @@ def _as_value(text):
     except (ValueError, SyntaxError): return text
 
 def _as_keywords(words):
-    if wrong := [word for word in words if '=' not in word]: raise ValueError(f'expected NAME=VALUE, got {wrong[0]}')
+    for word in words:
+        if '=' not in word: raise ValueError(f'expected NAME=VALUE, got {word}')
     return {name: _as_value(value) for name, _, value in (word.partition('=') for word in words)}
 
 @_REGISTRY.primitive_rule
@@ -78,7 +79,8 @@ def _parse(options, argv, **kw):
     kw |= dict(config=(OmitArgPrefixes,), registry=_REGISTRY)
     box = io.StringIO()
     try:
-        with redirect_stderr(box): given, unknown = tyro.cli(options, args=argv, return_unknown_args=True, **kw)
+        with redirect_stderr(box):
+            given, unknown = tyro.cli(options, args=argv, return_unknown_args=True, **kw)
     except SystemExit as stop:
         if not stop.code: raise
         raise ValueError(f"{_sentence(box.getvalue())}; {kw['prog']} --help shows what there is") from None
@@ -211,7 +213,7 @@ class TrainOptions:
     model:ModelOptions # which model, backbone and semantics
     training:TrainConfig # how it learns
     run:RunOptions # where it is written
-    recipe:str|None = None # a name (`list` shows them) or a YAML file; else shapes-cprfl, with --list frozen-cprfl
+    recipe:str|None = None # name (`list` shows all) or YAML file; else shapes-cprfl, with --list frozen-cprfl
 
 # %% ../nbs/cli.ipynb #52679205
 _HEAD = tuple(f.name for f in fields(ModelOptions) if f.name not in ModelSettings.__dataclass_fields__)
@@ -220,7 +222,8 @@ def _start(recipe, list): return get_recipe(recipe or ('frozen-cprfl' if list el
 
 def _part(settings, recipe, **more):
     "The fields of a recipe that belong to one of its parts"
-    return settings(**{f.name: getattr(recipe, f.name) for f in fields(settings) if hasattr(recipe, f.name)}, **more)
+    values = {f.name: getattr(recipe, f.name) for f in fields(settings) if hasattr(recipe, f.name)}
+    return settings(**values, **more)
 
 def _train_defaults(argv):
     "The options of `cprfl_train` before any is given: those of the recipe"
@@ -279,7 +282,8 @@ def _show(run):
     if (run.folder / 'report.json').exists():
         print('\nmAP in percent\n', summarise(results_table([run])).to_string(), sep='')
     elif (run.folder / 'metrics.csv').exists():
-        print('\nno test images were given; the last epoch:\n', run.metrics.tail(1).to_string(index=False), sep='')
+        last = run.metrics.tail(1).to_string(index=False)
+        print(f'\nno test images were given; the last epoch:\n{last}')
     if run.recipe.train.select == 'valid' and run.recipe.model != 'clip':
         best = run.metrics.set_index('epoch')['total']
         print(f'\nkept: epoch {best.idxmax()} of {len(best)}, which is best on the validation images '
@@ -303,13 +307,14 @@ def evaluate(o):
     from cprfl.runs.run import Run
     from cprfl.train.trainer import evaluate as score
     run = Run(o.run)
-    recipe = run.recipe
-    if o.list: recipe = recipe.with_(benchmark=None, train_file=o.list, test_file=None, root=o.root, held_out=0.)
-    data = Splits.read(recipe)
-    test = data.train if o.list else data.test
+    if o.list:
+        files = dict(benchmark=None, train_file=o.list, test_file=None, root=o.root, held_out=0.)
+        test = Splits.read(run.recipe.with_(**files)).train
+    else: test = run.test_set()
     if test is None: raise ValueError(f'{run.folder} has no test set of its own; give one with --list')
     if test.classes != run.classes:
-        raise ValueError(f'these images have other classes ({test.classes[:3]}...) than the run ({run.classes[:3]}...)')
+        theirs, ours = test.classes[:3], run.classes[:3]
+        raise ValueError(f'these images have other classes ({theirs}...) than the run ({ours}...)')
     test.groups = run.groups
     print(format_report(score(run.model(), test, batch_size=o.batch_size, progress=True)))
     print(f'\nrun: {run.folder}')
@@ -352,7 +357,7 @@ def _resized(image, recipe):
 class TableOptions:
     "The options of `cprfl_table`"
     protocol:str = 'shapes' # what the rows share: shapes, or a YAML file
-    tables:str = '' # names separated by commas; all but `search` when left out, or `search` alone with --held-out
+    tables:str = '' # names with commas between; else all but `search`, or `search` alone with --held-out
     held_out:float = 0. # share of the training images that replaces the test set, for choosing settings
     seeds:int = 3 # runs per row
     out:str = '' # folder; runs/table-PROTOCOL when left out, and runs/search-PROTOCOL with --held-out
@@ -371,7 +376,8 @@ def _chosen_tables(o, tables):
     if unknown := [name for name in chosen if name not in tables]:
         raise ValueError(f"tables: expected some of {', '.join(names)}, got {', '.join(unknown)}")
     if 'search' in chosen and not (o.held_out or o.list):
-        raise ValueError('tables: `search` chooses settings, and the test set is not for that; add --held-out 0.3')
+        raise ValueError('tables: `search` chooses settings, and the test set is not for that; '
+                         'add --held-out 0.3')
     return {name: tables[name] for name in chosen}
 
 def _list_tables(protocol, tables, rows):
@@ -387,7 +393,7 @@ def _list_tables(protocol, tables, rows):
 # %% ../nbs/cli.ipynb #be36cedc
 @console(TableOptions, 'cprfl_table --tables methods,losses --seeds 1')
 def table(o):
-    "The paper's tables 1 to 3 and its figure 3, and more: every row under one protocol, mean and deviation over seeds"
+    "The paper's tables 1 to 3, its figure 3, and more: mean and deviation over seeds, under one protocol"
     from cprfl.runs.report import write_tables
     from cprfl.runs.tables import all_rows, all_tables, get_protocol, run_many, seeded
     protocol = get_protocol(o.protocol)
@@ -409,7 +415,7 @@ def table(o):
 @dataclass
 class BenchOptions:
     "The options of `cprfl_bench`"
-    what:Positional[Annotated[str, arg(metavar='WHAT')]] # train,levers,head,eval,metrics,classes,data, or some of them
+    what:Positional[Annotated[str, arg(metavar='WHAT')]] # some of train,levers,head,eval,metrics,classes,data
     out:str = '' # folder for a CSV of each table; nothing is written when left out
     backbone:str = 'resnet50' # with random weights, which are as fast as trained ones
     size:int = 224 # input size, pixels
@@ -432,7 +438,8 @@ def bench(o):
     if unknown := [name for name in wanted if name not in BENCHES]:
         raise ValueError(f"what: expected some of {', '.join(BENCHES)}, got {', '.join(unknown)}")
     if o.device == 'auto': o.device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    head = {name: getattr(o, name) for name in ('backbone', 'size', 'd', 'heads', 'head_dim', 'ffn_dim', 'device')}
+    names = ('backbone', 'size', 'd', 'heads', 'head_dim', 'ffn_dim', 'device')
+    head = {name: getattr(o, name) for name in names}
     print(machine(o.device))
     for name in wanted:
         results = BENCHES[name](head, o.classes, o.batch, o.repeats)

@@ -12,10 +12,11 @@ MODULES = {
     'recipe': ('GLOBAL_HEAD', 'MODELS', 'RECIPES', 'Recipe', 'get_recipe'),
     'build': ('Splits', 'build_model', 'load_data'),
     'run': ('Run', 'find_runs', 'is_main', 'run_or_open', 'run_recipe'),
-    'tables': ('PROTOCOLS', 'ROWS', 'SEARCH', 'Protocol', 'Table', 'all_rows', 'all_tables', 'default_workers',
-               'get_protocol', 'run_many', 'seeded'),
-    'report': ('FORMATS', 'Results', 'caption', 'collect', 'compare_to', 'ensemble_report', 'format_table', 'intervals',
-               'make_table', 'paper_results', 'read_tables', 'results_table', 'summarise', 'write_tables')}
+    'tables': ('PROTOCOLS', 'ROWS', 'SEARCH', 'Change', 'Protocol', 'Row', 'Table', 'all_rows', 'all_tables',
+               'default_workers', 'get_protocol', 'run_many', 'seeded'),
+    'report': ('FORMATS', 'Results', 'caption', 'collect', 'compare_to', 'ensemble_report', 'format_table',
+               'intervals', 'make_table', 'paper_results', 'read_tables', 'results_table', 'summarise',
+               'write_tables')}
 
 _HOME = {name: module for module, names in MODULES.items() for name in names}
 

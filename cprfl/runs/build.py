@@ -47,7 +47,8 @@ def _read_file(recipe, file, classes=None, groups=None):
 def _read_test_file(recipe, train):
     test = _read_file(recipe, recipe.test_file, train.classes, train.groups)
     if test.classes == train.classes: return test
-    def only(a, b): return some([c for c in a.classes if c not in b.classes], 5) or 'none, but their order differs'
+    def only(a, b):
+        return some([name for name in a.classes if name not in b.classes], 5) or 'none, but their order differs'
     raise ValueError('the test set has other classes than the training set; '
                      f'only in training: {only(train, test)}; only in the test set: {only(test, train)}')
 
@@ -69,7 +70,8 @@ class Splits:
         recipe:Recipe # which images
     ):
         "The images of a recipe, and its held-out rows"
-        train = _read_benchmark(recipe, 'train') if recipe.benchmark else _read_file(recipe, recipe.train_file)
+        if recipe.benchmark: train = _read_benchmark(recipe, 'train')
+        else: train = _read_file(recipe, recipe.train_file)
         if recipe.held_out:
             rows = stratified_split(train.targets, recipe.held_out, recipe.data_seed)
             if not recipe.benchmark and not recipe.test_file: # then these images are all there are
@@ -98,8 +100,9 @@ class Splits:
         recipe:Recipe # that they were read for
     ):
         "Print what was read, and warn of images that are in both sets"
-        chooses = recipe.train.select == 'valid' and recipe.model != 'clip'
-        print(f'training: {self.train}' + chooses * f'; {recipe.train.valid_fraction:.0%} of them choose the epoch')
+        chooses = f'; {recipe.train.valid_fraction:.0%} of them choose the epoch'
+        if recipe.train.select != 'valid' or recipe.model == 'clip': chooses = ''
+        print(f'training: {self.train}{chooses}')
         if self.test is None: return
         print(f"{'held out:' if recipe.held_out else 'testing: '} {self.test}")
         if both := _files(self.train) & _files(self.test):
@@ -134,16 +137,17 @@ def build_model(
     targets:np.ndarray|None=None # [N, C] training labels, for ML-GCN's correlations
 ) -> torch.nn.Module:
     "The recipe's model, before training"
+    kw = recipe.model_args
     if recipe.model == 'clip': return ZeroShotCLIP(load_clip(recipe.semantics), classes, recipe.template)
     torch.manual_seed(recipe.train.seed)
-    if recipe.model == 'coop': return LearnedContext(load_clip(recipe.semantics), classes, **recipe.model_args)
+    if recipe.model == 'coop': return LearnedContext(load_clip(recipe.semantics), classes, **kw)
     backbone = _build_backbone(recipe, load_weights)
-    if recipe.model == 'erm': return ERM(backbone, len(classes), **recipe.model_args)
+    if recipe.model == 'erm': return ERM(backbone, len(classes), **kw)
     if semantics is None:
         semantics = category_semantics(classes, recipe.semantics, recipe.template, recipe.semantics_norm,
                                        recipe.train.seed)
-    if recipe.model == 'mlgcn': return MLGCN(backbone, semantics, targets, **recipe.model_args)
-    return CPRFL(backbone, semantics, **recipe.model_args)
+    if recipe.model == 'mlgcn': return MLGCN(backbone, semantics, targets, **kw)
+    return CPRFL(backbone, semantics, **kw)
 
 def _build_backbone(recipe, load_weights):
     pretrained, weights = (recipe.pretrained, recipe.weights) if load_weights else (False, None)

@@ -30,7 +30,7 @@ class DataSettings:
     benchmark:str|None = 'shapes-lt' # voc-lt, coco-lt or shapes-lt; None: your own files
     data_seed:int = 0 # of the held-out share; of Shapes-LT, each seed is another benchmark of the same kind
     root:str|None = None # folder of the prepared benchmark, or of the images in your files
-    train_file:Annotated[str|None, arg(name='list')] = None # list (.txt), .csv, COCO .json or folder of class folders
+    train_file:Annotated[str|None, arg(name='list')] = None # .txt, .csv, COCO .json, or a folder of class folders
     test_file:Annotated[str|None, arg(name='test-list')] = None # the same for the test images
     classes:str|None = None # file of class names, for list files; classes.txt beside the list when left out
     skip_bad:bool = False # leave bad rows out and record them, instead of stopping
@@ -41,9 +41,9 @@ class DataSettings:
 @dataclass
 class ModelSettings:
     "Which model, backbone and semantics"
-    model:str = 'cprfl' # cprfl, erm (linear head), mlgcn, coop (learned context) or clip (zero-shot, no training)
+    model:str = 'cprfl' # cprfl, erm (linear head), mlgcn, coop (learned context) or clip (zero-shot)
     model_args:dict = field(default_factory=dict) # more keywords of the model
-    backbone:str = 'resnet101' # resnet50, torchvision:resnet101, vit_base_patch16_224, clip:RN50/openai, shapes, ...
+    backbone:str = 'resnet101' # resnet50, torchvision:resnet101, clip:RN50/openai, shapes, ...
     backbone_args:dict = field(default_factory=dict) # more keywords of the backbone
     pretrained:bool = False # start from the weights of the library
     weights:str|None = None # start from the weights in this file
@@ -71,11 +71,14 @@ class Recipe(ModelSettings, DataSettings, RunSettings):
         self._check_frozen()
 
     def _check_images(self):
-        if not self.benchmark and not self.train_file: raise ValueError('recipe: give a benchmark or a train_file')
+        if not (self.benchmark or self.train_file):
+            raise ValueError('recipe: give a benchmark or a train_file')
         if self.image_size is None and self.benchmark != 'shapes-lt':
-            raise ValueError('image_size: real images differ in size; give the edge to squash them to, such as 224')
+            raise ValueError('image_size: real images differ in size; '
+                             'give the edge to squash them to, such as 224')
         if not 0 <= self.held_out < 1:
-            raise ValueError(f'held_out: expected a share of the training images in [0, 1), got {self.held_out}')
+            raise ValueError('held_out: expected a share of the training images in [0, 1), '
+                             f'got {self.held_out}')
 
     def _check_frozen(self):
         if self.frozen and self.cache_images:
@@ -84,7 +87,8 @@ class Recipe(ModelSettings, DataSettings, RunSettings):
         if self.tune and not self.frozen:
             raise ValueError(f'tune: {self.tune} learning stages of a frozen backbone need frozen=True; '
                              'without it all stages learn')
-        if self.views > 1 and not self.frozen: raise ValueError(f'views: {self.views} cached views need frozen=True')
+        if self.views > 1 and not self.frozen:
+            raise ValueError(f'views: {self.views} cached views need frozen=True')
 
     def with_(self,
         **changes # of the recipe, or of its `train` settings
@@ -95,7 +99,8 @@ class Recipe(ModelSettings, DataSettings, RunSettings):
         known = [f.name for f in (*fields(self), *fields(TrainConfig))]
         if unknown := [k for k in of_training if k not in known]:
             hint = did_you_mean(unknown[0], known)
-            raise ValueError(f'recipe: unknown settings {some(unknown)}{hint}; there are {some(known, len(known))}')
+            raise ValueError(f'recipe: unknown settings {some(unknown)}{hint}; '
+                             f'there are {some(known, len(known))}')
         train = replace(of_recipe.pop('train', self.train), **of_training)
         return replace(self, **of_recipe, train=train)
 
@@ -105,7 +110,8 @@ class Recipe(ModelSettings, DataSettings, RunSettings):
     ):
         "A recipe from a file: `base: frozen-cprfl`, then settings of the recipe or its training"
         settings = yaml.safe_load(Path(file).read_text())
-        if not isinstance(settings, dict): raise ValueError(f'{file}: expected lines `name: value`, got {settings!r}')
+        if not isinstance(settings, dict):
+            raise ValueError(f'{file}: expected lines `name: value`, got {settings!r}')
         try:
             base = get_recipe(settings.pop('base')) if 'base' in settings else cls()
             return base.with_(**settings)
@@ -125,8 +131,8 @@ _PAPER = Recipe(
     backbone='resnet101', pretrained=True, image_size=448, semantics='clip:RN50/openai',
     train=TrainConfig(precision='bf16', num_workers=8))
 _FROZEN = Recipe(
-    benchmark=None, train_file='train.txt', backbone='resnet50', pretrained=True, image_size=224, frozen=True, views=6,
-    semantics='clip:RN50/openai', semantics_norm=24.,
+    benchmark=None, train_file='train.txt', backbone='resnet50', pretrained=True, image_size=224,
+    frozen=True, views=6, semantics='clip:RN50/openai', semantics_norm=24.,
     train=TrainConfig(epochs=15, lr=4e-4, ema=0.99, precision='bf16'))
 
 # %% ../../nbs/runs/recipe.ipynb #02a28aba
@@ -143,7 +149,8 @@ _ALL = (
     _PAPER.with_(name='coco-lt', about="the paper's CPRFL on COCO-LT; one GPU", benchmark='coco-lt', lr=1e-5),
     _FROZEN.with_(name='frozen-cprfl', about='CPRFL on cached features of your own images; a laptop',
                   model_args=_MEDIUM_HEAD),
-    _FROZEN.with_(name='frozen-global', about='CPRFL + global head: a linear head beside the VSI, and patch dropout',
+    _FROZEN.with_(name='frozen-global',
+                  about='CPRFL + global head: a linear head beside the VSI, and patch dropout',
                   model_args=_MEDIUM_HEAD | GLOBAL_HEAD),
     _FROZEN.with_(name='frozen-erm', about='a linear head on cached features: the linear probe',
                   model='erm', lr=1e-3, epochs=30))

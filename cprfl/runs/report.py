@@ -78,7 +78,8 @@ def paper_results():
 
 def _paper_column(table):
     "The heading of the paper's column, and its text for each row"
-    known = paper_results().query('where == @table.where').pivot(index='method', columns='benchmark', values='total')
+    known = paper_results().query('where == @table.where')
+    known = known.pivot(index='method', columns='benchmark', values='total')
     benchmarks = [name for name in ('VOC-LT', 'COCO-LT') if name in known]
     def text(method):
         if not method: return ''
@@ -102,7 +103,8 @@ def make_table(
         row = {'': label} | {name: _mean_std(ours[name]) for name in MAP_COLUMNS}
         row |= dict(seeds=len(ours), minutes=f"{ours['seconds'].mean() / 60:.1f}")
         out.append(row | {heading: theirs} if heading else row)
-    if not out: raise ValueError(f'{table.title}: none of its rows was run: {some(key for key, _, _ in table.rows)}')
+    if not out:
+        raise ValueError(f'{table.title}: none of its rows was run: {some(key for key, _, _ in table.rows)}')
     return pd.DataFrame(out).set_index('')
 
 def caption(
@@ -112,8 +114,8 @@ def caption(
 ) -> str:
     "What a reader has to know about the figures"
     r = results.iloc[0]
-    return (f"{table.title} on {title}: {r['train']:,} training and {r['test']:,} test images, {r['classes']} classes; "
-            'mAP in percent, mean ± standard deviation over seeds')
+    images = f"{r['train']:,} training and {r['test']:,} test images, {r['classes']} classes"
+    return f'{table.title} on {title}: {images}; mAP in percent, mean ± standard deviation over seeds'
 
 # %% ../../nbs/runs/report.ipynb #43572dd5
 FORMATS = dict(
@@ -167,11 +169,13 @@ def write_tables(
     write_json(folder / 'tables.json', dict(title=protocol.title, tables=described))
     done = set(results['key'])
     tables = {name: table for name, table in tables.items() if done & {key for key, _, _ in table.rows}}
-    return [_write_table(folder / name, protocol.title, table, results, format) for name, table in tables.items()]
+    return [_write_table(folder / name, protocol.title, table, results, format)
+            for name, table in tables.items()]
 
 def _write_table(path, title, table, results, format):
     made = make_table(table, results)
-    for kind, ending in _ENDINGS.items(): write_text(path.with_suffix(f'.{ending}'), format_table(made, kind) + '\n')
+    for kind, ending in _ENDINGS.items():
+        write_text(path.with_suffix(f'.{ending}'), format_table(made, kind) + '\n')
     sentences = ''.join(f'\n{line}' for line in compare_to(table, results))
     return f'{caption(table, results, title)}\n\n{format_table(made, format)}\n{sentences}'
 
@@ -218,7 +222,8 @@ def read_tables(
     if not (folder / 'tables.json').is_file():
         raise FileNotFoundError(f'{folder}: no tables.json in it; `cprfl_table --out {folder}` writes one')
     stored = json.loads((folder / 'tables.json').read_text())
-    tables = {name: Table(t['title'], tuple(map(tuple, t['rows'])), t['where']) for name, t in stored['tables'].items()}
+    tables = {name: Table(t['title'], tuple(map(tuple, t['rows'])), t['where'])
+              for name, t in stored['tables'].items()}
     frames = [pd.read_csv(folder / f'{name}.csv') for name in ('results', 'classes', 'intervals')]
     return Results(stored['title'], tables, *frames)
 

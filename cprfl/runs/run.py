@@ -34,7 +34,8 @@ class Run:
         self.folder = Path(folder)
         if not (self.folder / 'config.json').is_file():
             beside = ', '.join(path.name for path in find_runs(self.folder.parent)) or 'none'
-            raise FileNotFoundError(f'{self.folder} is not a run (it has no config.json); runs beside it: {beside}')
+            raise FileNotFoundError(f'{self.folder} is not a run (it has no config.json); '
+                                    f'runs beside it: {beside}')
         config = json.loads((self.folder / 'config.json').read_text())
         self.recipe = Recipe(**config['recipe'])
         self.classes = config['classes']
@@ -43,7 +44,8 @@ class Run:
         self.num_train = config['num_train']
 
     def __repr__(self):
-        return f'Run({str(self.folder)!r}): {self.recipe.model} on {self.recipe.benchmark or self.recipe.train_file}'
+        images = self.recipe.benchmark or self.recipe.train_file
+        return f'Run({str(self.folder)!r}): {self.recipe.model} on {images}'
 
     @property
     def metrics(self):
@@ -127,9 +129,9 @@ def _write_report(path, test, logits, seconds):
 # %% ../../nbs/runs/run.ipynb #9c98be9e
 def _as_in_file(recipe): return json.loads(json.dumps(asdict(recipe))) # tuples are lists there
 
-def _check_resumable(path, recipe, resume, progress):
+def _check_resumable(path, recipe, resume, speaks):
     if not ((path / 'report.json').exists() or any(path.glob('state/*.pt'))):
-        if resume and progress and is_main(): print(f'{path} has nothing to go on from, so it starts at the beginning')
+        if resume and speaks: print(f'{path} has nothing to go on from, so it starts at the beginning')
         return
     if not resume:
         raise FileExistsError(f'{path} holds a run already; go on with it (resume=True, or --resume), '
@@ -139,8 +141,8 @@ def _check_resumable(path, recipe, resume, progress):
     then, now = flat(asdict(Run(path).recipe)), flat(_as_in_file(recipe))
     changed = [f'{k}: {then.get(k)!r} then, {v!r} now' for k, v in now.items() if v != then.get(k)]
     if changed:
-        raise ValueError(f'{path} was started with other settings; resume with the same, or choose another name:\n  '
-                         + '\n  '.join(changed))
+        raise ValueError(f'{path} was started with other settings; '
+                         'resume with the same, or choose another name:\n  ' + '\n  '.join(changed))
 
 # %% ../../nbs/runs/run.ipynb #86bfff9b
 def run_recipe(
@@ -152,17 +154,18 @@ def run_recipe(
     progress:bool=True # show bars
 ) -> Run:
     "Train (where there is something to train), test, and write the run's folder"
-    path, began = Path(folder) / recipe.name, time.perf_counter()
-    _check_resumable(path, recipe, resume, progress)
+    path, began, writes = Path(folder) / recipe.name, time.perf_counter(), is_main()
+    _check_resumable(path, recipe, resume, speaks=progress and writes)
     data = Splits.read(recipe)
-    if progress and is_main(): data.announce(recipe)
+    if progress and writes: data.announce(recipe)
     model = build_model(recipe, data.classes, targets=data.train.targets)
-    if is_main(): _start_folder(path, recipe, data)
+    if writes: _start_folder(path, recipe, data)
     data = data.cached(recipe, model, cache or Path(folder) / 'cache', progress)
     model, accelerator = _fit(recipe, model, data, path, callbacks, resume, progress)
     if data.test is not None:
-        logits = predict(model, data.test, 2 * recipe.train.batch_size, accelerator, recipe.train.num_workers, progress)
-        if is_main(): _write_report(path, data.test, logits, time.perf_counter() - began)
+        c = recipe.train
+        logits = predict(model, data.test, 2 * c.batch_size, accelerator, c.num_workers, progress)
+        if writes: _write_report(path, data.test, logits, time.perf_counter() - began)
     if accelerator: accelerator.wait_for_everyone()
     return Run(path)
 

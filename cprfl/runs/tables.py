@@ -31,11 +31,11 @@ class Protocol:
     "What the rows of a table share"
     title:str # of the benchmark, for captions
     recipe:Recipe # CPRFL; every other row is a change of it
-    linear:dict = field(default_factory=dict) # more settings of the rows with a linear head, which train faster
-    tuned:dict = field(default_factory=lambda: dict(tune=1, backbone_lr=0.1)) # of rows whose last stage learns
+    linear:dict = field(default_factory=dict) # more settings of rows with a linear head, which train faster
+    tuned:dict = field(default_factory=lambda: dict(tune=1, backbone_lr=0.1)) # of rows that tune the backbone
     sources:dict = field(default_factory=dict) # semantics by short name; 'clip' is CPRFL's own
     loss_args:dict = field(default_factory=dict) # keywords of losses: the benchmark's constants
-    inputs:dict = field(default_factory=dict) # other backbones and sizes by label: {'96 px': dict(image_size=96)}
+    inputs:dict = field(default_factory=dict) # other backbones and sizes: {'96 px': dict(image_size=96)}
     tower:bool = True # whether the source 'clip' has an image tower, for zero-shot CLIP and CoOp
 
     def __post_init__(self):
@@ -194,7 +194,8 @@ class Change:
         new = self.to if self.times is None else old and type(old)(old * self.times)
         if new is None or new == old: return None
         changed = {self.setting: new}
-        if hasattr(recipe, self.setting) or hasattr(recipe.train, self.setting): return recipe.with_(**changed)
+        if hasattr(recipe, self.setting) or hasattr(recipe.train, self.setting):
+            return recipe.with_(**changed)
         return recipe.with_(model_args=recipe.model_args | changed)
 
 SEARCH = {
@@ -251,9 +252,9 @@ def _paper_tables(protocol):
         (f'cprfl-{words}', f'CPRFL, {_SOURCES[words]}', 'CPRFL, GloVe prompts' if words == 'glove' else ''),
         ('cprfl', 'CPRFL, CLIP', 'CPRFL, CLIP prompts'), ('global', 'CPRFL + global head'))
     losses = _rows(
-        ('cprfl-bce', 'BCE', 'BCE'), ('cprfl-bce', 'MLS (= BCE)', 'MLS'), ('cprfl-cb-focal', 'CB Focal', 'CB Focal'),
-        ('cprfl-db-nofocal', 'DB without focal', 'DB without focal'), ('cprfl-db-focal', 'DB Focal', 'DB Focal'),
-        ('cprfl', 'ASL', 'ASL'))
+        ('cprfl-bce', 'BCE', 'BCE'), ('cprfl-bce', 'MLS (= BCE)', 'MLS'),
+        ('cprfl-cb-focal', 'CB Focal', 'CB Focal'), ('cprfl-db-nofocal', 'DB without focal', 'DB without focal'),
+        ('cprfl-db-focal', 'DB Focal', 'DB Focal'), ('cprfl', 'ASL', 'ASL'))
     components = _rows(
         ('focal', 'baseline (linear head, Focal)', 'baseline'), ('vsi-focal', '+ VSI, free prompts', '+VSI'),
         ('cprfl-focal', '+ VSI + PI', '+VSI+PI'), ('cprfl', '+ VSI + PI + ASL', '+VSI+PI+RW'))
@@ -261,7 +262,8 @@ def _paper_tables(protocol):
                 components=Table('Components', components, 'table 3'),
                 semantics=Table('Prompt initialisation', _semantics_rows(protocol), 'figure 3'))
 
-_SOURCES = {'random': 'random', 'words': 'words of the name', 'glove': 'GloVe', 'clip': 'CLIP', 'clip-vit': 'CLIP ViT'}
+_SOURCES = {
+    'random': 'random', 'words': 'words of the name', 'glove': 'GloVe', 'clip': 'CLIP', 'clip-vit': 'CLIP ViT'}
 _SOURCES_OF_PAPER = {'random': 'random', 'glove': 'GloVe', 'clip': 'CLIP RN50', 'clip-vit': 'CLIP ViT-B/16'}
 
 def _semantics_rows(protocol):
@@ -272,8 +274,9 @@ def _semantics_rows(protocol):
 # %% ../../nbs/runs/tables.ipynb #1e8066ca
 _VARIANTS = dict(
     ablations=Table('What the paper leaves out', _rows(
-        ('cprfl', 'CPRFL'), ('grad-interaction', 'interaction path only'), ('grad-classifier', 'classifier path only'),
-        ('residual', 'with residual connections'), ('scale-head', 'attention scale of the released code'),
+        ('cprfl', 'CPRFL'), ('grad-interaction', 'interaction path only'),
+        ('grad-classifier', 'classifier path only'), ('residual', 'with residual connections'),
+        ('scale-head', 'attention scale of the released code'),
         ('depth-2', 'depth 2'), ('depth-3', 'depth 3'), ('tau-0.1', 'tau = 0.1'), ('tau-1', 'tau = 1'),
         ('no-normalize', 'images not normalised'))),
     variant=Table('CPRFL + global head, part by part', _rows(
@@ -299,7 +302,7 @@ def _input_rows(protocol):
 def all_tables(
     protocol:Protocol # its sources and inputs make some of the rows
 ) -> dict: # name -> `Table`
-    "Tables 1 to 3 and Figure 3 of the paper, what the paper leaves out, and `search`, which is for held-out images"
+    "Tables 1 to 3 and Figure 3 of the paper, the kit's own, and `search`, which is for held-out images"
     inputs = Table('Backbone and input size', _input_rows(protocol))
     return _paper_tables(protocol) | dict(inputs=inputs) | _VARIANTS
 
