@@ -324,7 +324,7 @@ def evaluate(o):
 class PredictOptions:
     "The options of `cprfl_predict`"
     run:Positional[Annotated[str, arg(metavar='RUN')]] # a run's folder
-    images:Positional[Annotated[list[str], arg(metavar='IMAGE')]] # image files
+    images:Positional[Annotated[list[str], arg(metavar='IMAGE [IMAGE ...]', help_behavior_hint='(required)')]] # files
     k:int = 3 # categories to show
 
 @console(PredictOptions, 'cprfl_predict runs/mine holiday.jpg kitchen.jpg')

@@ -99,8 +99,8 @@ class Recipe(ModelSettings, DataSettings, RunSettings):
         known = [f.name for f in (*fields(self), *fields(TrainConfig))]
         if unknown := [k for k in of_training if k not in known]:
             hint = did_you_mean(unknown[0], known)
-            raise ValueError(f'recipe: unknown settings {some(unknown)}{hint}; '
-                             f'there are {some(known, len(known))}')
+            raise ValueError(f'recipe: unknown settings {some(unknown)}; '
+                             f'there are {some(known, len(known))}{hint}')
         train = replace(of_recipe.pop('train', self.train), **of_training)
         return replace(self, **of_recipe, train=train)
 

@@ -47,7 +47,7 @@ def test_a_recipe_from_a_file(tmp_path):
 
 
 @pytest.mark.parametrize('text, words', [
-    ('base: shapes-erm\nepoch: 7\n', 'recipe: unknown settings epoch; did you mean epochs?'),
+    ('base: shapes-erm\nepoch: 7\n', 'recipe: unknown settings epoch; there are name, '),
     ('base: shapes\n', 'recipe: expected one of shapes-cprfl'),
     ('epochs', 'expected lines `name: value`')])
 def test_a_file_that_is_no_recipe_is_named(tmp_path, text, words):
