@@ -7,7 +7,6 @@ __all__ = ['Callback', 'Seed', 'Augment', 'Views', 'NonFiniteLoss', 'Finite', 'M
            'Compile', 'Select', 'EarlyStopping', 'Timer', 'ProgressBar', 'StopOnSignal']
 
 # %% ../../nbs/train/callbacks.ipynb #ca976406
-import math
 import signal
 import sys
 import threading
@@ -222,7 +221,7 @@ class Select(Callback):
     def after_fit(self, trainer):
         if self.weights is not None: trainer.load_trained(trainer.evaluated, self.weights)
 
-    def state(self, trainer): 
+    def state(self, trainer):
         return dict(best=trainer.best, best_epoch=trainer.best_epoch, weights=self.weights)
 
     def load_state(self, trainer, state):
@@ -291,7 +290,7 @@ class StopOnSignal(Callback):
 
     def __init__(self):
         self.name = None # of the signal that arrived
-        self.before:dict = {} # signal -> its handler without us
+        self.before = {} # signal -> its handler without us
 
     def before_fit(self, trainer):
         self.name = None

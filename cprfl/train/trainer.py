@@ -13,6 +13,7 @@ import os
 import warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, RandomSampler, Sampler, WeightedRandomSampler
@@ -188,7 +189,7 @@ def default_callbacks(
     progress:bool=True # show a bar
 ) -> list: # of `Callback`
     "What a training needs beside the loop"
-    callbacks = [Seed(), Views() if hasattr(train, 'draw_views') else Augment(), Finite(), MeanLoss(), OneCycle(),
+    callbacks:list = [Seed(), Views() if hasattr(train, 'draw_views') else Augment(), Finite(), MeanLoss(), OneCycle(),
                  Select(), Timer(), StopOnSignal()]
     if config.clip_grad: callbacks.append(ClipGrad())
     if config.ema: callbacks.append(EMA())
@@ -211,7 +212,7 @@ def train_mode(
 ):
     "Put a model into train mode, but for a frozen backbone"
     model.train()
-    if is_frozen(model): model.backbone.eval()
+    if is_frozen(model): model.get_submodule('backbone').eval()
 
 # %% ../../nbs/train/trainer.ipynb #52b5d44f
 def total_loss(
@@ -225,7 +226,20 @@ def total_loss(
 
 # %% ../../nbs/train/trainer.ipynb #1fb4eea7
 class Loop:
-    "The loop of a training, and its events"
+    "The loop of a training, and its events; `Trainer` gives it these"
+    config:TrainConfig
+    model:Any # as Accelerate wrapped it
+    evaluated:Any # what is evaluated: the moving average, or the model itself
+    run:Any # what a batch goes through: the model, or what was compiled from it
+    optimizer:Any
+    accelerator:Any
+    layout:torch.memory_format # that the model prefers for images
+    loss_func:Any
+    group_weight:float # of a batch among those of its optimiser step
+    callbacks:list
+    epoch:int # epochs that are done
+    step:int # batches of this epoch that are done
+
     def __call__(self, event, *args):
         "Let every callback that defines `event` act; the answers, for `on_error`"
         answers = []
@@ -324,8 +338,8 @@ class Trainer(Loop):
         self.layout = memory_layout(model, self.accelerator.device)
         self.model = self.evaluated = model.to(memory_format=self.layout)
         self.callbacks = [*default_callbacks(self.config, self.train, self.folder, progress), *callbacks]
-        self.epoch = 0 # epochs that are done
-        self.step = 0 # batches of this epoch that are done
+        self.epoch = 0
+        self.step = 0
         self.history:list = [] # a row per epoch
         self.best = -1. # mAP on the validation set
         self.best_epoch = 0
