@@ -109,6 +109,7 @@ class Splits:
             warnings.warn(f'{len(both)} of the {len(self.test)} test images are training images: '
                           'the result will say how well they are remembered', stacklevel=2)
 
+# %% ../../nbs/runs/build.ipynb #5f1c7a2e
 def _feature_cache(recipe, model, **kw):
     "A function from a dataset to its features"
     on_gpu = torch.cuda.is_available() and recipe.train.device != 'cpu'

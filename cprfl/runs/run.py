@@ -13,7 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+from safetensors.torch import load_file
 
 from .. import __version__
 from ..files import write_atomic, write_json, write_text
@@ -50,7 +52,6 @@ class Run:
     @property
     def metrics(self):
         "A row per epoch (pandas)"
-        import pandas as pd
         return pd.read_csv(self.folder / 'metrics.csv')
 
     @property
@@ -61,13 +62,11 @@ class Run:
     @property
     def predictions(self):
         "Logits on the test set (pandas: path, then a column per class)"
-        import pandas as pd
         return pd.read_parquet(self.folder / 'predictions.parquet')
 
     @property
     def prompts(self):
         "Prompts by epoch: {0: [C, d], 1: ..., ...}"
-        from safetensors.torch import load_file
         stored = load_file(self.folder / 'prompts.safetensors')
         return {int(name.split('_')[1]): prompts for name, prompts in sorted(stored.items())}
 
@@ -80,16 +79,14 @@ class Run:
     ) -> torch.nn.Module:
         "The trained model, in eval mode"
         if self.recipe.model == 'clip': return build_model(self.recipe, self.classes).eval()
-        from safetensors.torch import load_file
         if which == 'auto': which = 'last' if self.recipe.train.select == 'last' else 'best'
         state = load_file(self.folder / f'{which}.safetensors')
         without_backbone = self.recipe.frozen and not self.recipe.tune
         model = build_model(self.recipe, self.classes, state.get('semantics'), load_weights=without_backbone)
-        missing, unknown = model.load_state_dict(state, strict=False)
-        if without_backbone: missing = [name for name in missing if not name.startswith('backbone.')]
-        if missing or unknown:
-            raise ValueError(f'{self.folder}: weights do not fit the recipe; '
-                             f'missing {list(missing)[:5]}, unknown {list(unknown)[:5]}')
+        known = model.state_dict()
+        if without_backbone: state |= {name: known[name] for name in known if name.startswith('backbone.')}
+        try: model.load_state_dict(state)
+        except RuntimeError as e: raise ValueError(f'{self.folder}: weights do not fit the recipe: {e}') from e
         return model.eval()
 
 # %% ../../nbs/runs/run.ipynb #0ffa1ca0
@@ -117,7 +114,6 @@ def _start_folder(path, recipe, data):
         versions=dict(cprfl=__version__, torch=torch.__version__)))
 
 def _write_report(path, test, logits, seconds):
-    import pandas as pd
     frame = pd.DataFrame(logits.numpy(), columns=test.classes)
     frame.insert(0, 'path', test.paths)
     write_atomic(path / 'predictions.parquet', frame.to_parquet)
