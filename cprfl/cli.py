@@ -77,17 +77,17 @@ def _flags(options, **kw):
 def _parse(options, argv, **kw):
     "The dataclass `options` from the command line"
     kw |= dict(config=(OmitArgPrefixes,), registry=_REGISTRY)
-    box = io.StringIO()
+    box, look = io.StringIO(), f"; {kw['prog']} --help shows what there is"
     try:
         with redirect_stderr(box):
             given, unknown = tyro.cli(options, args=argv, return_unknown_args=True, **kw)
     except SystemExit as stop:
         if not stop.code: raise
-        raise ValueError(f"{_sentence(box.getvalue())}; {kw['prog']} --help shows what there is") from None
+        raise ValueError(_sentence(box.getvalue()) + look) from None
     if not unknown: return given
-    word = unknown[0].replace('_', '-')
-    hint = did_you_mean(word, _flags(options, **kw)) or f"; {kw['prog']} --help shows what there is"
-    raise ValueError(f'unknown argument {word if word.startswith("--") else unknown[0]}{hint}')
+    word = unknown[0]
+    if word.startswith('--'): word = word.replace('_', '-')
+    raise ValueError(f'unknown argument {word}{did_you_mean(word, _flags(options, **kw)) or look}')
 
 # %% ../nbs/cli.ipynb #367bde9b
 GOES_ON = dict(
