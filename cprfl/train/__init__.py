@@ -5,27 +5,30 @@
 # %% auto #0
 __all__ = ['MODULES']
 
-# %% ../../nbs/train/index.ipynb #286c849a
+# %% ../../nbs/train/index.ipynb #3acca66d
 import importlib
 
 MODULES = {
-    'config': ('PRECISIONS', 'CHOICES', 'AT_LEAST_1', 'AT_LEAST_0', 'SHARES', 'MAY_CHANGE_ON_RESUME', 'TrainConfig',
-        'param_groups'),
-    'augment': ('BatchAugment', 'POLICIES', 'random_cutout', 'random_flip', 'random_shift'),
-    'cache': ('CachedImages', 'FeatureDataset', 'cache_features', 'cache_images', 'feature_key', 'random_view'),
+    'config': ('PRECISIONS', 'CHOICES', 'AT_LEAST_1', 'AT_LEAST_0', 'SHARES', 'MAY_CHANGE_ON_RESUME',
+               'TrainConfig', 'param_groups'),
+    'augment': ('BatchAugment', 'POLICIES', 'mix_seed', 'random_cutout', 'random_flip', 'random_shift'),
+    'cache': ('CachedImages', 'FeatureDataset', 'cache_features', 'cache_images', 'feature_key',
+              'random_view'),
     'callbacks': ('Callback', 'Seed', 'Augment', 'Views', 'NonFiniteLoss', 'Finite', 'MeanLoss', 'ClipGrad',
-        'OneCycle', 'EMA', 'Compile', 'Select', 'EarlyStopping', 'Timer', 'ProgressBar', 'StopOnSignal'),
-    'checkpoint': ('data_key', 'collect_state', 'check_same_training', 'restore_state', 'saved_states', 'read_state',
-        'resume', 'Checkpoint', 'RunFolder'),
-    'trainer': ('EpochSampler', 'evaluating', 'prepared', 'predict', 'evaluate', 'build_accelerator',
-        'training_and_validation', 'default_callbacks', 'is_frozen', 'train_mode', 'total_loss', 'Loop', 'named',
-        'Trainer'),
-    'alignment': ('roc_auc', 'separation', 'as_model', 'purification', 'spread_images', 'PurificationRecorder',
-        'read_purity')}
+                  'OneCycle', 'EMA', 'Compile', 'Select', 'EarlyStopping', 'Timer', 'ProgressBar',
+                  'StopOnSignal'),
+    'checkpoint': ('data_key', 'collect_state', 'check_same_training', 'restore_state', 'saved_states',
+                   'refuse_another_training', 'read_state', 'resume', 'Checkpoint', 'RunFolder'),
+    'trainer': ('class_aware_weights', 'EpochSampler', 'evaluating', 'prepared', 'predict', 'evaluate',
+                'build_accelerator', 'in_use', 'training_and_validation', 'default_callbacks',
+                'build_loader', 'states_to_resume', 'is_frozen', 'train_mode', 'total_loss', 'Parts',
+                'Processes', 'Weights', 'Events', 'Loop', 'Trainer'),
+    'alignment': ('roc_auc', 'separation', 'as_model', 'purification', 'spread_images',
+                  'PurificationRecorder', 'read_purity')}
 
 _HOME = {name: module for module, names in MODULES.items() for name in names}
 
-# %% ../../nbs/train/index.ipynb #1438ca6e
+# %% ../../nbs/train/index.ipynb #18f425d2
 def __getattr__(name):
     "A public name, from its module, which is imported now: settings can be read without waiting for PyTorch"
     if name in _HOME: return getattr(importlib.import_module(f'cprfl.train.{_HOME[name]}'), name)

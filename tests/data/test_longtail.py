@@ -1,6 +1,5 @@
 "Groups, Pareto subsets and stratified splits"
 import json
-import time
 
 import numpy as np
 import pytest
@@ -117,12 +116,10 @@ def test_split_min_train_blank_images_and_bad_fractions():
         with pytest.raises(ValueError, match='between 0 and 1'): stratified_split(y, f)
 
 
-def test_large_sets_take_seconds():
+def test_a_large_set_keeps_its_tail():
     y = long_tailed(100_000, 80)
-    began = time.perf_counter()
     train, valid = stratified_split(y)
     idx = pareto_subset(y, 1200)
-    assert time.perf_counter() - began < 20
     assert (class_counts(y[train]) >= np.ceil(.8 * class_counts(y))).all()
     assert len(idx) < 10_000
 

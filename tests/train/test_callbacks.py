@@ -2,6 +2,7 @@
 import signal
 
 import pytest
+import torch
 from test_trainer import config, paint, picture_model, pictures, same  # noqa: F401 - a fixture
 
 from cprfl.train.callbacks import EMA, Augment, Callback, EarlyStopping, MeanLoss, OneCycle, Seed, Select, StopOnSignal
@@ -55,3 +56,12 @@ def test_states_have_names_of_their_own(pictures, tmp_path):  # noqa: F811 - the
     assert len(set(keys)) == len(keys)
     state = read_state(saved_states(tmp_path)[0])
     assert {kind.__name__ for kind in (EMA, MeanLoss, OneCycle, Select)} <= set(state['callbacks'])
+
+
+def test_a_skipped_step_moves_neither_rate_nor_average(pictures, monkeypatch):  # noqa: F811 - the fixture
+    "In fp16 a gradient may overflow; then the optimiser does not step"
+    monkeypatch.setattr('accelerate.Accelerator.optimizer_step_was_skipped', property(lambda self: True))
+    t = paint(pictures, epochs=1)
+    assert torch.equal(t.evaluated.fc.weight, picture_model().fc.weight)
+    [one_cycle] = [cb for cb in t.callbacks if isinstance(cb, OneCycle)]
+    assert one_cycle.schedule.last_epoch == 0
