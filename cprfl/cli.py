@@ -13,6 +13,7 @@ import io
 import re
 import sys
 from argparse import ArgumentParser
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields, replace
 from functools import wraps
@@ -97,7 +98,7 @@ GOES_ON = dict(
 def console(
     options:type, # a dataclass with a comment beside each field
     example:str, # of its use, for the help text
-    default=None # from arguments to an instance of `options`, whose values are the defaults
+    default:Callable|None=None # from arguments to an instance of `options`, whose values are the defaults
 ):
     "Make a command of a function of `options`: errors are one sentence, with exit code 2"
     def as_command(func):
@@ -115,6 +116,7 @@ def console(
             except KeyboardInterrupt:
                 print(f'{name}: stopped{GOES_ON.get(func.__name__, "")}', file=sys.stderr)
                 raise SystemExit(130) from None
+        del command.__wrapped__ # what it takes are the words of the command line
         return command
     return as_command
 
@@ -148,7 +150,7 @@ next: make lab, and there tutorials/first_training.ipynb
 
 # %% ../nbs/cli.ipynb #9d272412
 @console(DemoOptions, 'cprfl_demo --seeds 3')
-def demo(o):
+def demo(o:DemoOptions):
     "Train CPRFL on the embedded benchmark, beside a ResNet and zero-shot CLIP"
     from cprfl.runs.tables import run_many, seeded
     recipes = [get_recipe(name) for name in DEMO]
@@ -181,7 +183,7 @@ class PrepareOptions:
     offline:bool = False # never touch the network; say what is missing
 
 @console(PrepareOptions, 'cprfl_prepare voc-lt --root data')
-def prepare(o):
+def prepare(o:PrepareOptions):
     "Download and verify a benchmark; what is there already is kept"
     from cprfl.data.download import prepare_benchmark
     print(prepare_benchmark(o.name, o.root, lists=o.lists or None, images=o.images or None, workers=o.workers,
@@ -269,7 +271,7 @@ def _head(model, base):
 # %% ../nbs/cli.ipynb #c16aed5a
 @console(TrainOptions, 'cprfl_train --list photos.csv --held-out 0.25 --name mine\n'
          'cprfl_train --recipe voc-lt --root data', default=_train_defaults)
-def train(o):
+def train(o:TrainOptions):
     "Train a model, test it, and leave a run folder"
     if o.recipe == 'list': return print('\n'.join(f'{name:22} {r.about}' for name, r in RECIPES.items()))
     recipe = _recipe(o)
@@ -300,7 +302,7 @@ class EvaluateOptions:
     batch_size:int = 64 # images per forward pass
 
 @console(EvaluateOptions, 'cprfl_evaluate runs/mine --list more.csv')
-def evaluate(o):
+def evaluate(o:EvaluateOptions):
     "Test a run: mAP by group, precision and recall"
     from cprfl.metrics import format_report
     from cprfl.runs.build import Splits
@@ -328,7 +330,7 @@ class PredictOptions:
     k:int = 3 # categories to show
 
 @console(PredictOptions, 'cprfl_predict runs/mine holiday.jpg kitchen.jpg')
-def predict(o):
+def predict(o:PredictOptions):
     "The most likely categories of images, with their scores"
     import torch
 
@@ -392,7 +394,7 @@ def _list_tables(protocol, tables, rows):
 
 # %% ../nbs/cli.ipynb #be36cedc
 @console(TableOptions, 'cprfl_table --tables methods,losses --seeds 1')
-def table(o):
+def table(o:TableOptions):
     "The paper's tables 1 to 3, its figure 3, and more: mean and deviation over seeds, under one protocol"
     from cprfl.runs.report import write_tables
     from cprfl.runs.tables import all_rows, all_tables, get_protocol, run_many, seeded
@@ -429,7 +431,7 @@ class BenchOptions:
     repeats:int = 3 # of each measurement
 
 @console(BenchOptions, 'cprfl_bench train,eval --out speed')
-def bench(o):
+def bench(o:BenchOptions):
     "Measure a training step, an evaluation, the metrics, the cost of many classes, or the reading of images"
     import torch
 

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from ..checks import check_choice, some
+from ..data.dataset import MultiLabelDataset
 from ..files import write_json, write_text
 from ..metrics import multilabel_report
 from .run import Run, find_runs
@@ -254,7 +255,7 @@ def summarise(
 # %% ../../nbs/runs/report.ipynb #ea86f3a7
 def ensemble_report(
     runs:list, # of `Run`, tested on the same images
-    dataset # these images, with their labels
+    dataset:MultiLabelDataset # these images, with their labels
 ) -> dict: # see `multilabel_report`
     "The report of the mean of several runs' logits"
     logits = []

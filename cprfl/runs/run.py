@@ -9,6 +9,7 @@ __all__ = ['Run', 'find_runs', 'is_main', 'run_recipe', 'run_or_open']
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -146,7 +147,7 @@ def run_recipe(
     folder:str|Path='runs', # the run's folder is made below it, by the recipe's name
     resume:bool=False, # go on where a run was cut off
     cache:str|Path|None=None, # folder of cached features and images; `<folder>/cache` when left out
-    callbacks=(), # for the trainer
+    callbacks:Sequence=(), # for the trainer
     progress:bool=True # show bars
 ) -> Run:
     "Train (where there is something to train), test, and write the run's folder"
