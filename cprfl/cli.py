@@ -104,7 +104,7 @@ def console(
     def as_command(func):
         name = f'cprfl_{func.__name__}'
         description = f'{func.__doc__}\n\nExample:\n  ' + example.replace('\n', '\n  ')
-        @wraps(func)
+        @wraps(func, assigned=('__module__', '__name__', '__qualname__', '__doc__'))
         def command(argv:list|None=None): # arguments; those of the process when left out
             argv = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
             try:
@@ -444,7 +444,8 @@ def bench(o:BenchOptions):
     head = {name: getattr(o, name) for name in names}
     print(machine(o.device))
     for name in wanted:
-        results = BENCHES[name](head, o.classes, o.batch, o.repeats)
+        measure:Callable = BENCHES[name]
+        results = measure(head, o.classes, o.batch, o.repeats)
         print(f'\n{name}\n{results.round(2).to_string()}')
         if o.out: write_table(o.out, name, results, o.device, head | dict(classes=o.classes, batch=o.batch))
     if o.out: print(f'\ntables: {o.out}')
