@@ -22,7 +22,7 @@ import torch
 
 from .losses import build_loss
 from .metrics import average_precision
-from .model.backbones import IMAGENET_MEAN, IMAGENET_STD, memory_layout, to_patches
+from .model.backbones import IMAGENET_MEAN, IMAGENET_STD, preferred_memory_format, to_patches
 from .model.cprfl import CPRFL
 from .model.vsi import Dropout
 
@@ -125,7 +125,7 @@ class Setting:
         self.device, self.size, self.batch, self.classes = torch.device(device), size, batch, classes
         W = torch.randn(classes, 1024) * 0.4 if semantics is None else semantics
         model = CPRFL(backbone, W, d=d, heads=heads, head_dim=head_dim, ffn_dim=ffn_dim, attend=attend, feature_dim=None if backbone else 2048)
-        self.layout = memory_layout(model, self.device)
+        self.layout = preferred_memory_format(model, self.device)
         self.model = model.to(self.device).train()
         self.images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8) if backbone else torch.randn(batch, (size // 32)**2, 2048).half() # on the CPU, where they come from
         if self.device.type == 'cuda': self.images = self.images.pin_memory()

@@ -65,3 +65,9 @@ def made_once(tmp_path_factory, name, make):
             make(folder)
             complete.touch()
     return folder
+
+
+class TouchesAFile:
+    "A pickle that would touch a file when it is read"
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return open, (str(self.path), 'w')

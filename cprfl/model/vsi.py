@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..checks import check_choice, check_range
 
 # %% ../../nbs/model/vsi.ipynb #ee5c703f
 class Dropout(nn.Dropout):
@@ -21,19 +22,35 @@ class Dropout(nn.Dropout):
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None).view(torch.int16)[:x.numel()].view(x.shape)
         return x * torch.where(bits >= round(self.p * 2**16) - 2**15, x.new_tensor(1 / (1 - self.p)), x.new_tensor(0.))
 
+# %% ../../nbs/model/vsi.ipynb #3a1f0001
+def _project(weight, z, shared):
+    "Linear map of the tokens z [B, n, d] and of the shared ones [s, d]: [B, n + s, out]"
+    if shared is None: return F.linear(z, weight)
+    rest = F.linear(shared, weight).expand(len(z), -1, -1)
+    return torch.cat([F.linear(z, weight), rest], 1) if z.shape[1] else rest
+
+# %% ../../nbs/model/vsi.ipynb #3a1f0007
+def _attend(q, k, v, scale):
+    "softmax(scale q k^T) v"
+    small = q.shape[-2] * k.shape[-2] <= 2**16
+    if q.device.type == 'cpu' and torch.is_grad_enabled() and small:
+        return (q @ (k * scale).transpose(-1, -2)).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
 # %% ../../nbs/model/vsi.ipynb #9c04f6e0
 class PromptAttention(nn.Module):
-    "Multi-head attention over Z = (F, P); computes the output rows from `start` on only (paper, eqs. 3 and 4)"
+    "Multi-head attention over Z = (F, P), for the positions from `query_start` on (paper, eqs. 3 and 4)"
     def __init__(self,
         d:int, # width of the tokens
         heads:int, # number of heads
         head_dim:int, # width of a head; heads * head_dim need not be d
         dropout:float=0., # on the output projection
-        scale:str='model', # 'model': 1/sqrt(d), the paper; 'head': 1/sqrt(head_dim), the released code
+        scale:str='model' # 'model': 1/sqrt(d), the paper; 'head': 1/sqrt(head_dim), the released code
     ):
         super().__init__()
-        if scale not in ('model', 'head'): raise ValueError(f"scale: expected 'model' (sqrt(d)) or 'head' (sqrt(head_dim)), got {scale!r}")
-        self.heads, self.scale = heads, (d if scale == 'model' else head_dim)**-0.5
+        check_choice('scale', scale, ('model', 'head'))
+        self.heads = heads
+        self.scale = (d if scale == 'model' else head_dim)**-0.5
         self.to_qkv = nn.Linear(d, 3 * heads * head_dim, bias=False)
         self.to_out = nn.Linear(heads * head_dim, d)
         self.dropout = Dropout(dropout)
@@ -43,67 +60,70 @@ class PromptAttention(nn.Module):
     def forward(self,
         z:torch.Tensor, # [B, n, d] tokens
         shared:torch.Tensor|None=None, # [s, d] tokens that follow them and are the same for every image
-        start:int=0, # first position whose output is wanted, at most n
-        return_attention:bool=False, # also give the softmax weights [B, heads, n + s - start, keys]
-        keys:int|None=None # attend to the first so many of the n positions only; None: to all n + s
+        query_start:int=0, # first position whose output is wanted, at most n
+        return_attention:bool=False, # also return the softmax weights [B, heads, n + s - query_start, keys]
+        num_keys:int|None=None # attend to the first so many of the n positions only; None: to all n + s
     ):
+        "[B, n + s - query_start, d]"
         wq, wkv = self.to_qkv.weight.tensor_split([self.to_qkv.out_features // 3])
-        q = self._split(_project(wq, z[:, start:], shared))
-        k, v = (self._split(t) for t in _project(wkv, z[:, :keys], shared if keys is None else None).chunk(2, -1))
-        attention = None
+        q = self._split(_project(wq, z[:, query_start:], shared))
+        kv = _project(wkv, z[:, :num_keys], shared if num_keys is None else None)
+        k, v = (self._split(t) for t in kv.chunk(2, -1))
         if return_attention:
-            with torch.autocast(z.device.type, enabled=False): attention = (q.float() @ k.float().transpose(-1, -2) * self.scale).softmax(-1)
+            attention = self._weights(q, k)
             out = attention.to(v.dtype) @ v
         else: out = _attend(q, k, v, self.scale)
         out = self.dropout(self.to_out(out.transpose(1, 2).flatten(2)))
         return (out, attention) if return_attention else out
 
-def _attend(q, k, v, scale): # the fused kernel's backward pass is the slow one on CPUs, where a small matrix of weights is cheap to keep
-    if q.device.type == 'cpu' and torch.is_grad_enabled() and q.shape[-2] * k.shape[-2] <= 2**16: return (q @ (k * scale).transpose(-1, -2)).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, scale=scale)
-
-def _project(weight, z, shared): # what is shared is multiplied once, not once an image
-    if shared is None: return F.linear(z, weight)
-    rest = F.linear(shared, weight).expand(len(z), -1, -1)
-    return torch.cat([F.linear(z, weight), rest], 1) if z.shape[1] else rest
+    def _weights(self, q, k):
+        with torch.autocast(q.device.type, enabled=False):
+            return (q.float() @ k.float().transpose(-1, -2) * self.scale).softmax(-1)
 
 # %% ../../nbs/model/vsi.ipynb #b6a62a3e
+def _tokens(z, shared):
+    "All tokens [B, n + s, d]"
+    return z if shared is None else torch.cat([z, shared.to(z.dtype).expand(len(z), -1, -1)], 1)
+
 class VSILayer(nn.Module):
-    "Pre-norm encoder layer: FFN(LN(Attention(LN(z)))), without residual connections unless asked for"
+    "Pre-norm encoder layer FFN(LN(Attention(LN(z)))), by default without residual connections"
     def __init__(self,
         d:int, # width of the tokens
         heads:int, # number of heads
         head_dim:int, # width of a head
         ffn_dim:int, # hidden size of the feed-forward network
         dropout:float=0.1, # after the attention and inside the feed-forward network
-        residual:bool=False, # add the usual skip connections (off in the paper's released code)
+        residual:bool=False, # add the usual skip connections (the released code has none)
         scale:str='model' # attention scale, see `PromptAttention`
     ):
         super().__init__()
-        self.norm1, self.norm2, self.residual = nn.LayerNorm(d), nn.LayerNorm(d), residual
+        self.residual = residual
+        self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.attention = PromptAttention(d, heads, head_dim, dropout, scale)
-        self.ffn = nn.Sequential(nn.Linear(d, ffn_dim), nn.GELU(), Dropout(dropout), nn.Linear(ffn_dim, d), Dropout(dropout))
+        self.ffn = nn.Sequential(
+            nn.Linear(d, ffn_dim), nn.GELU(), Dropout(dropout),
+            nn.Linear(ffn_dim, d), Dropout(dropout))
 
     def forward(self,
         z:torch.Tensor, # [B, n, d] tokens
         shared:torch.Tensor|None=None, # [s, d] tokens that follow them and are the same for every image
-        start:int=0, # first position whose output is wanted, at most n
-        return_attention:bool=False, # also give the attention [B, heads, n + s - start, keys]
-        keys:int|None=None # attend to the first so many of the n positions only; None: to all n + s
+        query_start:int=0, # first position whose output is wanted, at most n
+        return_attention:bool=False, # also return the attention [B, heads, n + s - query_start, keys]
+        num_keys:int|None=None # attend to the first so many of the n positions only; None: to all n + s
     ):
-        a = self.attention(self.norm1(z), None if shared is None else self.norm1(shared), start, return_attention, keys)
+        "[B, n + s - query_start, d]"
+        shared_normed = None if shared is None else self.norm1(shared)
+        a = self.attention(self.norm1(z), shared_normed, query_start, return_attention, num_keys)
         a, attention = a if return_attention else (a, None)
-        if self.residual: a = a + _tokens(z, shared)[:, start:]
+        if self.residual: a = a + _tokens(z, shared)[:, query_start:]
         out = self.ffn(self.norm2(a))
         if self.residual: out = out + a
         return (out, attention) if return_attention else out
 
-def _tokens(z, shared): return z if shared is None else torch.cat([z, shared.to(z.dtype).expand(len(z), -1, -1)], 1)
-
 # %% ../../nbs/model/vsi.ipynb #e6834e98
 class VisualSemanticInteraction(nn.Module):
     "Transformer over (patches, prompts); gives one feature per category, P' [B, C, d] (paper, eqs. 3 to 5)"
-    def __init__(self,
+    def __init__(self, # noqa: PLR0913 - the paper's hyper-parameters; the keywords are public
         d:int=2048, # width of patches and prompts
         heads:int=8, # attention heads
         head_dim:int=512, # width of a head
@@ -111,27 +131,33 @@ class VisualSemanticInteraction(nn.Module):
         depth:int=1, # number of layers
         dropout:float=0.1, # dropout rate
         residual:bool=False, # skip connections
-        scale:str='model', # 'model': sqrt(d), as the paper writes; 'head': sqrt(head_dim), as the released code does
-        attend:str='all' # what tokens attend to: 'all' of (F, P), the paper; 'patches' alone, whose cost is linear in C
+        scale:str='model', # 'model': sqrt(d), the paper; 'head': sqrt(head_dim), the released code
+        attend:str='all' # what tokens attend to: 'all' of (F, P), the paper; or 'patches' alone, linear in C
     ):
         super().__init__()
-        if depth < 1: raise ValueError(f'VisualSemanticInteraction: depth must be at least 1, got {depth}')
-        if attend not in ('all', 'patches'): raise ValueError(f"attend: expected 'all' or 'patches', got {attend!r}")
+        check_range('depth', depth, low=1)
+        check_choice('attend', attend, ('all', 'patches'))
         self.attend = attend
-        self.layers = nn.ModuleList(VSILayer(d, heads, head_dim, ffn_dim, dropout, residual, scale) for _ in range(depth))
+        layers = (VSILayer(d, heads, head_dim, ffn_dim, dropout, residual, scale) for _ in range(depth))
+        self.layers = nn.ModuleList(layers)
 
     def forward(self,
         features:torch.Tensor, # [B, v, d] patch features F
         prompts:torch.Tensor, # [C, d] category prompts P
-        return_attention:bool=False # also give the last layer's weights on the patches [B, heads, C, v]
+        return_attention:bool=False # also return the last layer's weights on the patches [B, heads, C, v]
     ):
         "P' [B, C, d]"
         if features.ndim != 3 or prompts.ndim != 2 or features.shape[-1] != prompts.shape[-1]:
-            raise ValueError('VisualSemanticInteraction: expected features [B, v, d] and prompts [C, d] of one width d, '
-                             f'got {list(features.shape)} and {list(prompts.shape)}')
-        z, shared, v = features, prompts, features.shape[1]
-        keys = v if self.attend == 'patches' else None
-        for layer in self.layers[:-1]: z, shared = layer(z, shared, keys=keys), None # from the second layer on prompts know the image
-        out = self.layers[-1](z, shared, v, return_attention, keys)
+            raise ValueError('VisualSemanticInteraction: expected features [B, v, d] and prompts [C, d] '
+                             f'of one width d, got {list(features.shape)} and {list(prompts.shape)}')
+        v = features.shape[1]
+        num_keys = v if self.attend == 'patches' else None
+        z = features
+        shared: torch.Tensor|None = prompts
+        for layer in self.layers[:-1]:
+            z = layer(z, shared, num_keys=num_keys)
+            shared = None # from the second layer on, prompts depend on the image
+        out = self.layers[-1](z, shared, v, return_attention, num_keys)
         if not return_attention: return out
-        return out[0], out[1][..., :v]
+        out, attention = out
+        return out, attention[..., :v]

@@ -16,9 +16,8 @@ import torch
 
 from ..checks import some
 from ..data.benchmarks import load_benchmark
-from ..data.dataset import MultiLabelDataset, resize
+from ..data.dataset import MultiLabelDataset, from_coco, from_csv, from_folder, from_list, resize
 from ..data.longtail import frequency_groups, stratified_split
-from ..data.readers import from_coco, from_csv, from_folder, from_list
 from ..model.backbones import TunedBackbone, build_backbone
 from ..model.baselines import ERM, MLGCN, LearnedContext, ZeroShotCLIP
 from ..model.cprfl import CPRFL

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODULES']
 
-# %% ../../nbs/train/index.ipynb #3acca66d
+# %% ../../nbs/train/index.ipynb #13f99e47
 import importlib
 
 MODULES = {
@@ -28,7 +28,7 @@ MODULES = {
 
 _HOME = {name: module for module, names in MODULES.items() for name in names}
 
-# %% ../../nbs/train/index.ipynb #18f425d2
+# %% ../../nbs/train/index.ipynb #9648c783
 def __getattr__(name):
     "A public name, from its module, which is imported now: settings can be read without waiting for PyTorch"
     if name in _HOME: return getattr(importlib.import_module(f'cprfl.train.{_HOME[name]}'), name)

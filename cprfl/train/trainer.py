@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, RandomSampler, Sampler, WeightedRandomS
 from ..data.longtail import stratified_split
 from ..losses import build_loss
 from ..metrics import multilabel_report
-from ..model.backbones import memory_layout
+from ..model.backbones import preferred_memory_format
 from cprfl.train.callbacks import (
     EMA,
     Augment,
@@ -107,7 +107,7 @@ def predict(
     if hasattr(dataset, 'draw_views'): dataset.view[:] = 0
     loader = DataLoader(dataset, batch_size, num_workers=num_workers)
     device = next(model.parameters()).device
-    layout = memory_layout(model, device)
+    layout = preferred_memory_format(model, device)
     out = []
     with in_use(accelerator), evaluating(model):
         if accelerator: loader = accelerator.prepare(loader)
@@ -439,7 +439,7 @@ class Trainer(Loop, Weights):
         self.loss_func = loss or build_loss(self.config.loss, self.train.class_counts, len(self.train),
                                             **self.config.loss_args)
         self.accelerator = build_accelerator(self.config)
-        self.layout = memory_layout(model, self.accelerator.device)
+        self.layout = preferred_memory_format(model, self.accelerator.device)
         self.model = self.evaluated = model.to(memory_format=self.layout)
         self.callbacks = [*default_callbacks(self.config, self.train, folder, progress), *callbacks]
         self.history = []

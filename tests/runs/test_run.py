@@ -158,7 +158,7 @@ def test_only_the_tuned_stages_have_gradients():
 
 
 @pytest.mark.parametrize('name, kw, stages, words', [
-    ('resnet18', {}, 4, 'expected 1, 2 or 3 stages, got 4'),
+    ('resnet18', {}, 4, 'expected one of 1, 2, 3, got 4'),
     ('vit_tiny_patch16_224', dict(img_size=32), 1, 'expected a ResNet')])
 def test_a_backbone_that_cannot_be_tuned(name, kw, stages, words):
     with pytest.raises(ValueError, match=words): TunedBackbone(build_backbone(name, **kw), stages)
