@@ -251,7 +251,7 @@ def pointing_game(
     "Pointing game and energy of a model's maps, for every category in every image"
     if method not in METHODS: raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     if dataset is None:
-        from cprfl.runs.recipe import load_data
+        from cprfl.runs.build import load_data
         dataset = load_data(model.recipe)[1]
     pairs = _pairs(dataset, n, seed)
     maps, logits = zip(*METHODS[method](as_model(model), dataset, pairs, batch_size))

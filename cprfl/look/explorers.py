@@ -81,7 +81,7 @@ class PredictionExplorer(ImageExplorer):
         size = _image_size(first) if first is not None else 224
         if dataset is None or hasattr(dataset, 'targets'):
             if dataset is None and first is not None:
-                from cprfl.runs.recipe import load_data
+                from cprfl.runs.build import load_data
                 dataset = load_data(first.recipe)[1]
             self.predictions = p = align_predictions(self.runs, dataset)
             at = {path: i for i, path in enumerate(dataset.paths)}
@@ -175,7 +175,7 @@ class AttentionExplorer(ImageExplorer):
         if recipe is None and not hasattr(dataset, 'targets'):
             raise ValueError('AttentionExplorer: a model alone does not know its classes; pass a dataset, or a Run')
         if dataset is None:
-            from cprfl.runs.recipe import load_data
+            from cprfl.runs.build import load_data
             dataset = load_data(recipe)[1]
             if dataset is None: raise ValueError('AttentionExplorer: this run has no test set; pass a dataset, or a folder of images')
         if recipe is not None: dataset = own_dataset(dataset, run.classes, run.groups, _image_size(run))

@@ -66,7 +66,7 @@ def align_predictions(
     return Predictions(paths, logits, targets, classes, dataset.groups, zero_shot)
 
 def _test_set(runs):
-    from cprfl.runs.recipe import load_data
+    from cprfl.runs.build import load_data
     run = next((r for r in runs.values() if not isinstance(r, pd.DataFrame)), None)
     test = load_data(run.recipe)[1] if run is not None else None
     if test is None: raise ValueError('align_predictions: there is no run with a test set of its own; pass `dataset`')

@@ -115,7 +115,7 @@ class PurificationRecorder(Callback):
     def before_fit(self, trainer):
         self.folder = Path(self.folder or trainer.folder) if self.folder or trainer.folder else None
         file = self.folder and self.folder / 'purity.csv'
-        if not (trainer.epoch or trainer.batch): return self.after_epoch(trainer)
+        if not (trainer.epoch or trainer.step): return self.after_epoch(trainer)
         if file and file.exists(): self.table = pd.read_csv(file).query('epoch <= @trainer.epoch')
 
     def after_epoch(self, trainer):

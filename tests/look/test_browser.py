@@ -24,7 +24,7 @@ EVIL = ['<script>window.broken=1</script>', '<img src=x onerror=window.broken=1>
 CELLS = dict(
     setup="""
         import numpy as np, torch
-        from cprfl.runs.recipe import load_data
+        from cprfl.runs.build import load_data
         from cprfl.runs.run import Run
         from cprfl.look.explorers import *
         from cprfl.model.cprfl import CPRFL
