@@ -7,18 +7,17 @@ __all__ = ['EpochSampler', 'predict', 'evaluate', 'NonFiniteLoss', 'Trainer', 'P
            'SAFE', 'TrainConfig', 'param_groups', 'Callback', 'ProgressBar', 'EarlyStopping', 'write_atomic',
            'Recorder', 'saved_states', 'asked_to_stop', 'POLICIES', 'random_flip', 'random_cutout', 'random_shift',
            'BatchAugment', 'feature_key', 'random_view', 'cache_features', 'FeatureDataset', 'CachedImages',
-           'cache_images', 'roc_auc', 'separation', 'as_model', 'evaluating', 'purification', 'spread_images',
+           'cache_images', 'roc_auc', 'alignment_table', 'evaluating', 'purification', 'spread_images',
            'PurificationRecorder', 'read_purity']
 
 # %% ../../nbs/train/index.ipynb #e72cc23e
 from cprfl.train.alignment import (
     PurificationRecorder,
-    as_model,
+    alignment_table,
     evaluating,
     purification,
     read_purity,
     roc_auc,
-    separation,
     spread_images,
 )
 from .augment import POLICIES, BatchAugment, random_cutout, random_flip, random_shift
@@ -40,5 +39,5 @@ _all_ = ['EpochSampler', 'predict', 'evaluate', 'NonFiniteLoss', 'Trainer', 'PRE
     'COMPILE', 'SAFE', 'TrainConfig', 'param_groups', 'Callback', 'ProgressBar', 'EarlyStopping', 'write_atomic',
     'Recorder', 'saved_states', 'asked_to_stop', 'POLICIES', 'random_flip', 'random_cutout', 'random_shift',
     'BatchAugment', 'feature_key', 'random_view', 'cache_features', 'FeatureDataset', 'CachedImages', 'cache_images',
-    'roc_auc', 'separation', 'as_model', 'evaluating', 'purification', 'spread_images', 'PurificationRecorder',
+    'roc_auc', 'alignment_table', 'evaluating', 'purification', 'spread_images', 'PurificationRecorder',
     'read_purity']

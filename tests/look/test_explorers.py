@@ -26,7 +26,7 @@ from cprfl.model.cprfl import CPRFL
 from cprfl.model.semantics import load_clip
 from cprfl.runs.recipe import Recipe
 from cprfl.runs.run import run_recipe
-from cprfl.train.callbacks import write_atomic
+from cprfl.files import write_atomic
 from cprfl.train.config import TrainConfig
 from cprfl.train.trainer import Trainer, predict
 

@@ -27,7 +27,7 @@ from cprfl.train.alignment import (
     purification,
     read_purity,
     roc_auc,
-    separation,
+    alignment_table,
     spread_images,
 )
 from cprfl.train.config import TrainConfig
@@ -206,7 +206,7 @@ def test_classes_with_positives_or_negatives_only_are_nan_and_warn_not():
     y = np.array([[1, 0], [1, 0]])
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        t = separation(np.zeros((2, 2)), np.full((2, 2), 0.5), y, ['a', 'b'], dict(head=[0], medium=[], tail=[1]))
+        t = alignment_table(np.zeros((2, 2)), np.full((2, 2), 0.5), y, ['a', 'b'], dict(head=[0], medium=[], tail=[1]))
     assert t['auc'].isna().all() and np.isnan(t.loc[0, 'negative']) and np.isnan(t.loc[1, 'positive']) and t.loc[0, 'positive'] == 0.5
 
 
