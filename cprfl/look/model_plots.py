@@ -265,10 +265,11 @@ PLACES = (
     (6, 0, 'left', 'center'), (-6, 0, 'right', 'center'), (0, 6, 'center', 'bottom'), (0, -6, 'center', 'top'),
     (5, 9, 'left', 'center'), (5, -9, 'left', 'center'), (-5, 9, 'right', 'center'), (-5, -9, 'right', 'center'))
 
-def _label(fig, ax, points):
-    "Write names beside their points"
+def _label(fig, ax, points, marks):
+    "Write names beside their points, off the marks"
+    from matplotlib.transforms import Bbox
     fig.canvas.draw()
-    taken = []
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in ax.transData.transform(marks)]
     for name, at in points:
         for place in PLACES:
             dx, dy, ha, va = place
@@ -310,7 +311,8 @@ def plot_trajectories(
     ends = paths[paths['epoch'] == paths['epoch'].max()]
     if names is None: names = ends['class'].tolist() if len(ends) <= 24 else []
     ends = ends[ends['class'].isin(names)]
-    _label(fig, ax, list(zip(ends['class'], zip(ends['pc1'], ends['pc2']))))
+    marks = paths[paths['epoch'].isin([paths['epoch'].min(), paths['epoch'].max()])]
+    _label(fig, ax, list(zip(ends['class'], zip(ends['pc1'], ends['pc2']))), marks[['pc1', 'pc2']])
     return fig, ax
 
 # %% ../../nbs/look/model_plots.ipynb #e1254e5b

@@ -98,8 +98,8 @@ def plot_training(
     for ax in axes:
         tidy(ax)
         ax.xaxis.get_major_locator().set_params(integer=True)
-    if validated: axes[1].legend(frameon=False, fontsize=8)
-    if isinstance(metrics, dict): axes[0].legend(frameon=False, fontsize=8)
+    if isinstance(metrics, dict): legend_above(axes[0], len(runs))
+    if validated: legend_above(axes[1], len(runs) if len(runs) > 1 else len(WITH_TOTAL))
     return fig, axes
 
 # %% ../../nbs/look/plots.ipynb #901f857e
@@ -130,8 +130,7 @@ def _method_lines(ax, labels, points, xlabel, apart):
         style = dict(fmt=MARKERS.get(g, 'D'), color=GROUP_COLOURS[g], markersize=5, capsize=2, linewidth=1.2)
         ax.errorbar(x, y, xerr=error, label=g, **style)
     ax.set_yticks(range(len(labels)), labels)
-    ax.invert_yaxis()
-    ax.set_xlabel(xlabel)
+    ax.set(ylim=(len(labels) - 0.5, -0.5), xlabel=xlabel)
     tidy(ax, 'both')
     legend_above(ax, len(points))
 
@@ -143,7 +142,7 @@ def plot_rows(
 ):
     "mAP by group, mean and standard deviation over seeds, a line per method"
     keys = [k for k in labels if k in set(results['key'])]
-    fig, ax = new_axes(ax, (7, 0.8 + 0.32 * len(keys)))
+    fig, ax = new_axes(ax, (7, 1 + 0.36 * len(keys)))
     by_key = results.groupby('key')[list(groups)]
     mean, std = by_key.mean().loc[keys], by_key.std().fillna(0).loc[keys]
     _method_lines(ax, [labels[k] for k in keys], {g: (mean[g], std[g]) for g in groups}, 'mAP (%)', 0.12)
@@ -158,7 +157,7 @@ def plot_intervals(
 ):
     "mAP with its interval over test images, a line per method"
     keys, points = [k for k in labels if k in set(intervals['key'])], {}
-    fig, ax = new_axes(ax, (7, 0.8 + 0.3 * len(keys)))
+    fig, ax = new_axes(ax, (7, 1 + 0.32 * len(keys)))
     for g in groups:
         at = intervals[intervals['group'] == g].set_index('key').loc[keys]
         points[g] = at['mAP'], [at['mAP'] - at['low'], at['high'] - at['mAP']]
