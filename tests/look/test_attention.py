@@ -48,7 +48,8 @@ def test_a_lit_patch_stays_in_its_place(grid, size):
 def test_upsampling_keeps_leading_shape_and_the_peak():
     maps = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     up = upsample_maps(maps, (35, 35))
-    assert up.shape == (2, 3, 35, 35) and torch.allclose(up[..., 3::7, 3::7], maps, atol=1e-6)  # odd patches have a middle pixel
+    assert up.shape == (2, 3, 35, 35)
+    assert torch.allclose(up[..., 3::7, 3::7], maps, atol=1e-6)  # odd patches have a middle pixel
 
 
 @pytest.mark.parametrize('v,size,grid', [(49, (224, 224), (7, 7)), (6, (64, 96), (2, 3)), (1, (32, 32), (1, 1)), (512, (256, 128), (32, 16))])
@@ -85,7 +86,8 @@ def test_known_attention():
     keys = torch.cat([F.avg_pool2d(image, 8)[0].flatten(1).T, torch.eye(3)])
     expected = (5 * torch.eye(3) @ keys.T / 3**0.5).softmax(-1)[:, :16]
     assert torch.allclose(a.heads[0, 0].flatten(1), expected, atol=1e-6)
-    assert torch.allclose(a.on_patches[0], expected.sum(-1), atol=1e-6) and a.on_patches.max() < 1
+    assert torch.allclose(a.on_patches[0], expected.sum(-1), atol=1e-6)
+    assert a.on_patches.max() < 1
     assert torch.allclose(a.mean[0, 2], a.mean[0, 2, 0, 0], atol=1e-6)  # nothing is blue: blue looks everywhere alike
 
 
@@ -94,7 +96,8 @@ def test_attention_of_cached_patches_equals_that_of_images():
     m = CPRFL('resnet18', torch.randn(4, 8), d=16, heads=2, head_dim=8, ffn_dim=16).eval()
     images = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
     a, b = attention_maps(m, images), attention_maps(m, m.backbone.patches(images).detach())
-    assert torch.allclose(a.heads, b.heads, atol=1e-5) and torch.allclose(a.logits, m(images), atol=1e-4)
+    assert torch.allclose(a.heads, b.heads, atol=1e-5)
+    assert torch.allclose(a.logits, m(images), atol=1e-4)
 
 
 # Grad-CAM
@@ -108,7 +111,8 @@ def test_grad_cam_of_pooling_and_a_linear_layer_in_closed_form():
     with grad_cam(m) as cam: maps, logits = cam(images, [5, 2])
     A = m.backbone(images)
     expected = torch.einsum('bk,bkij->bij', m.fc.weight[[5, 2]], A).relu() / 4
-    assert torch.allclose(maps, expected, atol=1e-5) and torch.allclose(logits, m(images), atol=1e-4)
+    assert torch.allclose(maps, expected, atol=1e-5)
+    assert torch.allclose(logits, m(images), atol=1e-4)
 
 
 def test_grad_cam_agrees_with_the_package_up_to_its_stretching():
@@ -130,7 +134,8 @@ def test_grad_cam_does_not_depend_on_the_rest_of_the_batch():
     with grad_cam(m) as cam:
         together = cam(images, [0, 1, 2])[0]
         alone = torch.cat([cam(images[i:i + 1], [i])[0] for i in range(3)])
-    assert torch.allclose(together, alone, atol=1e-6) and together.shape == (3, 3, 3)
+    assert torch.allclose(together, alone, atol=1e-6)
+    assert together.shape == (3, 3, 3)
 
 
 def _tiny_vit_clip():
@@ -145,20 +150,26 @@ def test_every_family_has_maps_on_its_grid():
     models = {(2, 2): ERM('resnet18', 5), (4, 4): ERM(build_backbone('vit_tiny_patch16_224', img_size=64), 5)}
     for grid, m in models.items():
         with grad_cam(m) as cam: maps, _ = cam(_images(), [0, 1])
-        assert maps.shape == (2, *grid) and (maps >= 0).all() and maps.max() > 0
+        assert maps.shape == (2, *grid)
+        assert (maps >= 0).all()
+        assert maps.max() > 0
     vit = ZeroShotCLIP(_tiny_vit_clip(), list('abc'))
     with grad_cam(vit) as cam: maps, cosines = cam(_images(), [0, 1])
-    assert maps.shape == (2, 4, 4) and maps.max() > 0 and cosines.abs().max() <= 1
+    assert maps.shape == (2, 4, 4)
+    assert maps.max() > 0
+    assert cosines.abs().max() <= 1
 
 
 def test_clip_is_explained_by_its_cosine():
     test = shapes_lt('test')
     m, images = ZeroShotCLIP(load_clip('shapes'), test.classes), _images()
     with grad_cam(m) as cam: maps, cosines = cam(images, [3, 4])
-    assert maps.shape == (2, 4, 4) and torch.allclose(cosines * m.tower.logit_scale.exp(), m(images), atol=1e-3)
+    assert maps.shape == (2, 4, 4)
+    assert torch.allclose(cosines * m.tower.logit_scale.exp(), m(images), atol=1e-3)
     coop = LearnedContext(load_clip('shapes'), test.classes)
     with grad_cam(coop) as cam: maps, logits = cam(images, [3, 4])
-    assert maps.shape == (2, 4, 4) and torch.allclose(logits, coop(images), atol=1e-3)
+    assert maps.shape == (2, 4, 4)
+    assert torch.allclose(logits, coop(images), atol=1e-3)
 
 
 def test_cam_needs_a_backbone_and_a_category_per_image():
@@ -184,10 +195,15 @@ def test_hooks_modes_and_gradients_are_as_before():
     m.fc.bias.grad = torch.ones_like(m.fc.bias)
     with pytest.raises(RuntimeError, match='on purpose'), grad_cam(m) as cam:
         cam(_images(), [0, 1])
-        assert _hooks(m) > 0 and not m.training
+        assert _hooks(m) > 0
+        assert not m.training
         raise RuntimeError('on purpose')
-    assert _hooks(m) == 0 and m.training and not m.backbone.training
-    assert not m.fc.weight.requires_grad and m.fc.bias.requires_grad and (m.fc.bias.grad == 1).all()
+    assert _hooks(m) == 0
+    assert m.training
+    assert not m.backbone.training
+    assert not m.fc.weight.requires_grad
+    assert m.fc.bias.requires_grad
+    assert (m.fc.bias.grad == 1).all()
     assert all(p.grad is None for n, p in m.named_parameters() if n != 'fc.bias')
 
 
@@ -208,7 +224,8 @@ def test_no_tensor_is_left_after_twenty_calls(inside):
     calls(2)
     before = _live_tensors()
     calls(20)
-    assert _live_tensors() == before and _hooks(m) == 0
+    assert _live_tensors() == before
+    assert _hooks(m) == 0
 
 
 def test_explain_image_names_what_each_model_has():
@@ -224,7 +241,8 @@ def test_hits_and_energy_by_hand():
     m = torch.zeros(3, 4, 4)
     m[0, 2, 1], m[1] = 1, 3
     scores = score_maps(m, [[(4, 8, 8, 12)]] * 3, (16, 16))
-    assert scores['hit'].tolist() == [1, 0, 0] and scores['area'].tolist() == [1 / 16] * 3
+    assert scores['hit'].tolist() == [1, 0, 0]
+    assert scores['area'].tolist() == [1 / 16] * 3
     assert scores['energy'].tolist() == pytest.approx([(3 / 4)**2, 1 / 16, 0])  # per axis, interpolation keeps 3/4 of a patch within
     assert score_maps(-m[:1], [[(4, 8, 8, 12)]], (16, 16))['hit'].tolist() == [0]  # only what is positive points
 
@@ -233,8 +251,10 @@ def test_the_point_is_the_centre_of_the_strongest_patch():
     m = torch.zeros(1, 2, 2)
     m[0, 0, 1] = 1  # its centre on 16 x 16 pixels: x 12, y 4
     hit = lambda *box, **kw: score_maps(m, [[box]], (16, 16), **kw)['hit'].item()
-    assert hit(12, 4, 13, 5) == 1 and hit(11, 3, 12, 4) == 0  # ends are exclusive
-    assert hit(0, 0, 10, 10) == 0 and hit(0, 0, 10, 10, tolerance=2.5) == 1
+    assert hit(12, 4, 13, 5) == 1
+    assert hit(11, 3, 12, 4) == 0  # ends are exclusive
+    assert hit(0, 0, 10, 10) == 0
+    assert hit(0, 0, 10, 10, tolerance=2.5) == 1
     assert score_maps(m, [[(0, 0, 1, 1), (12, 4, 16, 8)]], (16, 16))['hit'].item() == 1
 
 
@@ -251,7 +271,9 @@ def test_images_of_several_sizes():
 
 def test_the_centre_map_peaks_in_the_centre():
     m = centre_map()
-    assert divmod(int(m.argmax()), 31) == (15, 15) and torch.allclose(m, m.flip(0)) and torch.allclose(m, m.T)
+    assert divmod(int(m.argmax()), 31) == (15, 15)
+    assert torch.allclose(m, m.flip(0))
+    assert torch.allclose(m, m.T)
 
 
 class Squares(nn.Module):
@@ -280,8 +302,11 @@ def _squares(n=30):
 def test_a_model_that_looks_right_hits_always_and_one_that_looks_away_never():
     data = _squares()
     good, bad = pointing_game(Squares(), data, batch_size=7), pointing_game(Squares(wrong=[2]), data)
-    assert list(good.columns) == ['image', 'path', 'class', 'group', 'method', 'rank', 'hit', 'energy', 'area'] and len(good) == 60
-    assert good['hit'].mean() == 1 and good['energy'].mean() > 0.7 and (good['rank'] <= 2).all()
+    assert list(good.columns) == ['image', 'path', 'class', 'group', 'method', 'rank', 'hit', 'energy', 'area']
+    assert len(good) == 60
+    assert good['hit'].mean() == 1
+    assert good['energy'].mean() > 0.7
+    assert (good['rank'] <= 2).all()
     summary = pointing_summary(dict(good=good, bad=bad, baseline=pointing_baselines(data)))
     assert summary.loc[('bad', 'attention'), ['head', 'medium', 'tail']].tolist() == [1, 1, 0]
     assert summary.loc[('bad', 'attention'), 'total'] == pytest.approx(2 / 3)
@@ -293,7 +318,9 @@ def test_boxes_need_no_scaling_when_images_are_enlarged():
     small, large = _squares(), _squares()
     large.transform = resize(128)
     a, b = pointing_game(Squares(), small), pointing_game(Squares(), large)
-    assert a['hit'].equals(b['hit']) and a['area'].equals(b['area']) and np.allclose(a['energy'], b['energy'], atol=0.02)
+    assert a['hit'].equals(b['hit'])
+    assert a['area'].equals(b['area'])
+    assert np.allclose(a['energy'], b['energy'], atol=0.02)
 
 
 def test_grad_cam_plays_the_pointing_game_too():
@@ -301,14 +328,17 @@ def test_grad_cam_plays_the_pointing_game_too():
     m = ERM(Backbone(nn.AvgPool2d(8), 3, normalize=False), 3)
     with torch.no_grad(): m.fc.weight.copy_(torch.eye(3))
     t = pointing_game(m, data, 'gradcam', batch_size=16)
-    assert t['hit'].mean() == 1 and (t['method'] == 'gradcam').all()
+    assert t['hit'].mean() == 1
+    assert (t['method'] == 'gradcam').all()
     with pytest.raises(ValueError, match='expected one of attention, gradcam'): pointing_game(m, data, 'rollout')
 
 
 def test_the_same_images_are_drawn_for_every_model():
     data = _squares()
     a, b = pointing_game(Squares(), data, n=5), pointing_game(Squares([1]), data, n=5)
-    assert a['image'].equals(b['image']) and a['image'].nunique() == 5 and a['image'].equals(pointing_baselines(data, n=5).query("method == 'centre'")['image'])
+    assert a['image'].equals(b['image'])
+    assert a['image'].nunique() == 5
+    assert a['image'].equals(pointing_baselines(data, n=5).query("method == 'centre'")['image'])
 
 
 def test_images_without_boxes_are_refused():

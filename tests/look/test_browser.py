@@ -201,7 +201,8 @@ def nothing_goes_wrong(page):
 def test_predictions(page, artefacts):
     own = cell(page, 'predictions')
     digest, width, height = picture(own)
-    assert 500 < width <= 1080 and 140 < height < 320
+    assert 500 < width <= 1080
+    assert 140 < height < 320
     assert 'shapes-lt/test/00000' in own.inner_text()
     second = changed(page, own, own.get_by_text('Next ›').click)
     assert 'shapes-lt/test/00001' in own.inner_text()
@@ -233,14 +234,17 @@ def test_your_own_images(page, tmp_path):
         chooser.value.set_files([tmp_path / 'mine.png', tmp_path / 'broken.png'])
     changed(page, own, upload)
     said = own.get_by_role('status').inner_text()
-    assert '1 of your images added' in said and 'broken.png is no image that can be read' in said
-    assert 'mine.png' in own.inner_text() and 'labels not known' in own.inner_text()
+    assert '1 of your images added' in said
+    assert 'broken.png is no image that can be read' in said
+    assert 'mine.png' in own.inner_text()
+    assert 'labels not known' in own.inner_text()
 
 
 def test_attention(page, artefacts):
     own = cell(page, 'attention')
     _, width, height = picture(own)
-    assert width > 500 and 0.3 < height / width < 0.7
+    assert width > 500
+    assert 0.3 < height / width < 0.7
     seen = {picture(own)[0]}
     seen.add(changed(page, own, pick(page, own, 'Category', 7), 'with the category the picture'))
     seen.add(changed(page, own, own.get_by_text('Next ›').click, 'with the image the picture'))
@@ -248,7 +252,8 @@ def test_attention(page, artefacts):
     seen.add(changed(page, own, pick(page, own, 'Map', 'Grad-CAM'), 'with the method the picture'))
     changed(page, own, pick(page, own, 'Map', 'attention, mean'))
     changed(page, own, pick(page, own, 'Show', 'with this category'))
-    assert len(seen) == 5 and 'what is boxed holds' in own.inner_text()
+    assert len(seen) == 5
+    assert 'what is boxed holds' in own.inner_text()
     changed(page, own, lambda: (own.locator('.noUi-handle').focus(), page.keyboard.press('ArrowRight')), 'with the overlay the picture')
     snapshots(page, artefacts, own, 'attention')
 
@@ -319,6 +324,8 @@ def test_names_stay_names(page, artefacts):
     assert EVIL[0] in own.locator('select').nth(1).inner_text() or EVIL[0] in own.inner_html().replace('&lt;', '<').replace('&gt;', '>')
     for i in (1, 2): changed(page, own, pick(page, own, 'Category', i))
     changed(page, own, own.get_by_text('Next ›').click)
-    assert EVIL[2] in own.inner_text() and '<b onclick=x>' in own.inner_text()
-    assert page.evaluate('window.broken') is None and not own.locator('script, img:not(.widget-image), [onclick]').count()
+    assert EVIL[2] in own.inner_text()
+    assert '<b onclick=x>' in own.inner_text()
+    assert page.evaluate('window.broken') is None
+    assert not own.locator('script, img:not(.widget-image), [onclick]').count()
     snapshots(page, artefacts, own, 'names')
