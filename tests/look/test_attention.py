@@ -28,7 +28,12 @@ from cprfl.model.baselines import ERM, LearnedContext, ZeroShotCLIP
 from cprfl.model.cprfl import CPRFL
 from cprfl.model.semantics import Clip, load_clip
 
-# geometry
+def small_cprfl():
+    torch.manual_seed(0)
+    return CPRFL('resnet18', torch.randn(4, 8), d=16, heads=2, head_dim=8, ffn_dim=16)
+
+
+# ---- geometry
 
 @pytest.mark.parametrize('grid,size', [((8, 8), (64, 64)), ((4, 6), (48, 96)), ((14, 14), (140, 140))])
 def test_a_lit_patch_stays_in_its_place(grid, size):
@@ -52,7 +57,8 @@ def test_upsampling_keeps_leading_shape_and_the_peak():
     assert torch.allclose(up[..., 3::7, 3::7], maps, atol=1e-6)  # odd patches have a middle pixel
 
 
-@pytest.mark.parametrize('v,size,grid', [(49, (224, 224), (7, 7)), (6, (64, 96), (2, 3)), (1, (32, 32), (1, 1)), (512, (256, 128), (32, 16))])
+@pytest.mark.parametrize('v,size,grid', [
+    (49, (224, 224), (7, 7)), (6, (64, 96), (2, 3)), (1, (32, 32), (1, 1)), (512, (256, 128), (32, 16))])
 def test_patch_grid(v, size, grid):
     assert patch_grid(v, size) == grid
 
@@ -61,7 +67,7 @@ def test_patches_that_fill_no_grid():
     with pytest.raises(ValueError, match='50 patches'): patch_grid(50, (224, 224))
 
 
-# attention
+# ---- attention
 
 def _constructed_cprfl():
     "One head; q of class c is e_c, k of a patch is its own feature: attention is a softmax that one can write down"
@@ -69,7 +75,8 @@ def _constructed_cprfl():
     class Eye(nn.Module):
         def forward(self, x): return x
     with torch.no_grad():
-        m.fc.weight.copy_(torch.eye(3)); m.fc.bias.zero_()
+        m.fc.weight.copy_(torch.eye(3))
+        m.fc.bias.zero_()
         m.pi = Eye()
         m.vsi.layers[0].norm1 = Eye()
         m.vsi.layers[0].attention.to_qkv.weight.copy_(torch.cat([5 * torch.eye(3), torch.eye(3), torch.eye(3)]))
@@ -92,15 +99,14 @@ def test_known_attention():
 
 
 def test_attention_of_cached_patches_equals_that_of_images():
-    torch.manual_seed(0)
-    m = CPRFL('resnet18', torch.randn(4, 8), d=16, heads=2, head_dim=8, ffn_dim=16).eval()
+    m = small_cprfl().eval()
     images = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
     a, b = attention_maps(m, images), attention_maps(m, m.backbone.patches(images).detach())
     assert torch.allclose(a.heads, b.heads, atol=1e-5)
     assert torch.allclose(a.logits, m(images), atol=1e-4)
 
 
-# Grad-CAM
+# ---- Grad-CAM
 
 def _images(n=2, size=64): return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -129,8 +135,7 @@ def test_grad_cam_agrees_with_the_package_up_to_its_stretching():
 
 
 def test_grad_cam_does_not_depend_on_the_rest_of_the_batch():
-    torch.manual_seed(0)
-    m, images = CPRFL('resnet18', torch.randn(4, 8), d=16, heads=2, head_dim=8, ffn_dim=16), _images(3, 96)
+    m, images = small_cprfl(), _images(3, 96)
     with grad_cam(m) as cam:
         together = cam(images, [0, 1, 2])[0]
         alone = torch.cat([cam(images[i:i + 1], [i])[0] for i in range(3)])
@@ -141,7 +146,9 @@ def test_grad_cam_does_not_depend_on_the_rest_of_the_batch():
 def _tiny_vit_clip():
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
     torch.manual_seed(0)
-    model = CLIP(16, CLIPVisionCfg(layers=2, width=32, head_width=16, patch_size=16, image_size=64), CLIPTextCfg(context_length=8, vocab_size=40, width=16, heads=2, layers=1))
+    vision = CLIPVisionCfg(layers=2, width=32, head_width=16, patch_size=16, image_size=64)
+    text = CLIPTextCfg(context_length=8, vocab_size=40, width=16, heads=2, layers=1)
+    model = CLIP(16, vision, text)
     return Clip(model.eval(), lambda texts: torch.randint(1, 39, (len(texts), 8)), (0.5,) * 3, (0.5,) * 3, 64)
 
 
@@ -172,14 +179,20 @@ def test_clip_is_explained_by_its_cosine():
     assert torch.allclose(logits, coop(images), atol=1e-3)
 
 
-def test_cam_needs_a_backbone_and_a_category_per_image():
+def test_cam_needs_a_backbone():
     with pytest.raises(ValueError, match='has no backbone'), grad_cam(ERM(None, 3, feature_dim=8)): pass
-    with grad_cam(ERM('resnet18', 3)) as cam, pytest.raises(ValueError, match='2 images and 1 categories'): cam(_images(), [0])
 
 
-# what is left behind
+def test_cam_needs_a_category_per_image():
+    with grad_cam(ERM('resnet18', 3)) as cam:
+        with pytest.raises(ValueError, match='2 images and 1 categories'): cam(_images(), [0])
 
-def _hooks(m): return sum(len(x._forward_hooks) + len(x._backward_hooks) + len(x._forward_pre_hooks) for x in m.modules())
+
+# ---- what is left behind
+
+def _hooks(m):
+    kinds = '_forward_hooks', '_backward_hooks', '_forward_pre_hooks'
+    return sum(len(getattr(x, kind)) for x in m.modules() for kind in kinds)
 
 
 def _live_tensors():
@@ -188,8 +201,7 @@ def _live_tensors():
 
 
 def test_hooks_modes_and_gradients_are_as_before():
-    torch.manual_seed(0)
-    m = CPRFL('resnet18', torch.randn(4, 8), d=16, heads=2, head_dim=8, ffn_dim=16).train()
+    m = small_cprfl().train()
     m.backbone.eval()
     m.fc.weight.requires_grad_(False)
     m.fc.bias.grad = torch.ones_like(m.fc.bias)
@@ -213,8 +225,7 @@ def test_an_index_error_is_not_swallowed():
 
 @pytest.mark.parametrize('inside', [True, False], ids=['one context', 'a context each'])
 def test_no_tensor_is_left_after_twenty_calls(inside):
-    torch.manual_seed(0)
-    m, images = CPRFL('resnet18', torch.randn(4, 8), d=16, heads=2, head_dim=8, ffn_dim=16), _images()
+    m, images = small_cprfl(), _images()
     def calls(n):
         if not inside:
             for _ in range(n): explain_image(m, images[0], 1)
@@ -229,28 +240,30 @@ def test_no_tensor_is_left_after_twenty_calls(inside):
 
 
 def test_explain_image_names_what_each_model_has():
-    torch.manual_seed(0)
-    out = explain_image(CPRFL('resnet18', torch.randn(4, 8), d=16, heads=2, head_dim=8, ffn_dim=16), _images()[0], 2, size=(50, 40))
-    assert {k: np.shape(v) for k, v in out.items()} == dict(logit=(), gradcam=(50, 40), attention=(50, 40), heads=(2, 50, 40))
+    out = explain_image(small_cprfl(), _images()[0], 2, size=(50, 40))
+    shapes = {name: np.shape(value) for name, value in out.items()}
+    assert shapes == dict(logit=(), gradcam=(50, 40), attention=(50, 40), heads=(2, 50, 40))
     assert set(explain_image(ERM('resnet18', 3), _images()[0], 2)) == {'logit', 'gradcam'}
 
 
-# scores
+# ---- scores
 
 def test_hits_and_energy_by_hand():
     m = torch.zeros(3, 4, 4)
-    m[0, 2, 1], m[1] = 1, 3
+    m[0, 2, 1] = 1
+    m[1] = 3
     scores = score_maps(m, [[(4, 8, 8, 12)]] * 3, (16, 16))
     assert scores['hit'].tolist() == [1, 0, 0]
     assert scores['area'].tolist() == [1 / 16] * 3
-    assert scores['energy'].tolist() == pytest.approx([(3 / 4)**2, 1 / 16, 0])  # per axis, interpolation keeps 3/4 of a patch within
+    inside = (3 / 4)**2  # of a patch, after interpolation
+    assert scores['energy'].tolist() == pytest.approx([inside, 1 / 16, 0])
     assert score_maps(-m[:1], [[(4, 8, 8, 12)]], (16, 16))['hit'].tolist() == [0]  # only what is positive points
 
 
 def test_the_point_is_the_centre_of_the_strongest_patch():
     m = torch.zeros(1, 2, 2)
     m[0, 0, 1] = 1  # its centre on 16 x 16 pixels: x 12, y 4
-    hit = lambda *box, **kw: score_maps(m, [[box]], (16, 16), **kw)['hit'].item()
+    def hit(*box, **kw): return score_maps(m, [[box]], (16, 16), **kw)['hit'].item()
     assert hit(12, 4, 13, 5) == 1
     assert hit(11, 3, 12, 4) == 0  # ends are exclusive
     assert hit(0, 0, 10, 10) == 0
@@ -277,8 +290,10 @@ def test_the_centre_map_peaks_in_the_centre():
 
 
 class Squares(nn.Module):
-    "Its images are noise with one bright square per class, in the class's channel; 'attends' to brightness in that channel"
-    def __init__(self, wrong=()): super().__init__(); self.vsi, self.one, self.wrong = None, nn.Parameter(torch.ones(1)), list(wrong)
+    "For noise with a bright square per class, in the class's channel: 'attends' to brightness in that channel"
+    def __init__(self, wrong=()):
+        super().__init__()
+        self.vsi, self.one, self.wrong = None, nn.Parameter(torch.ones(1)), list(wrong)
     def forward(self, x, return_attention=False):
         a = F.adaptive_avg_pool2d(x.float(), 8).flatten(2)
         a[:, self.wrong] = -a[:, self.wrong]
@@ -295,23 +310,31 @@ def _squares(n=30):
             if c == i % 3: continue
             x, y = rng.integers(0, 40, 2)
             images[i, y:y + 24, x:x + 24, c] = 255
-            boxes[i].append((c, x, y, x + 24, y + 24)); targets[i, c] = 1
-    return ArrayDataset(images, targets, ['red', 'green', 'blue'], groups=dict(head=[0], medium=[1], tail=[2]), boxes=boxes)
+            boxes[i].append((c, x, y, x + 24, y + 24))
+            targets[i, c] = 1
+    groups = dict(head=[0], medium=[1], tail=[2])
+    return ArrayDataset(images, targets, ['red', 'green', 'blue'], groups=groups, boxes=boxes)
 
 
-def test_a_model_that_looks_right_hits_always_and_one_that_looks_away_never():
-    data = _squares()
-    good, bad = pointing_game(Squares(), data, batch_size=7), pointing_game(Squares(wrong=[2]), data)
+def test_a_model_that_looks_at_the_object_always_hits():
+    good = pointing_game(Squares(), _squares(), batch_size=7)
     assert list(good.columns) == ['image', 'path', 'class', 'group', 'method', 'rank', 'hit', 'energy', 'area']
     assert len(good) == 60
     assert good['hit'].mean() == 1
     assert good['energy'].mean() > 0.7
     assert (good['rank'] <= 2).all()
-    summary = pointing_summary(dict(good=good, bad=bad, baseline=pointing_baselines(data)))
-    assert summary.loc[('bad', 'attention'), ['head', 'medium', 'tail']].tolist() == [1, 1, 0]
-    assert summary.loc[('bad', 'attention'), 'total'] == pytest.approx(2 / 3)
-    assert summary.loc[('baseline', 'random'), 'total'] == pytest.approx((24 / 64)**2)
-    assert 0 < summary.loc[('baseline', 'centre'), 'total'] < 0.6
+
+
+def test_a_class_that_is_looked_away_from_is_never_hit():
+    bad = pointing_summary(dict(bad=pointing_game(Squares(wrong=[2]), _squares()))).loc['bad', 'attention']
+    assert bad[['head', 'medium', 'tail']].tolist() == [1, 1, 0]
+    assert bad['total'] == pytest.approx(2 / 3)
+
+
+def test_the_baselines_score_the_area_and_the_centre():
+    total = pointing_summary(dict(baseline=pointing_baselines(_squares())))['total']
+    assert total['baseline', 'random'] == pytest.approx((24 / 64)**2)
+    assert 0 < total['baseline', 'centre'] < 0.6
 
 
 def test_boxes_need_no_scaling_when_images_are_enlarged():

@@ -50,7 +50,8 @@ def data(rng):
 
 
 @pytest.fixture
-def predictions(data, rng): return {m: rng.normal(size=(30, 6)) + up * data.targets for m, up in dict(erm=0, clip=1, cprfl=4).items()}
+def predictions(data, rng):
+    return {m: rng.normal(size=(30, 6)) + up * data.targets for m, up in dict(erm=0, clip=1, cprfl=4).items()}
 
 
 @pytest.fixture
