@@ -28,6 +28,7 @@ from cprfl.model.baselines import ERM, LearnedContext, ZeroShotCLIP
 from cprfl.model.cprfl import CPRFL
 from cprfl.model.semantics import Clip, load_clip
 
+
 def small_cprfl():
     torch.manual_seed(0)
     return CPRFL('resnet18', torch.randn(4, 8), d=16, heads=2, head_dim=8, ffn_dim=16)
@@ -108,7 +109,9 @@ def test_attention_of_cached_patches_equals_that_of_images():
 
 # ---- Grad-CAM
 
-def _images(n=2, size=64): return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def _images(n=2, size=64):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
 def test_grad_cam_of_pooling_and_a_linear_layer_in_closed_form():

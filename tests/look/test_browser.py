@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.request
 from pathlib import Path
@@ -17,7 +18,8 @@ import pytest
 from PIL import Image
 
 CHROMIUM = os.environ.get('CPRFL_CHROMIUM') or shutil.which('chromium') or shutil.which('chromium-browser')
-FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--no-first-run']
+FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--disable-background-networking',
+         '--disable-component-update', '--disable-sync', '--no-first-run']
 PICTURE = 'img.widget-image, .widget-image img'
 EVIL = ['<script>window.broken=1</script>', '<img src=x onerror=window.broken=1>', '$\\frac{1}$ & co']
 
@@ -37,7 +39,9 @@ CELLS = dict(
     monitor="TrainingMonitor('growing', every=0.3)",
     evil=f"""
         evil = {EVIL!r}
-        pictures = ArrayDataset(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8), np.eye(4, 3, dtype=int) + np.eye(4, 3, -3, dtype=int), evil, paths=['<b onclick=x>' + e for e in evil + ['y']])
+        noise = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+        targets = np.eye(4, 3, dtype=int) + np.eye(4, 3, -3, dtype=int)
+        pictures = ArrayDataset(noise, targets, evil, paths=['<b onclick=x>' + e for e in evil + ['y']])
         AttentionExplorer(CPRFL('resnet18', torch.randn(3, 8), d=16, heads=2, head_dim=8, ffn_dim=16), pictures)""")
 
 
@@ -71,8 +75,10 @@ def workplace(chromium, tmp_path_factory):
         run_recipe(recipe, folder / 'runs', progress=False)
     (folder / 'growing').mkdir()
     (folder / 'growing' / 'train_config.json').write_text(json.dumps(dict(epochs=5)))
-    nb = nbformat.v4.new_notebook(metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
-    nb.cells = [nbformat.v4.new_code_cell('\n'.join(line.removeprefix(' ' * 8) for line in source.strip().splitlines())) for source in CELLS.values()]
+    kernel = dict(name='python3', display_name='python3', language='python')
+    nb = nbformat.v4.new_notebook(metadata=dict(kernelspec=kernel))
+    sources = [textwrap.dedent(source).strip() for source in CELLS.values()]
+    nb.cells = [nbformat.v4.new_code_cell(source) for source in sources]
     nbformat.write(nb, folder / 'explorers.ipynb')
     return folder
 
@@ -85,7 +91,9 @@ def _free_port():
 
 def _settings(folder):
     "No news, nothing outside of the window left undrawn"
-    for plugin, values in (('apputils-extension/notification', dict(fetchNews='false', checkForUpdates=False)), ('notebook-extension/tracker', dict(windowingMode='none'))):
+    settings = {'apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False),
+                'notebook-extension/tracker': dict(windowingMode='none')}
+    for plugin, values in settings.items():
         file = folder / '@jupyterlab' / f'{plugin}.jupyterlab-settings'
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values))
@@ -96,17 +104,20 @@ def lab(workplace, tmp_path_factory):
     "One JupyterLab for all tests, with settings of its own: its address"
     own, port = tmp_path_factory.mktemp('jupyter'), _free_port()
     _settings(own / 'settings')
-    env = os.environ | dict(OMP_NUM_THREADS='1', JUPYTER_CONFIG_DIR=str(own / 'config'), JUPYTER_RUNTIME_DIR=str(own / 'runtime'), IPYTHONDIR=str(own / 'ipython'),
-                            JUPYTERLAB_SETTINGS_DIR=str(own / 'settings'), JUPYTERLAB_WORKSPACES_DIR=str(own / 'workspaces'))
-    options = ['--no-browser', '--ip=127.0.0.1', f'--port={port}', '--IdentityProvider.token=', '--ServerApp.password=', f'--ServerApp.root_dir={workplace}']
+    folders = dict(JUPYTER_CONFIG_DIR='config', JUPYTER_RUNTIME_DIR='runtime', IPYTHONDIR='ipython',
+                   JUPYTERLAB_SETTINGS_DIR='settings', JUPYTERLAB_WORKSPACES_DIR='workspaces')
+    env = os.environ | dict(OMP_NUM_THREADS='1') | {name: str(own / folder) for name, folder in folders.items()}
+    options = ['--no-browser', '--ip=127.0.0.1', f'--port={port}', '--IdentityProvider.token=',
+               '--ServerApp.password=', f'--ServerApp.root_dir={workplace}']
     if hasattr(os, 'geteuid') and os.geteuid() == 0: options.append('--allow-root')
     with open(own / 'log', 'w') as log:
         server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', *options], env=env, cwd=workplace, stdout=log, stderr=log)
     try:
         for _ in range(240):
             assert server.poll() is None, (own / 'log').read_text()[-2000:]
-            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api', timeout=5).read(); break
+            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api', timeout=5).read()
             except OSError: time.sleep(0.5)
+            else: break
         else: pytest.fail('JupyterLab did not answer in two minutes: ' + (own / 'log').read_text()[-2000:])
         yield f'http://127.0.0.1:{port}'
     finally:
@@ -253,7 +264,7 @@ def test_attention(page, artefacts):
     changed(page, own, pick(page, own, 'Map', 'attention, mean'))
     changed(page, own, pick(page, own, 'Show', 'with this category'))
     assert len(seen) == 5
-    assert 'what is boxed holds' in own.inner_text()
+    assert 'the boxed area holds' in own.inner_text()
     changed(page, own, lambda: (own.locator('.noUi-handle').focus(), page.keyboard.press('ArrowRight')), 'with the overlay the picture')
     snapshots(page, artefacts, own, 'attention')
 

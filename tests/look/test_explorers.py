@@ -15,8 +15,9 @@ from PIL import Image
 
 from cprfl.data.dataset import ArrayDataset
 from cprfl.data.shapes import shapes_lt
+from cprfl.files import write_atomic
 from cprfl.look.attention import attention_maps, explain_image, patch_grid, upsample_maps
-from cprfl.look.explorer import SHARP, shorten, with_caption
+from cprfl.look.explorer import SHARP, fit, shorten, with_caption
 from cprfl.look.explorers import AttentionExplorer, DriftExplorer, PredictionExplorer
 from cprfl.look.monitor import TrainingMonitor
 from cprfl.look.predictions import load_images, telling_images, top_k_table
@@ -26,7 +27,6 @@ from cprfl.model.cprfl import CPRFL
 from cprfl.model.semantics import load_clip
 from cprfl.runs.recipe import Recipe
 from cprfl.runs.run import run_recipe
-from cprfl.files import write_atomic
 from cprfl.train.config import TrainConfig
 from cprfl.train.trainer import Trainer, predict
 
@@ -43,20 +43,24 @@ def as_png(array):
     return out.getvalue()
 
 
-def images(n=8, h=24, w=24, seed=0): return np.random.default_rng(seed).integers(0, 256, (n, h, w, 3), dtype=np.uint8)
+def images(n=8, h=24, w=24, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, h, w, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope='module')
 def dataset():
-    targets = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+    labels = '1000 1100 0010 0001 1001 0100 0000 1111'
+    targets = np.array([[int(one) for one in row] for row in labels.split()])
     return ArrayDataset(images(), targets, EVIL, groups=GROUPS, paths=[f'<b>{i}</b>.png' for i in range(8)])
 
 
 @pytest.fixture(scope='module')
 def tables(dataset):
     rng = np.random.default_rng(0)
-    knows, guesses = 4 * dataset.targets - 2 + 0.1 * rng.normal(size=(8, 4)), rng.normal(size=(8, 4))
-    return {n: pd.DataFrame(l, columns=EVIL).assign(path=dataset.paths)[['path', *EVIL]] for n, l in dict(knows=knows, guesses=guesses).items()}
+    logits = dict(knows=4 * dataset.targets - 2 + 0.1 * rng.normal(size=(8, 4)), guesses=rng.normal(size=(8, 4)))
+    tables = {name: pd.DataFrame(values, columns=EVIL) for name, values in logits.items()}
+    for table in tables.values(): table.insert(0, 'path', dataset.paths)
+    return tables
 
 
 @pytest.fixture(scope='module')
@@ -65,9 +69,12 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs')
     for i, image in enumerate(images(12, 20, 30)): (folder / f'{i}.png').write_bytes(as_png(image))
     labels = (np.random.default_rng(1).random((12, 4)) < 0.5).astype(int)
-    pd.DataFrame(labels, columns=EVIL).assign(path=[f'{i}.png' for i in range(12)]).to_csv(folder / 'all.csv', index=False)
-    recipe = Recipe(benchmark=None, train_file=str(folder / 'all.csv'), test_file=str(folder / 'all.csv'), image_size=32, backbone='shapes', semantics='random:8',
-                    model_args=dict(d=16, heads=2, head_dim=8, ffn_dim=16), train=TrainConfig(epochs=1, batch_size=6, select='last', device='cpu'))
+    file = str(folder / 'all.csv')
+    names = [f'{i}.png' for i in range(12)]
+    pd.DataFrame(labels, columns=EVIL).assign(path=names).to_csv(file, index=False)
+    recipe = Recipe(benchmark=None, train_file=file, test_file=file, image_size=32, backbone='shapes',
+                    semantics='random:8', model_args=dict(d=16, heads=2, head_dim=8, ffn_dim=16),
+                    train=TrainConfig(epochs=1, batch_size=6, select='last', device='cpu'))
     kinds = dict(erm=recipe.with_(name='erm', model='erm', model_args={}), cprfl=recipe.with_(name='cprfl'))
     return {name: run_recipe(r, folder / 'runs', progress=False) for name, r in kinds.items()}
 
@@ -80,8 +87,9 @@ def small():
 
 def all_explorers(dataset, tables, small, tmp_path):
     prompts = {e: torch.randn(4, 6, generator=torch.Generator().manual_seed(e)) for e in range(3)}
+    run = SimpleNamespace(prompts=prompts, classes=EVIL, groups=GROUPS)
     return [PredictionExplorer(tables, dataset, model='knows'), AttentionExplorer(small, dataset),
-            DriftExplorer(SimpleNamespace(prompts=prompts, classes=EVIL, groups=GROUPS)), TrainingMonitor(tmp_path / '<b>run</b>', every=60)]
+            DriftExplorer(run), TrainingMonitor(tmp_path / '<b>run</b>', every=60)]
 
 
 # ---- what all explorers do
@@ -130,7 +138,8 @@ def test_closing_leaves_no_widget_and_no_thread(dataset, tables, small, tmp_path
     for explorer in all_explorers(dataset, tables, small, tmp_path):
         explorer.view()
         assert len(ipywidgets.widgets.widget._instances) > before
-        explorer.close(); explorer.close()
+        explorer.close()
+        explorer.close()
     assert len(ipywidgets.widgets.widget._instances) == before
     assert not [t for t in threading.enumerate() if t.name == 'TrainingMonitor']
 
@@ -145,7 +154,15 @@ def test_widgets_and_object_follow_each_other(dataset, tables):
     assert explorer.images == 'tail'
     assert explorer.image == explorer.order()[0] == fields['image'].value
     assert '1 of 4' in explorer._view.caption.value
-    buttons = [w for box in explorer.view().children[0].children if hasattr(box, 'children') for w in box.children if isinstance(w, ipywidgets.Button)]
+    explorer.close()
+
+
+def test_buttons_step_through_the_filter(dataset, tables):
+    explorer = PredictionExplorer(tables, dataset, model='knows')
+    fields = explorer.view() and explorer._view.fields
+    explorer.set(images='tail')
+    boxes = [box for box in explorer.view().children[0].children if hasattr(box, 'children')]
+    buttons = [w for box in boxes for w in box.children if isinstance(w, ipywidgets.Button)]
     buttons[1].click()
     assert explorer.image == explorer.order()[1] == fields['image'].value
     buttons[0].click()
@@ -184,7 +201,8 @@ def test_texts_fit():
     assert shorten('short') == 'short'
     assert shorten('two\nlines') == 'two lines'
     assert len(shorten('x' * 99, 24)) == 24
-    one, two = (pixels(with_caption(as_png(np.full((30, 900, 3), 255, np.uint8)), text)) for text in ('a', 'word ' * 60))
+    white = as_png(np.full((30, 900, 3), 255, np.uint8))
+    one, two = (pixels(with_caption(white, text)) for text in ('a', 'word ' * 60))
     assert one.shape[1] == two.shape[1] == 900
     assert two.shape[0] > one.shape[0] > 30
     assert two[:, -6:].min() == 255, 'no line runs out of the picture'
@@ -216,7 +234,11 @@ def test_filters_are_those_of_the_analysis(dataset, tables):
         assert walked == want.tolist()
         assert explorer.step().image == want[0], 'after the last comes the first'
     assert explorer.set(images='all').state() == dict(images='all', image=want[0])
-    assert explorer.set(images='tail', image=3).set(image=0).images == 'all', 'an image that the filter hides can be asked for'
+
+
+def test_an_image_that_the_filter_hides_can_be_asked_for(dataset, tables):
+    explorer = PredictionExplorer(tables, dataset)
+    assert explorer.set(images='tail', image=3).set(image=0).images == 'all'
 
 
 def test_a_filter_without_images_says_so(dataset, tables):
@@ -236,12 +258,14 @@ def test_what_no_model_finds_is_told(dataset, tables):
 def test_whose_successes_count(dataset, tables, runs):
     assert PredictionExplorer(tables, dataset).model == 'guesses'
     assert PredictionExplorer(dict(ours=runs['cprfl'], theirs=runs['erm'])).model == 'ours'
-    with pytest.raises(ValueError, match="expected one of knows, guesses, got 'x'"): PredictionExplorer(tables, dataset, model='x')
+    with pytest.raises(ValueError, match="expected one of knows, guesses, got 'x'"):
+        PredictionExplorer(tables, dataset, model='x')
 
 
 def test_many_models_and_labels_have_room(dataset, tables):
     narrow = pixels(PredictionExplorer(tables, dataset).png())
-    wide = pixels(PredictionExplorer({f'{n}{i}': t for n, t in tables.items() for i in range(3)}, dataset, k=4).png())
+    six = {f'{name}{i}': table for name, table in tables.items() for i in range(3)}
+    wide = pixels(PredictionExplorer(six, dataset, k=4).png())
     assert wide.shape[0] > narrow.shape[0]
     assert all((wide[:, x:].min() < 200) for x in (700, 1000)), 'all three columns are used'
 
@@ -259,13 +283,16 @@ def test_your_own_folder(runs, tmp_path):
     assert '&lt;0&gt;.png' in explorer.caption()
     x, names = load_images(tmp_path, 32)
     test = ArrayDataset(x.permute(0, 2, 3, 1).numpy(), np.zeros((3, 4), int), EVIL)
-    np.testing.assert_allclose(explorer.predictions.logits['erm'], predict(runs['erm'].model(), test), rtol=1e-4, atol=1e-5)
+    want = predict(runs['erm'].model(), test)
+    np.testing.assert_allclose(explorer.predictions.logits['erm'], want, rtol=1e-4, atol=1e-5)
 
 
 def upload(explorer, **files):
     "What the upload box sends"
     box = next(w for w in explorer.view().children[0].children if isinstance(w, ipywidgets.FileUpload))
-    box.value = tuple(dict(name=n, type='image/png', size=len(b), content=memoryview(b), last_modified=pd.Timestamp(0, tz='UTC').to_pydatetime()) for n, b in files.items())
+    then = pd.Timestamp(0, tz='UTC').to_pydatetime()
+    box.value = tuple(dict(name=name, type='image/png', size=len(data), content=memoryview(data), last_modified=then)
+                      for name, data in files.items())
     assert box.value == (), 'ready for the same file again'
     return explorer._view.message.value
 
@@ -278,7 +305,8 @@ def test_uploaded_images(runs):
     assert 'cut.png' in said
     assert (explorer.image, explorer.images, len(explorer)) == (12, 'own', 13)
     assert explorer.name(12) == 'good.png'
-    own = predict(runs['cprfl'].model(), ArrayDataset(load_images({'good.png': good}, 32)[0].permute(0, 2, 3, 1).numpy(), np.zeros((1, 4), int), EVIL))
+    image = load_images({'good.png': good}, 32)[0].permute(0, 2, 3, 1).numpy()
+    own = predict(runs['cprfl'].model(), ArrayDataset(image, np.zeros((1, 4), int), EVIL))
     best = explorer.table().query("model == 'cprfl'")
     assert best['class'].iloc[0] == EVIL[int(own[0].argmax())]
     assert set(best['right']) == {None}
@@ -304,7 +332,9 @@ def test_maps_are_those_of_the_analysis(dataset, small):
     explorer = AttentionExplorer(small, dataset).set(image=4, category=3)
     want, a = explain_image(small, dataset[4][0], 3), attention_maps(small, dataset[4][0][None])
     size = dataset.images.shape[1:3]
-    for method, m in dict(attention=want['attention'], gradcam=want['gradcam'], **{f'head {i + 1}': h for i, h in enumerate(want['heads'])}).items():
+    maps = dict(attention=want['attention'], gradcam=want['gradcam'])
+    for i, head in enumerate(want['heads']): maps[f'head {i + 1}'] = head
+    for method, m in maps.items():
         np.testing.assert_allclose(upsample_maps(explorer.set(method=method).map(), size), m, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(explorer.logits(), a.logits[0])
     assert explorer.scores()['rank'] == int((a.logits[0] > a.logits[0, 3]).sum()) + 1
@@ -317,7 +347,8 @@ def test_one_forward_pass_serves_all_categories_and_heads(dataset, small):
     explorer.set(image=1)
     for c in range(4):
         for method in ('attention', 'head 1', 'head 2'): explorer.set(category=c, method=method).png()
-    explorer.set(image=2).png(); explorer.set(image=1).png()
+    explorer.set(image=2).png()
+    explorer.set(image=1).png()
     assert len(calls) == 2
     for _ in range(2): explorer.set(method='gradcam', category=0).png()
     assert len(calls) == 3
@@ -326,22 +357,24 @@ def test_one_forward_pass_serves_all_categories_and_heads(dataset, small):
     assert not any(p.grad is not None for p in small.parameters())
 
 
-def test_the_map_is_drawn_where_it_is(small):
-    "A lit patch, and the boxes: at the same place in both halves, whatever the image's shape"
-    for h, w in ((32, 32), (32, 64), (64, 32)):
-        data = ArrayDataset(np.full((1, h, w, 3), 128, np.uint8), [[1, 0, 0, 0]], EVIL, groups=GROUPS, boxes=[[(0, w // 2, h // 4, 3 * w // 4, h // 2)]])
-        explorer = AttentionExplorer(small, data).set(opacity=1.0)
-        m = torch.zeros(4, 4); m[1, 2] = 1
-        explorer.map = lambda: m
-        assert explorer.scores()['hit'] == 1
-        _, (wide, high) = explorer.fitted(400, 480)
-        assert abs(wide / high - w / h) < 0.02
-        picture = pixels(explorer.png()).sum(2)
-        x0, y0 = round(SHARP * (wide + 16)), round(SHARP * 26)
-        panel = picture[y0:y0 + round(SHARP * high), x0:x0 + round(SHARP * wide)]
-        rows, columns = np.nonzero(panel > 0.97 * panel.max())
-        assert abs(columns.mean() / panel.shape[1] - 0.625) < 0.02
-        assert abs(rows.mean() / panel.shape[0] - 0.375) < 0.02
+@pytest.mark.parametrize('h,w', [(32, 32), (32, 64), (64, 32)])
+def test_the_map_is_drawn_where_it_is(small, h, w):
+    "A lit patch, at the same place in the image, whatever the image's shape"
+    box, m = (0, w // 2, h // 4, 3 * w // 4, h // 2), torch.zeros(4, 4)
+    m[1, 2] = 1
+    grey = np.full((1, h, w, 3), 128, np.uint8)
+    data = ArrayDataset(grey, [[1, 0, 0, 0]], EVIL, groups=GROUPS, boxes=[[box]])
+    explorer = AttentionExplorer(small, data).set(opacity=1.0)
+    explorer.map = lambda: m
+    assert explorer.scores()['hit'] == 1
+    _, (wide, high) = fit(explorer.pixels(0), 400, 480)
+    assert abs(wide / high - w / h) < 0.02
+    picture = pixels(explorer.png()).sum(2)
+    x0, y0 = round(SHARP * (wide + 16)), round(SHARP * 26)
+    panel = picture[y0:y0 + round(SHARP * high), x0:x0 + round(SHARP * wide)]
+    rows, columns = np.nonzero(panel > 0.97 * panel.max())
+    assert abs(columns.mean() / panel.shape[1] - 0.625) < 0.02
+    assert abs(rows.mean() / panel.shape[0] - 0.375) < 0.02
 
 
 def test_overlay_from_image_to_map(dataset, small):
@@ -405,9 +438,10 @@ def test_neighbours_of_a_known_rotation():
     assert explorer.epoch == 4
     assert explorer.k == 3
     nearest = [explorer.set(epoch=e).neighbours()['class'][0] for e in range(5)]
-    assert nearest == [EVIL[2], EVIL[2], EVIL[2] if np.cos(np.radians(15)) > np.cos(np.radians(30)) else EVIL[1], EVIL[1], EVIL[3]]
+    assert nearest == [EVIL[i] for i in (2, 2, 2, 1, 3)]
     table = explorer.neighbours()
-    np.testing.assert_allclose(table.set_index('class').loc[EVIL[3], ['now', 'start']].astype(float), [np.cos(np.radians(15)), np.cos(np.radians(135))], atol=1e-6)
+    cosines = table.set_index('class').loc[EVIL[3], ['now', 'start']].astype(float)
+    np.testing.assert_allclose(cosines, np.cos(np.radians([15, 135])), atol=1e-6)
     assert 'cosine with its own start -0.50' in explorer.caption()
     want = class_similarity(run.prompts[4], EVIL, centre=True).loc[EVIL[0]].drop(EVIL[0]).sort_values(ascending=False)
     np.testing.assert_allclose(explorer.set(centre=True).neighbours()['now'], want)
@@ -427,7 +461,8 @@ def test_drift_needs_prompts(runs):
 
 # ---- monitor
 
-ROWS = pd.DataFrame(dict(epoch=[1, 2, 3], loss=[.4, .2, .1], lr=1e-3, total=[.2, .3, .4], head=[.3, .4, .5], tail=[.1, .2, .3], seconds=60.))
+ROWS = pd.DataFrame(dict(epoch=[1, 2, 3], loss=[.4, .2, .1], lr=1e-3, seconds=60.))
+ROWS = ROWS.assign(total=[.2, .3, .4], head=[.3, .4, .5], tail=[.1, .2, .3])
 
 
 def put(folder, name, text): write_atomic(folder / name, lambda p: p.write_text(text))
@@ -459,7 +494,7 @@ def test_a_folder_that_grows(tmp_path):
     empty, pictures = monitor._view.picture.value, set()
     for n in (1, 2, 3):
         put(folder, 'metrics.csv', ROWS[:n].to_csv(index=False))
-        assert wait_for(lambda: f'epoch {n} of 5' in monitor._view.caption.value)
+        assert wait_for(lambda n=n: f'epoch {n} of 5' in monitor._view.caption.value)
         assert wait_for(lambda: monitor._view.picture.value not in pictures | {empty})
         pictures.add(monitor._view.picture.value)
     assert 'about 2 min to go' in monitor.caption()
@@ -494,7 +529,9 @@ def test_it_ends_when_nobody_holds_it(tmp_path):
 def test_files_that_make_no_sense_change_nothing(tmp_path):
     put(tmp_path, 'metrics.csv', ROWS.to_csv(index=False))
     monitor = TrainingMonitor(tmp_path)
-    for name, text in (('metrics.csv', ''), ('metrics.csv', '\0\1'), ('metrics.csv', 'a,b\n1,2,3,4\n'), ('purity.csv', 'x'), ('train_config.json', '{'), ('report.json', '{')):
+    broken = [('metrics.csv', ''), ('metrics.csv', '\0\1'), ('metrics.csv', 'a,b\n1,2,3,4\n'), ('purity.csv', 'x'),
+              ('train_config.json', '{'), ('report.json', '{')]
+    for name, text in broken:
         put(tmp_path, name, text)
         monitor.look()
         assert monitor.progress()['epoch'] == 3
@@ -515,14 +552,16 @@ def test_the_toggle_follows_and_lets_go(tmp_path):
     monitor.close()
 
 
-def test_separation_where_nothing_is_validated(tmp_path):
+def test_alignment_is_drawn_if_nothing_is_validated(tmp_path):
     put(tmp_path, 'metrics.csv', ROWS[['epoch', 'loss', 'lr', 'seconds']].to_csv(index=False))
     rates = TrainingMonitor(tmp_path)
     assert rates.figure().axes[1].get_ylabel() == 'learning rate'
-    put(tmp_path, 'purity.csv', pd.DataFrame(dict(epoch=[0, 1, 0, 1], group=['head', 'head', 'tail', 'tail'], auc=[.5, .9, .5, .7])).to_csv(index=False))
+    groups = ['head', 'head', 'tail', 'tail']
+    alignment = pd.DataFrame(dict(epoch=[0, 1, 0, 1], group=groups, auc=[.5, .9, .5, .7]))
+    put(tmp_path, 'purity.csv', alignment.to_csv(index=False))
     rates.look()
     axes = rates.figure().axes
-    assert 'separation' in axes[1].get_ylabel()
+    assert 'alignment' in axes[1].get_ylabel()
     assert [line.get_ydata().tolist() for line in axes[1].lines] == [[.5, .9], [.5, .7]]
 
 
@@ -531,7 +570,8 @@ def test_as_a_callback(tmp_path, dataset):
     look = monitor.look
     monitor.look = lambda: seen.append(look())
     config = TrainConfig(epochs=2, batch_size=4, select='last', device='cpu', augment='standard')
-    Trainer(ERM('resnet18', 4), dataset, config=config, folder=tmp_path, callbacks=[monitor.as_callback()], progress=False).fit()
+    callbacks = [monitor.as_callback()]
+    Trainer(ERM('resnet18', 4), dataset, config=config, folder=tmp_path, callbacks=callbacks, progress=False).fit()
     assert monitor.progress()['epoch'] == 2
-    assert monitor.epochs == 2
+    assert monitor.progress()['epochs'] == 2
     assert seen == [True, True, True, False]
