@@ -39,7 +39,7 @@ def patch_grid(
     "How the patches of an image are laid out"
     grid, (H, W) = _grid(v, size), size
     if grid is None:
-        raise ValueError(f'patch_grid: {v} patches do not fill a grid with the proportions of {H} x {W} pixels')
+        raise ValueError(f'patch_grid: {v} patches fill no grid with the proportions of {H} x {W} pixels')
     return grid
 
 # %% ../../nbs/look/attention.ipynb #951a850e
@@ -49,7 +49,8 @@ def upsample_maps(
 ) -> torch.Tensor: # [..., H, W]
     "Maps on the pixels of an image, each patch's value at its centre"
     flat = maps.reshape(-1, 1, *maps.shape[-2:]).float()
-    return F.interpolate(flat, tuple(size), mode='bilinear', align_corners=False).reshape(*maps.shape[:-2], *size)
+    up = F.interpolate(flat, tuple(size), mode='bilinear', align_corners=False)
+    return up.reshape(*maps.shape[:-2], *size)
 
 # %% ../../nbs/look/attention.ipynb #66100bb6
 def centroid(
@@ -90,7 +91,8 @@ def attention_maps(
     "Attention of each category on the patches of each image, by head"
     model = as_model(model)
     if not hasattr(model, 'vsi'):
-        raise ValueError(f'attention_maps: expected a CPRFL model, got {type(model).__name__}; use grad_cam instead')
+        name = type(model).__name__
+        raise ValueError(f'attention_maps: expected a CPRFL model, got {name}; use grad_cam instead')
     with evaluating(model) as device: logits, attention = model(images.to(device), return_attention=True)
     grid = patch_grid(attention.shape[-1], images.shape[-2:] if images.ndim == 4 else (1, 1))
     return AttentionMaps(logits.float().cpu(), attention.float().unflatten(-1, grid).cpu())
@@ -114,7 +116,7 @@ def _as_map(t, size):
     n = t.shape[1]
     for skip in range(min(9, n)):
         if grid := _grid(n - skip, size): return t[:, skip:].transpose(1, 2).unflatten(2, grid)
-    raise ValueError(f'grad_cam: {n} tokens do not fill a grid with the proportions of an image {tuple(size)}')
+    raise ValueError(f'grad_cam: {n} tokens fill no grid with the proportions of an image {tuple(size)}')
 
 # %% ../../nbs/look/attention.ipynb #293b523f
 class _ClipScores(nn.Module):
@@ -133,7 +135,8 @@ def _clip_layer(clip):
     if hasattr(visual, 'layer4'): return visual.layer4[-1] if clip.image_size >= 128 else visual.layer3[-1]
     if hasattr(visual, 'transformer'): return visual.transformer.resblocks[-1].ln_1
     name = type(visual).__name__
-    raise ValueError(f"grad_cam: expected open_clip's ModifiedResNet or VisionTransformer, got {name}; pass layer=")
+    raise ValueError("grad_cam: expected open_clip's ModifiedResNet or VisionTransformer, "
+                     f'got {name}; pass layer=')
 
 def _cam_target(model, layer):
     "The module that gives scores, and the layer to look at"
@@ -179,7 +182,8 @@ def grad_cam(
                 got = f'{n} images and {wanted} categories'
                 raise ValueError(f'grad_cam: expected one category per image, got {got}')
             if not isinstance(net, _ClipScores): size[:] = images.shape[-2:]
-            with torch.enable_grad(): values = cam(images.to(device), [ClassifierOutputTarget(int(c)) for c in classes])
+            targets = [ClassifierOutputTarget(int(c)) for c in classes]
+            with torch.enable_grad(): values = cam(images.to(device), targets)
             logits, cam.outputs = cam.outputs.detach().float().cpu(), None
             cam.activations_and_grads.clear()
             return torch.from_numpy(values), logits
@@ -195,14 +199,14 @@ def explain_image(
     image:torch.Tensor, # [3, H, W] uint8 or 0..1
     category:int, # class index
     size:tuple|None=None # (H, W) of the maps; the image's when left out
-) -> dict: # 'gradcam' [H, W]; for CPRFL also 'attention' [H, W] and 'heads' [heads, H, W]; 'logit' (CLIP: cosine)
+) -> dict: # logit (CLIP: cosine), gradcam [H, W]; for CPRFL also attention [H, W], heads [heads, H, W]
     "All maps of an image for one category"
     model, size = as_model(model), size or image.shape[-2:]
     with grad_cam(model) as cam: values, logits = cam(image[None], [category])
     out = dict(logit=float(logits[0, category]), gradcam=upsample_maps(values[0], size).numpy())
     if not hasattr(model, 'vsi'): return out
-    heads = attention_maps(model, image[None]).heads[0, :, category]
-    return out | dict(attention=upsample_maps(heads.mean(0), size).numpy(), heads=upsample_maps(heads, size).numpy())
+    heads = upsample_maps(attention_maps(model, image[None]).heads[0, :, category], size).numpy()
+    return out | dict(attention=heads.mean(0), heads=heads)
 
 # %% ../../nbs/look/attention.ipynb #9849521b
 def box_mask(
@@ -232,7 +236,8 @@ def _is_hit(point, boxes, tolerance):
 
 # %% ../../nbs/look/attention.ipynb #2c7da683
 def _score_map(values, boxes, size, tolerance):
-    mask, up, point = box_mask(boxes, size), upsample_maps(values.clamp(min=0), size), strongest_point(values, size)
+    mask, up = box_mask(boxes, size), upsample_maps(values.clamp(min=0), size)
+    point = strongest_point(values, size)
     hit = point is not None and _is_hit(point, boxes, tolerance)
     mass = float(up.sum())
     energy = float(up[mask].sum()) / mass if mass > 0 else 0.
@@ -245,7 +250,8 @@ def score_maps(
     tolerance:float=0. # how far outside of a box still counts as a hit, pixels
 ) -> pd.DataFrame: # a row per map: hit (0 or 1), energy in 0..1, area (share of the image inside the boxes)
     "Pointing game and energy inside the boxes"
-    if len(maps) != len(boxes): raise ValueError(f'score_maps: expected boxes for {len(maps)} maps, got {len(boxes)}')
+    if len(maps) != len(boxes):
+        raise ValueError(f'score_maps: expected boxes for {len(maps)} maps, got {len(boxes)}')
     sizes = [size] * len(maps) if np.ndim(size) == 1 else size
     rows = [_score_map(m, b, tuple(s), tolerance) for m, b, s in zip(maps, boxes, sizes)]
     return pd.DataFrame(rows, columns=['hit', 'energy', 'area'])
@@ -256,9 +262,9 @@ def _pairs(dataset, n, seed):
     if getattr(dataset, 'boxes', None) is None:
         raise ValueError('pointing_game: these images have no boxes; '
                          "Shapes-LT has (load_benchmark('shapes-lt', 'test'))")
-    drawn = range(len(dataset)) if n is None else np.sort(np.random.default_rng(seed).permutation(len(dataset))[:n])
+    drawn = np.random.default_rng(seed).permutation(len(dataset))[:n] # all of them if n is None
     pairs = []
-    for i in map(int, drawn):
+    for i in sorted(drawn.tolist()):
         for c in sorted({b[0] for b in dataset.boxes[i]}):
             pairs.append((i, c, [b[1:] for b in dataset.boxes[i] if b[0] == c]))
     return pairs

@@ -18,8 +18,11 @@ from PIL import Image, ImageDraw
 from ..checks import check_choice
 from .attention import as_model, attention_maps, grad_cam, score_maps, upsample_maps
 from cprfl.look.explorer import (
+    BROWSE,
     PLAIN,
     SHARP,
+    SHOW,
+    UPLOAD,
     Explorer,
     ImageExplorer,
     class_labels,
@@ -113,8 +116,8 @@ def draw_best(
         ax.text(0, y + 0.4, marks[right] + shorten(label), fontsize=9, color=TEXT, **PLAIN)
         ax.text(1, y + 0.4, f'{score:.2f}', fontsize=9, color=TEXT, ha='right')
         ax.barh(y + 0.58, 1, 0.24, color='#f1f3f4')
-        style = dict(color=fills[right], edgecolor=INK, linewidth=0.6, hatch='/////' if right is False else '')
-        ax.barh(y + 0.58, max(score, 0.004), 0.24, **style)
+        style = dict(color=fills[right], hatch='/////' if right is False else '')
+        ax.barh(y + 0.58, max(score, 0.004), 0.24, edgecolor=INK, linewidth=0.6, **style)
 
 def draw_predictions(
     table:pd.DataFrame, # as `PredictionExplorer.table` gives it
@@ -139,12 +142,12 @@ def draw_predictions(
 # %% ../../nbs/look/explorers.ipynb #3d853215
 class PredictionExplorer(ImageExplorer):
     "An image and the k best labels of several models"
-    controls = (('images', 'choice', 'Show'), ('image', 'browse', 'Image'), ('upload', 'upload', 'Add your images'))
+    controls = SHOW, BROWSE, UPLOAD
     def __init__(self,
         runs:dict, # name -> `Run`; or a table as `Run.predictions` gives it, which asks for `dataset`
-        dataset=None, # a test set, or images of your own: a folder, files, {name: bytes}; the first run's when left out
+        dataset=None, # a test set; or a folder, files, {name: bytes}; the first run's test set when left out
         k:int=3, # labels per image
-        model:str|None=None # whose successes the first filter finds; the first CPRFL run, or the last, when left out
+        model:str|None=None # of the first filter; the first CPRFL run, or else the last, when left out
     ):
         cprfl = [name for name, run in runs.items() if not is_table(run) and run.recipe.model == 'cprfl']
         self.model = model or (cprfl[0] if cprfl else list(runs)[-1])
@@ -152,7 +155,8 @@ class PredictionExplorer(ImageExplorer):
         self.runs, self.k, self.compared = runs, k, ComparedRuns(runs, dataset)
         self.predictions = p = self.compared.predictions
         super().__init__(self.compared.dataset, self.compared.size)
-        self._orders = {kind: telling_images(p.logits, p.targets, p.groups, kind, self.model, len(p.paths), k=k)
+        data = p.logits, p.targets, p.groups
+        self._orders = {kind: telling_images(*data, kind, self.model, len(p.paths), k=k)
                         for kind in ('fixed', 'tail', 'all_fail')}
 
     def take(self, files): self.compared.add(files)
@@ -161,7 +165,7 @@ class PredictionExplorer(ImageExplorer):
         if field == 'image': return range(len(self))
         filters = {'all images': 'all', f'only {self.model} is right': 'fixed', 'a tail label': 'tail',
                    'labels that no model finds': 'all_fail'}
-        return filters | ({'your own images': 'own'} if self.own else {})
+        return filters | self.own_filter()
 
     def order(self): return self._orders[self.images] if self.images in self._orders else super().order()
 
@@ -169,9 +173,10 @@ class PredictionExplorer(ImageExplorer):
         super().settle(changed)
         if changed.get('images') in self._orders and 'image' not in changed: self.image = int(self.order()[0])
 
-    def table(self) -> pd.DataFrame: # model, rank (from 1), class, group, score, right (None if labels are not known)
+    def table(self) -> pd.DataFrame: # model, rank (from 1), class, group, score, right (None: not known)
         "The k best labels of the image that is shown"
-        p, truth, y = self.predictions, self.truth(self.image), np.zeros((1, len(self.predictions.classes)), bool)
+        p, truth = self.predictions, self.truth(self.image)
+        y = np.zeros((1, len(p.classes)), bool)
         if truth is not None: y[0, truth] = True
         logits = {name: values[[self.image]] for name, values in p.logits.items()}
         best = top_k_table(logits, y, p.classes, p.groups, self.k, p.softmax).drop(columns='image')
@@ -184,14 +189,16 @@ class PredictionExplorer(ImageExplorer):
         return [int(c) for c in truth if self.dataset.classes[c] not in found]
 
     def figure(self):
-        titles = {name: shorten(name, 20) + ' (softmax)' * (name in self.predictions.softmax) for name in self.runs}
+        softmax = self.predictions.softmax
+        titles = {name: shorten(name, 20) + ' (softmax)' * (name in softmax) for name in self.runs}
         labels = dict(zip(self.dataset.classes, self.labels))
         return draw_predictions(self.table(), self.pixels(self.image), labels, titles, self.width)
 
     def caption(self):
         missed = ', '.join(escape(self.labels[c]) for c in self.missed())
         lost = f'; no model finds {missed}' if missed else ''
-        return f'{self.heading()}: {self.truth_text(self.image)}{lost}<br><small>✓ right, ✗ wrong; {LEGEND}</small>'
+        legend = f'<small>✓ right, ✗ wrong; {LEGEND}</small>'
+        return f'{self.heading()}: {self.truth_text(self.image)}{lost}<br>{legend}'
 
 # %% ../../nbs/look/explorers.ipynb #c9dcaed7
 class ModelMaps:
@@ -213,7 +220,8 @@ class ModelMaps:
         "The maps that there are of an image"
         heads = self.attention(i).heads.shape[1] if self.has_attention else 0
         mean = {'attention, mean': 'attention'} if heads else {}
-        return mean | {f'attention, head {h}': f'head {h}' for h in range(1, heads + 1)} | {'Grad-CAM': 'gradcam'}
+        each = {f'attention, head {h}': f'head {h}' for h in range(1, heads + 1)}
+        return mean | each | {'Grad-CAM': 'gradcam'}
 
     def logits(self, i:int, category:int) -> torch.Tensor: # [C]; zero-shot CLIP's are cosines
         "The model's answer to an image"
@@ -257,14 +265,14 @@ def frame(
 
 def draw_attention(
     pixels:np.ndarray, # uint8 [H, W, 3]
-    values:torch.Tensor, # map [h, w], not negative
+    values:torch.Tensor, # map [h, w]
     boxes:list, # (x0, y0, x1, y1), ends exclusive, in pixels of the image
     titles:tuple, # over the image, over the map
     opacity:float=0.6, # of the map
     width:int=900 # of the picture, pixels on the screen
 ) -> Image.Image:
     "An image with its boxes, the map over it, and a bar of colours"
-    edge, top = width // 2 - 50, round(SHARP * 26)
+    edge, top, values = width // 2 - 50, round(SHARP * 26), values.clamp(min=0)
     image, (w, h) = fit(pixels, edge, round(1.2 * edge))
     heat = upsample_maps(values / values.max().clamp(min=1e-12), image.size[::-1]).numpy()
     canvas = Image.new('RGB', (round(SHARP * width), round(SHARP * (h + 34))), 'white')
@@ -284,7 +292,7 @@ def _images_for(run, dataset):
     recipe = getattr(run, 'recipe', None)
     if recipe is None:
         if hasattr(dataset, 'targets'): return dataset, dataset[0][0].shape[-1]
-        raise ValueError('AttentionExplorer: a model alone does not know its classes; pass a dataset, or a Run')
+        raise ValueError('AttentionExplorer: a model does not know its classes; pass a dataset, or a Run')
     if dataset is None: dataset = load_data(recipe)[1]
     if dataset is None:
         raise ValueError('AttentionExplorer: this run has no test set; pass a dataset, or a folder of images')
@@ -299,15 +307,16 @@ def _attention_text(scores, is_cosine, num_classes):
     if 'on_patches' in scores:
         parts.append(f"{scores['on_patches']:.0%} of the attention is on patches, the rest on prompts")
     if 'hit' in scores:
+        energy, area = scores['energy'], scores['area']
         parts.append(f"the strongest patch is {'inside' if scores['hit'] else 'outside'} the boxed area")
-        parts.append(f"the boxed area holds {scores['energy']:.0%} of the map, on {scores['area']:.0%} of the image")
+        parts.append(f'the boxed area holds {energy:.0%} of the map, on {area:.0%} of the image')
     return '; '.join(parts)
 
 # %% ../../nbs/look/explorers.ipynb #82fb586e
 class AttentionExplorer(ImageExplorer):
     "Where a model looks for a category: VSI attention (mean or one head) and Grad-CAM"
-    controls = (('images', 'choice', 'Show'), ('image', 'browse', 'Image'), ('category', 'choice', 'Category'),
-                ('method', 'choice', 'Map'), ('opacity', 'scale', 'Overlay'), ('upload', 'upload', 'Add your images'))
+    controls = (SHOW, BROWSE, ('category', 'choice', 'Category'), ('method', 'choice', 'Map'),
+                ('opacity', 'scale', 'Overlay'), UPLOAD)
     def __init__(self,
         run, # a `Run`; or a model, which asks for `dataset`
         dataset=None # a test set, with boxes or without; or your own images; the run's test set when left out
@@ -337,7 +346,8 @@ class AttentionExplorer(ImageExplorer):
         out = dict(logit=float(logits[self.category]), rank=int((logits > logits[self.category]).sum()) + 1)
         if self.method != 'gradcam': out['on_patches'] = float(self.map().sum())
         if not boxes: return out
-        return out | score_maps(self.map()[None], [boxes], self.pixels(self.image).shape[:2]).iloc[0].to_dict()
+        size = self.pixels(self.image).shape[:2]
+        return out | score_maps(self.map()[None], [boxes], size).iloc[0].to_dict()
 
     def order(self):
         if self.images == 'category': return np.flatnonzero(self.dataset.targets[:, self.category])
@@ -348,23 +358,20 @@ class AttentionExplorer(ImageExplorer):
         if field == 'opacity': return {f'{10 * i} %': i / 10 for i in range(11)}
         if field == 'method': return self.maps.methods(self.image)
         if field == 'images':
-            known, own = {'with this category': 'category'}, {'your own images': 'own'}
-            return {'all images': 'all'} | (known if self.known else {}) | (own if self.own else {})
+            known = {'with this category': 'category'} if self.known else {}
+            return {'all images': 'all'} | known | self.own_filter()
         truth = () if self.truth(self.image) is None else self.truth(self.image)
         return {label + ' ✓' * (c in truth): c for c, label in enumerate(self.labels)}
 
     def png(self):
-        titles = self.labels[self.category], self.chosen('method')
-        values = self.map().clamp(min=0)
-        boxes = self.shown_boxes()
-        return to_png(draw_attention(self.pixels(self.image), values, boxes, titles, self.opacity, self.width))
+        titles, pixels = (self.labels[self.category], self.chosen('method')), self.pixels(self.image)
+        return to_png(draw_attention(pixels, self.map(), self.shown_boxes(), titles, self.opacity, self.width))
 
     def caption(self):
         numbers = _attention_text(self.scores(), isinstance(self.maps.model, ZeroShotCLIP), len(self.labels))
         truth, name = self.truth(self.image), escape(self.labels[self.category])
-        absent = '' if truth is None or self.category in truth else ' (not in this image)'
-        return (f'{self.heading()}: {self.truth_text(self.image)}<br>'
-                f'<b>{name}</b>{absent}: {numbers}<br><small>{LEGEND}</small>')
+        if truth is not None and self.category not in truth: name += ' (not in this image)'
+        return f'{self.heading()}: {self.truth_text(self.image)}<br><b>{name}</b>: {numbers}<br><small>{LEGEND}</small>'
 
 # %% ../../nbs/look/explorers.ipynb #7c46a729
 def draw_paths(
@@ -377,8 +384,8 @@ def draw_paths(
     "Prompts at an epoch, and their paths until then"
     for c in range(xy.shape[1]): ax.plot(*xy[:now + 1, c].T, color=FAINT, linewidth=0.8, zorder=1)
     for g, ids in groups.items():
-        style = dict(color=GROUP_COLOURS.get(g, INK), marker=MARKERS.get(g, 'D'), s=34, linewidths=0, zorder=2)
-        if len(ids): ax.scatter(*xy[now, np.asarray(ids, int)].T, label=g, **style)
+        style = dict(color=GROUP_COLOURS.get(g, INK), marker=MARKERS.get(g, 'D'), linewidths=0)
+        if len(ids): ax.scatter(*xy[now, np.asarray(ids, int)].T, s=34, label=g, zorder=2, **style)
     path = xy[:now + 1, category].T
     ax.plot(*path, color=TEXT, linewidth=1.8, zorder=3)
     ax.scatter(*path[:, 0], marker='o', s=60, facecolors='white', edgecolors=TEXT, zorder=4)
@@ -459,7 +466,8 @@ class DriftExplorer(Explorer):
         index = [self.classes.index(c) for c in near['class']]
         draw_names(paths, xy, now, {c: self.classes[c] for c in (self.category, *index[:2])})
         for i, axis in enumerate((paths.xaxis, paths.yaxis)):
-            axis.set_label_text(f'axis {i + 1} of the PCA ({self.explained[i]:.0%} of the variance)', fontsize=9)
+            share = f'{self.explained[i]:.0%} of the variance'
+            axis.set_label_text(f'axis {i + 1} of the PCA ({share})', fontsize=9)
         draw_neighbours(bars, near, [self.labels[c] for c in index])
         titles = f'Prompts at epoch {self.epoch} of {self.epochs[-1]}', f'Nearest to {shorten(name, 18)}'
         for ax, title in zip((paths, bars), titles):
@@ -470,6 +478,7 @@ class DriftExplorer(Explorer):
 
     def caption(self):
         row = self.drift.iloc[self.epochs.index(self.epoch) * len(self.classes) + self.category]
-        return (f"<b>{escape(self.labels[self.category])}</b> at epoch {self.epoch}: cosine with its own start "
-                f"{row['cosine']:.2f}, moved by {row['relative']:.2f} of its length<br>"
+        name = escape(self.labels[self.category])
+        moved = f"cosine with its own start {row['cosine']:.2f}, moved by {row['relative']:.2f} of its length"
+        return (f'<b>{name}</b> at epoch {self.epoch}: {moved}<br>'
                 f'<small>bars: cosine now; ◇: at the start; {LEGEND}</small>')

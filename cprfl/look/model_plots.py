@@ -72,7 +72,7 @@ def plot_top_k(
     edge:float=1.2, # of an image, inches
     axes=None # [images, (2 with truth, else 1) + models]
 ):
-    "Images with their labels and the k best labels of each model: ✓ and filled if right, ✗ and hatched if wrong"
+    "Images with their labels and the k best labels of each model, marked right or wrong"
     models, left, n = list(dict.fromkeys(table['model'])), 1 + truth, len(indices)
     widths = [edge, 1.25][:left] + [0.95] * len(models) # the names of the labels take as much again
     size = sum(widths) + 1.4 * len(models), edge * n + 0.35
@@ -131,8 +131,9 @@ def plot_flips(
 
 # %% ../../nbs/look/model_plots.ipynb #e4c1c04b
 MEASURES = dict(
-    cosine='cosine with its start', distance='distance from its start', relative='distance / length at the start',
-    step='distance since the epoch before', norm='length', auc='AUC of positives against negatives',
+    cosine='cosine with its start', distance='distance from its start', norm='length',
+    relative='distance / length at the start', step='distance since the epoch before',
+    auc='AUC of positives against negatives',
     positive="cosine(P', P), positive images", negative="cosine(P', P), negative images")
 
 def plot_by_epoch(
@@ -146,7 +147,8 @@ def plot_by_epoch(
     epochs = np.sort(table['epoch'].unique())
     for g in groups_in(table):
         values = table[table['group'] == g].pivot(index='epoch', columns='class', values=measure)
-        style = dict(color=GROUP_COLOURS[g], marker=MARKERS[g], markevery=max(1, len(epochs) // 6), markersize=5)
+        every = max(1, len(epochs) // 6)
+        style = dict(color=GROUP_COLOURS[g], marker=MARKERS[g], markevery=every, markersize=5)
         low, mid, high = values.quantile([0.25, 0.5, 0.75], axis=1).to_numpy()
         if classes: ax.plot(epochs, values, color=GROUP_COLOURS[g], linewidth=0.7, alpha=0.5)
         else: ax.fill_between(epochs, low, high, color=GROUP_COLOURS[g], alpha=0.18, linewidth=0)
@@ -183,13 +185,14 @@ def plot_alignment(
     purity:pd.DataFrame, # as `read_purity` gives it
     axes=None # one per group
 ):
-    "Cosine of P' with its prompt on positive and negative images, by epoch; medians over the classes of each group"
+    "Cosine of P' with its prompt on positive and negative images, by epoch; medians over classes"
     groups = groups_in(purity)
     fig, axes = new_axes(axes, (2.9 * len(groups), 2.9), ncols=len(groups), sharey=True, squeeze=False)
     for j, (ax, g) in enumerate(zip(np.ravel(axes), groups)):
         mid = purity[purity['group'] == g].groupby('epoch')[['positive', 'negative']].median()
         style = dict(color=GROUP_COLOURS[g], marker=MARKERS[g], markevery=max(1, len(mid) // 5), markersize=5)
-        ax.fill_between(mid.index, mid['negative'], mid['positive'], color=GROUP_COLOURS[g], alpha=0.15, linewidth=0)
+        between = dict(color=GROUP_COLOURS[g], alpha=0.15, linewidth=0)
+        ax.fill_between(mid.index, mid['negative'], mid['positive'], **between)
         ax.plot(mid.index, mid['positive'], label='positive images', **style)
         ax.plot(mid.index, mid['negative'], '--', markerfacecolor='white', label='negative images', **style)
         ax.set(title=signed(g, g), xlabel='epoch', ylabel='' if j else "cosine(P', P)")
@@ -218,8 +221,9 @@ def _cluster_map(values, link, names, colours, edge):
     grid = sns.clustermap(
         values, row_linkage=link, col_cluster=False, row_colors=colours, col_colors=[*top, 'white', *top],
         cmap=light_to_dark(), vmin=min(np.nanmin(values), 0.9), vmax=1, xticklabels=[*ticks, '', *ticks],
-        yticklabels=names, cbar_pos=None, figsize=(width, height), dendrogram_ratio=(1.1 / width, 0.3 / height),
-        colors_ratio=(0.16 / width, 0.16 / height), tree_kws=dict(colors=INK))
+        yticklabels=names, cbar_pos=None, figsize=(width, height),
+        dendrogram_ratio=(1.1 / width, 0.3 / height), colors_ratio=(0.16 / width, 0.16 / height),
+        tree_kws=dict(colors=INK))
     ax = grid.ax_heatmap
     ax.tick_params(length=0, labelsize=min(8, 50 * edge))
     ax.tick_params(axis='x', rotation=90)
@@ -261,9 +265,10 @@ def plot_similarity(
     return grid.figure, grid.ax_heatmap
 
 # %% ../../nbs/look/model_plots.ipynb #364e6877
-PLACES = (
-    (6, 0, 'left', 'center'), (-6, 0, 'right', 'center'), (0, 6, 'center', 'bottom'), (0, -6, 'center', 'top'),
-    (5, 9, 'left', 'center'), (5, -9, 'left', 'center'), (-5, 9, 'right', 'center'), (-5, -9, 'right', 'center'))
+PLACES = ( # x, y in points, and how the text is aligned there
+    (6, 0, 'left', 'center'), (-6, 0, 'right', 'center'), (0, 6, 'center', 'bottom'),
+    (0, -6, 'center', 'top'), (5, 9, 'left', 'center'), (5, -9, 'left', 'center'),
+    (-5, 9, 'right', 'center'), (-5, -9, 'right', 'center'))
 
 def _label(fig, ax, points, marks):
     "Write names beside their points, off the marks"
@@ -381,7 +386,8 @@ def plot_maps(
             ax.set_axis_off()
             if method not in maps[i]: continue
             lines = method if i == 0 else '', notes[i].get(method, '')
-            plot_map(images[i], maps[i][method], ax, boxes[i], size, '\n'.join(filter(None, lines)), cmap=cmap)
+            title = '\n'.join(filter(None, lines))
+            plot_map(images[i], maps[i][method], ax, boxes[i], size, title, cmap=cmap)
     return fig, axes
 
 # %% ../../nbs/look/model_plots.ipynb #e8c7fe47

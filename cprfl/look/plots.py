@@ -31,7 +31,8 @@ def _frame(ax, box):
     "A white frame around an object"
     from matplotlib.patches import Rectangle
     x0, y0, x1, y1 = box
-    ax.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor='white', linewidth=1))
+    style = dict(fill=False, edgecolor='white', linewidth=1)
+    ax.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, **style))
 
 def show_images(
     dataset, # any dataset of the kit
@@ -42,7 +43,8 @@ def show_images(
 ):
     "A grid of images with their labels underneath, each with the sign of its group"
     rows = -(-len(indices) // columns)
-    fig, axes = new_axes(None, (edge * columns, (edge + 0.55) * rows), nrows=rows, ncols=columns, squeeze=False)
+    size = edge * columns, (edge + 0.55) * rows
+    fig, axes = new_axes(None, size, nrows=rows, ncols=columns, squeeze=False)
     group = group_names(dataset.groups, len(dataset.classes))
     for ax in axes.flat: ax.set_axis_off()
     for ax, i in zip(axes.flat, indices):
@@ -135,7 +137,7 @@ def _method_lines(ax, labels, points, xlabel, apart):
     legend_above(ax, len(points))
 
 def plot_rows(
-    results:pd.DataFrame, # a row per run: key, seed, total, head, medium, tail (percent), as `collect` gives it
+    results:pd.DataFrame, # as `collect` gives it, a row per run: key, seed, total, head, medium, tail (%)
     labels:dict, # key -> label, in the order of the plot from top to bottom
     groups:tuple=WITH_TOTAL, # which to show
     ax=None # matplotlib axes
@@ -150,7 +152,7 @@ def plot_rows(
 
 # %% ../../nbs/look/plots.ipynb #cec3fc58
 def plot_intervals(
-    intervals:pd.DataFrame, # a row per run and group: key, group, mAP, low, high (percent), as `intervals` gives it
+    intervals:pd.DataFrame, # as `intervals` gives it, a row per run and group: key, group, mAP, low, high (%)
     labels:dict, # key -> label, from top to bottom
     groups:tuple=('head', 'tail'), # which to show
     ax=None # matplotlib axes
@@ -174,7 +176,8 @@ def plot_ap_by_frequency(
     "AP of each class against its number of training images: the first method hollow, the last one filled"
     fig, ax = new_axes(ax, (7, 3.6))
     first, last = list(aps)[0], list(aps)[-1]
-    x, a, b = np.maximum(np.asarray(class_counts), 1), 100 * np.asarray(aps[first]), 100 * np.asarray(aps[last])
+    a, b = 100 * np.asarray(aps[first]), 100 * np.asarray(aps[last])
+    x = np.maximum(np.asarray(class_counts), 1)
     ax.vlines(x, a, b, color=FAINT, linewidth=1, zorder=1)
     for g, ids in groups.items():
         style = dict(marker=MARKERS[g], s=34, edgecolors=GROUP_COLOURS[g], zorder=2)
@@ -202,7 +205,8 @@ def plot_top(
     top = np.argsort(-scores)[:k]
     for y, c in enumerate(top):
         right = truth is None or bool(truth[c])
-        style = dict(color=RIGHT, edgecolor=INK) if right else dict(color='white', edgecolor=WRONG, hatch='////')
+        style = dict(color=RIGHT, edgecolor=INK)
+        if not right: style = dict(color='white', edgecolor=WRONG, hatch='////')
         axes[1].barh(y, scores[c], **style)
     axes[1].set_yticks(range(len(top)), [classes[c] for c in top])
     axes[1].invert_yaxis()

@@ -59,14 +59,17 @@ def _in_order(frame, paths, classes, name, first):
         raise ValueError(f'{name} and {first} were tested on different images: '
                          f'{len(other)} are in one of them only, such as {_few(other)}')
     if frame['path'].duplicated().any() or len(frame) != len(paths):
-        raise ValueError(f'{name}: some paths occur twice, so its images cannot be matched with those of {first}')
+        raise ValueError(f'{name}: some paths occur twice, so its images cannot be matched '
+                         f'with those of {first}')
     return frame.set_index('path').loc[list(paths), list(classes)].to_numpy(np.float32)
 
 def _targets(dataset, paths, classes):
     "Targets [N, C] of the predicted images"
     row = {path: i for i, path in enumerate(dataset.paths)}
     lost = set(paths) - set(row)
-    if lost: raise ValueError(f'the dataset lacks {len(lost)} of {len(paths)} predicted images, such as {_few(lost)}')
+    if lost:
+        share = f'{len(lost)} of {len(paths)}'
+        raise ValueError(f'the dataset lacks {share} predicted images, such as {_few(lost)}')
     if list(dataset.classes) != classes:
         theirs, ours = _few(set(dataset.classes)), _few(set(classes))
         raise ValueError(f'the dataset has other classes ({theirs}) than the predictions ({ours})')
@@ -117,7 +120,8 @@ def top_k_table(
         image, rank = (index.ravel() for index in np.indices(best.shape))
         c = best.ravel()
         columns = {'image': image, 'model': name, 'rank': rank + 1, 'class': np.asarray(classes, object)[c]}
-        columns |= {'group': group[c], 'score': _scores(logits, name in softmax)[image, c], 'right': y[image, c]}
+        scores = _scores(logits, name in softmax)
+        columns |= {'group': group[c], 'score': scores[image, c], 'right': y[image, c]}
         tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
 
@@ -142,7 +146,7 @@ def top_k_report(
     targets:np.ndarray, # [N, C] zeros and ones
     groups:dict, # head, medium, tail -> class indices
     k:int=3 # labels per image
-) -> pd.DataFrame: # model, group (and total), recall, precision, class_recall in 0..1, hits, positives, predicted
+) -> pd.DataFrame: # model, group (and total), recall, precision, class_recall, hits, positives, predicted
     "Recall and precision of the k best labels, by model and group"
     y, rows = _check_aligned(predictions, targets), []
     positives = y.sum(0)
@@ -153,8 +157,8 @@ def top_k_report(
             h, t, m = int(hits[ids].sum()), int(positives[ids].sum()), int(predicted[ids].sum())
             seen = ids[positives[ids] > 0]
             class_recall = (hits[seen] / positives[seen]).mean() if len(seen) else np.nan
-            row = dict(model=name, group=g, recall=_ratio(h, t), precision=_ratio(h, m), class_recall=class_recall)
-            rows.append(row | dict(hits=h, positives=t, predicted=m))
+            shares = dict(recall=_ratio(h, t), precision=_ratio(h, m), class_recall=class_recall)
+            rows.append(dict(model=name, group=g, **shares, hits=h, positives=t, predicted=m))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/look/predictions.ipynb #74c76b5c
@@ -171,7 +175,8 @@ def flip_table(
         corrected = (found[right] & ~found[wrong]).sum(0)
         for g, ids in _with_total(groups, y.shape[1]).items():
             n = int(corrected[ids].sum())
-            rows.append(dict(right=right, wrong=wrong, group=g, count=n, share=_ratio(n, int(y[:, ids].sum()))))
+            share = _ratio(n, int(y[:, ids].sum()))
+            rows.append(dict(right=right, wrong=wrong, group=g, count=n, share=share))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/look/predictions.ipynb #0e0e5b70

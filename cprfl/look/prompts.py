@@ -27,7 +27,8 @@ def _epochs(prompts, classes):
 def _long(epochs, classes, groups, columns):
     "Arrays [E, C], by name, as a long table"
     E, C = len(epochs), len(classes)
-    keys = {'epoch': np.repeat(epochs, C), 'class': list(classes) * E, 'group': np.tile(group_names(groups, C), E)}
+    group = np.tile(group_names(groups, C), E)
+    keys = {'epoch': np.repeat(epochs, C), 'class': list(classes) * E, 'group': group}
     return pd.DataFrame(keys | {name: values.flatten().numpy() for name, values in columns.items()})
 
 def prompt_drift(
@@ -102,7 +103,7 @@ def neighbour_changes(
     groups:dict, # head, medium, tail -> class indices
     k:int=3, # neighbours
     centre:bool=False # subtract the mean prompt first
-) -> pd.DataFrame: # a row per class: class, group, before, after (lists of names, nearest first), kept in 0..1
+) -> pd.DataFrame: # class, group, before, after (lists of names, nearest first), kept in 0..1
     "The nearest prompts of each class at the first and the last epoch"
     sim = similarity_change(prompts, classes, centre=centre)
     before, after = _neighbours(sim['before'], k), _neighbours(sim['after'], k)

@@ -42,7 +42,8 @@ TEXT, FAINT = '#222222', '#bbbbbb'
 def light_to_dark():
     "The colour map of all maps: from white to a very dark blue, falling evenly in lightness"
     from matplotlib.colors import LinearSegmentedColormap
-    return LinearSegmentedColormap.from_list('light_to_dark', ['#ffffff', '#bcd9e6', '#3a8fb7', '#1b3a5c', '#0d1d2e'])
+    colours = ['#ffffff', '#bcd9e6', '#3a8fb7', '#1b3a5c', '#0d1d2e']
+    return LinearSegmentedColormap.from_list('light_to_dark', colours)
 
 # %% ../../nbs/look/style.ipynb #1d50b65a
 def new_axes(
@@ -106,7 +107,8 @@ def grouped_bars(
     tidy(ax)
     if not legend: return
     grey = GROUP_COLOURS['total']
-    legend_above(ax, n, handles=[Patch(label=name, **filling(j, n, grey)) for j, name in enumerate(values.index)])
+    handles = [Patch(label=name, **filling(j, n, grey)) for j, name in enumerate(values.index)]
+    legend_above(ax, n, handles=handles)
 
 # %% ../../nbs/look/style.ipynb #ca678b89
 def heat_map(

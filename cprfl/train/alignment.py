@@ -81,7 +81,8 @@ def purification(
     if not hasattr(model, 'category_features'):
         name = type(model).__name__
         raise ValueError(f"purification: expected a CPRFL model, which has category features P'; got {name}")
-    with evaluating(model) as device: logits, cosines = _logits_and_cosines(model, dataset, batch_size, device)
+    with evaluating(model) as device:
+        logits, cosines = _logits_and_cosines(model, dataset, batch_size, device)
     return alignment_table(logits, cosines, dataset.targets, dataset.classes, dataset.groups)
 
 # %% ../../nbs/train/alignment.ipynb #598c6ae6
