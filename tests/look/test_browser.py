@@ -29,7 +29,8 @@ CELLS = dict(
         import numpy as np, torch
         from cprfl.runs.recipe import load_data
         from cprfl.runs.run import Run
-        from cprfl.look.explorers import *
+        from cprfl.look.explorers import AttentionExplorer, DriftExplorer, PredictionExplorer
+        from cprfl.look.monitor import TrainingMonitor
         from cprfl.model.cprfl import CPRFL
         from cprfl.data.dataset import ArrayDataset
         runs = {n: Run(f'runs/shapes-{n}') for n in ('erm', 'clip', 'cprfl')}
