@@ -13,24 +13,54 @@ __all__ = ['from_list', 'from_csv', 'from_coco', 'from_folder', 'read_image', 'M
            'fetch', 'Prepared', 'prepare_benchmark', 'available_benchmarks', 'load_benchmark']
 
 # %% ../../nbs/data/index.ipynb #75bbbbc2
+from .benchmarks import available_benchmarks, load_benchmark
 from cprfl.data.dataset import (
-    from_list, from_csv, from_coco, from_folder, read_image, MultiLabelDataset, ArrayDataset, resize,
+    ArrayDataset,
     LongTailDataset,
+    MultiLabelDataset,
+    from_coco,
+    from_csv,
+    from_folder,
+    from_list,
+    read_image,
+    resize,
 )
-from cprfl.data.readers import (
-    Row, multi_hot, Listing, check_listing, read_classes, read_list, read_csv, read_coco, read_folder,
-)
-from .images import BadDataError, CHECKS, Problem, check_images, image_problem, open_image, path_problem
+from .download import SOURCES, Archive, Prepared, PrepareError, Source, digest, fetch, prepare_benchmark
+from .images import CHECKS, BadDataError, Problem, check_images, image_problem, open_image, path_problem
 from cprfl.data.longtail import (
-    GROUPS, class_counts, frequency_groups, group_names, imbalance_summary, pareto_counts, pareto_subset,
+    GROUPS,
+    class_counts,
+    frequency_groups,
+    group_names,
+    imbalance_summary,
+    pareto_counts,
+    pareto_subset,
     stratified_split,
 )
-from cprfl.data.shapes import (
-    COLOURS, SHAPES, VOC_LT_COUNTS, NUM_TRAIN, NUM_TEST, shapes_classes, long_tail_counts, render_scene,
-    render_drawing, assign_labels, shapes_lt,
+from cprfl.data.readers import (
+    Listing,
+    Row,
+    check_listing,
+    multi_hot,
+    read_classes,
+    read_coco,
+    read_csv,
+    read_folder,
+    read_list,
 )
-from .download import Archive, PrepareError, Prepared, SOURCES, Source, digest, fetch, prepare_benchmark
-from .benchmarks import available_benchmarks, load_benchmark
+from cprfl.data.shapes import (
+    COLOURS,
+    NUM_TEST,
+    NUM_TRAIN,
+    SHAPES,
+    VOC_LT_COUNTS,
+    assign_labels,
+    long_tail_counts,
+    render_drawing,
+    render_scene,
+    shapes_classes,
+    shapes_lt,
+)
 
 # %% ../../nbs/data/index.ipynb #3cb34687
 _all_ = ['from_list', 'from_csv', 'from_coco', 'from_folder', 'read_image', 'MultiLabelDataset', 'ArrayDataset',

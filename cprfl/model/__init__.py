@@ -12,23 +12,51 @@ __all__ = ['GRAD_PATHS', 'PromptInitializer', 'similarity_scores', 'CPRFL', 'Fre
            'released_semantics', 'load_released', 'describe_released']
 
 # %% ../../nbs/model/index.ipynb #201cdf3a
-from cprfl.model.cprfl import (
-    GRAD_PATHS, PromptInitializer, similarity_scores, CPRFL, FreePrompts, CosineScores, drop_patches,
-    GlobalHead,
-)
-from .vsi import Dropout, PromptAttention, VSILayer, VisualSemanticInteraction
-from cprfl.model.semantics import (
-    TEMPLATE, SOURCES, fill_template, Clip, WordTokenizer, build_shapes_clip, load_clip, embed_templates,
-    category_semantics,
-)
 from cprfl.model.backbones import (
-    IMAGENET_MEAN, IMAGENET_STD, to_patches, load_state, load_strictly, Backbone, PatchModel,
-    backbone_and_width, preferred_memory_format, TunedBackbone, build_backbone,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Backbone,
+    PatchModel,
+    TunedBackbone,
+    backbone_and_width,
+    build_backbone,
+    load_state,
+    load_strictly,
+    preferred_memory_format,
+    to_patches,
 )
 from cprfl.model.baselines import (
-    ERM, label_correlation, normalize_adjacency, MLGCN, ZeroShotCLIP, FrozenCLIP, LearnedContext,
+    ERM,
+    MLGCN,
+    FrozenCLIP,
+    LearnedContext,
+    ZeroShotCLIP,
+    label_correlation,
+    normalize_adjacency,
+)
+from cprfl.model.cprfl import (
+    CPRFL,
+    GRAD_PATHS,
+    CosineScores,
+    FreePrompts,
+    GlobalHead,
+    PromptInitializer,
+    drop_patches,
+    similarity_scores,
 )
 from .released import describe_released, load_released, released_semantics
+from cprfl.model.semantics import (
+    SOURCES,
+    TEMPLATE,
+    Clip,
+    WordTokenizer,
+    build_shapes_clip,
+    category_semantics,
+    embed_templates,
+    fill_template,
+    load_clip,
+)
+from .vsi import Dropout, PromptAttention, VisualSemanticInteraction, VSILayer
 
 # %% ../../nbs/model/index.ipynb #361e1e22
 _all_ = ['GRAD_PATHS', 'PromptInitializer', 'similarity_scores', 'CPRFL', 'FreePrompts', 'CosineScores',

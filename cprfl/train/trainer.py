@@ -77,11 +77,11 @@ class EpochSampler(Sampler):
 @contextmanager
 def evaluating(
     model:torch.nn.Module # any model
-):
-    "Every part of a model in eval mode, and back as it was afterwards"
+): # gives the model's device
+    "The model in eval mode; afterwards every part of it is in the mode that it was in"
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
-    try: yield model
+    try: yield next(model.parameters()).device
     finally:
         for m, training in modes: m.training = training
 
@@ -106,10 +106,9 @@ def predict(
     from tqdm.auto import tqdm
     if hasattr(dataset, 'draw_views'): dataset.view[:] = 0
     loader = DataLoader(dataset, batch_size, num_workers=num_workers)
-    device = next(model.parameters()).device
-    layout = preferred_memory_format(model, device)
     out = []
-    with in_use(accelerator), evaluating(model):
+    with in_use(accelerator), evaluating(model) as device:
+        layout = preferred_memory_format(model, device)
         if accelerator: loader = accelerator.prepare(loader)
         for x, _, _ in tqdm(loader, desc='predict', disable=not progress):
             with accelerator.autocast() if accelerator else nullcontext():
@@ -262,6 +261,7 @@ class Parts:
     loss_func:Any
     accelerator:Any
     callbacks:list
+    folder:Path|None # of the run; None writes nothing
     steps:int # optimiser steps of an epoch
     epoch = 0 # epochs that are done
     step = 0 # batches of this epoch that are done
@@ -441,7 +441,8 @@ class Trainer(Loop, Weights):
         self.accelerator = build_accelerator(self.config)
         self.layout = preferred_memory_format(model, self.accelerator.device)
         self.model = self.evaluated = model.to(memory_format=self.layout)
-        self.callbacks = [*default_callbacks(self.config, self.train, folder, progress), *callbacks]
+        self.folder = None if folder is None else Path(folder)
+        self.callbacks = [*default_callbacks(self.config, self.train, self.folder, progress), *callbacks]
         self.history = []
 
     def start(self, source): # see `fit`

@@ -12,15 +12,15 @@ from torch import nn
 
 from cprfl.data.dataset import MultiLabelDataset
 from cprfl.data.shapes import shapes_lt
+from cprfl.files import write_atomic
 from cprfl.losses import build_loss
 from cprfl.model.backbones import build_backbone
 from cprfl.model.cprfl import CPRFL
 from cprfl.train.augment import POLICIES, BatchAugment, random_cutout, random_flip, random_shift
-from cprfl.files import write_atomic
 from cprfl.train.callbacks import Callback, NonFiniteLoss
 from cprfl.train.checkpoint import Checkpoint, RunFolder
 from cprfl.train.config import TrainConfig, param_groups
-from cprfl.train.trainer import EpochSampler, Trainer, total_loss, evaluate, predict
+from cprfl.train.trainer import EpochSampler, Trainer, evaluate, predict, total_loss
 
 
 class Toy(MultiLabelDataset):
