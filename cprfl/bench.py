@@ -38,7 +38,6 @@ from .losses import build_loss
 from .metrics import average_precision
 from .model.backbones import IMAGENET_MEAN, IMAGENET_STD, preferred_memory_format, to_patches
 from .model.cprfl import CPRFL
-from .model.vsi import Dropout
 from .train.augment import BatchAugment
 from .train.cache import cache_images
 
@@ -183,14 +182,11 @@ class KitStep:
         memory_format:torch.memory_format|None=None, # of images and weights; the setting's when left out
         fused:bool=True, # AdamW in one kernel
         foreach:bool=True, # the moving average in one kernel
-        fast_dropout:bool=True, # the kit's `Dropout` in place of PyTorch's
         compile:str|None=None # mode of `torch.compile`
     ):
         self.s, self.precision, self.foreach = setting, precision, foreach
         self.memory_format = memory_format or setting.memory_format
         self.model = deepcopy(setting.model).to(memory_format=self.memory_format)
-        for m in self.model.modules():
-            if isinstance(m, torch.nn.Dropout): m.__class__ = Dropout if fast_dropout else torch.nn.Dropout
         self.run = torch.compile(self.model, mode=compile) if compile else self.model
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trainable, lr=1e-5, fused=fused)
@@ -257,8 +253,7 @@ def _normalised(images): # as the processes of a data loader leave them
     return (images.float() / 255 - mean) / std
 
 # %% ../nbs/bench.ipynb #c113657e
-_PLAIN:dict = dict(precision='fp32', memory_format=torch.contiguous_format, fused=False, foreach=False,
-    fast_dropout=False)
+_PLAIN:dict = dict(precision='fp32', memory_format=torch.contiguous_format, fused=False, foreach=False)
 
 class ReferenceStep(KitStep):
     "One training step after the released code's procedure; each habit can be switched off"
@@ -396,7 +391,6 @@ OPTIMISATIONS:dict[str, dict] = { # name -> the keywords of `ReferenceStep` that
     'images as bytes, augmented on the device': dict(floats=False),
     'fused AdamW': dict(fused=True),
     'average in one kernel': dict(foreach=True),
-    '16-bit dropout': dict(fast_dropout=True),
 }
 _REFERENCE, _KIT = 'none (the reference)', "all (the kit's step)"
 OF_IMAGES = 'channels last', 'images as bytes, augmented on the device' # mean nothing for cached features

@@ -119,7 +119,7 @@ def test_all_optimisations_make_the_kits_step(tiny):
     every = {k: v for kw in bench.OPTIMISATIONS.values() for k, v in kw.items()}
     habits_off = dict.fromkeys(HABITS, False)
     assert every == habits_off | dict(
-        precision='bf16', memory_format=tiny.memory_format, fused=True, foreach=True, fast_dropout=True)
+        precision='bf16', memory_format=tiny.memory_format, fused=True, foreach=True)
 
 
 def test_a_prefetched_batch_is_the_batch(tiny):

@@ -254,3 +254,10 @@ def test_actions_are_pinned():
     used = re.findall(r'uses: *(.+)', CI.read_text())
     assert len(used) >= 6
     assert not [action for action in used if not re.fullmatch(r'[\w./-]+@[0-9a-f]{40} # v\d+(\.\d+)*', action)]
+
+
+@pytest.mark.parametrize('package', ['data', 'model', 'train', 'runs', 'look'])
+def test_packages_hand_on_all_public_names(package):
+    of_modules = [importlib.import_module(f'cprfl.{m}') for m in MODULES if m.startswith(f'{package}.')]
+    public = {name for module in of_modules for name in module.__all__}
+    assert set(importlib.import_module(f'cprfl.{package}').__all__) == public

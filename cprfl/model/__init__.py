@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GRAD_PATHS', 'PromptInitializer', 'similarity_scores', 'CPRFL', 'FreePrompts', 'CosineScores', 'drop_patches',
-           'GlobalHead', 'Dropout', 'PromptAttention', 'VSILayer', 'VisualSemanticInteraction', 'TEMPLATE', 'SOURCES',
+           'GlobalHead', 'PromptAttention', 'VSILayer', 'VisualSemanticInteraction', 'TEMPLATE', 'SOURCES',
            'fill_template', 'Clip', 'WordTokenizer', 'build_shapes_clip', 'load_clip', 'embed_templates',
            'category_semantics', 'IMAGENET_MEAN', 'IMAGENET_STD', 'to_patches', 'load_state', 'load_strictly',
            'Backbone', 'PatchModel', 'backbone_and_width', 'preferred_memory_format', 'TunedBackbone', 'build_backbone',
@@ -56,11 +56,11 @@ from cprfl.model.semantics import (
     fill_template,
     load_clip,
 )
-from .vsi import Dropout, PromptAttention, VisualSemanticInteraction, VSILayer
+from .vsi import PromptAttention, VisualSemanticInteraction, VSILayer
 
 # %% ../../nbs/model/index.ipynb #361e1e22
 _all_ = ['GRAD_PATHS', 'PromptInitializer', 'similarity_scores', 'CPRFL', 'FreePrompts', 'CosineScores',
-    'drop_patches', 'GlobalHead', 'Dropout', 'PromptAttention', 'VSILayer', 'VisualSemanticInteraction',
+    'drop_patches', 'GlobalHead', 'PromptAttention', 'VSILayer', 'VisualSemanticInteraction',
     'TEMPLATE', 'SOURCES', 'fill_template', 'Clip', 'WordTokenizer', 'build_shapes_clip', 'load_clip',
     'embed_templates', 'category_semantics', 'IMAGENET_MEAN', 'IMAGENET_STD', 'to_patches', 'load_state',
     'load_strictly', 'Backbone', 'PatchModel', 'backbone_and_width', 'preferred_memory_format', 'TunedBackbone',

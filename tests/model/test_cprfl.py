@@ -9,7 +9,7 @@ from torch import nn
 
 from cprfl.losses import build_loss
 from cprfl.model.cprfl import CPRFL, GRAD_PATHS, PromptInitializer, similarity_scores
-from cprfl.model.vsi import Dropout, PromptAttention, VisualSemanticInteraction, VSILayer
+from cprfl.model.vsi import PromptAttention, VisualSemanticInteraction, VSILayer
 
 FIGURES = sorted(FIXTURES.glob('vsi_*.npz'))
 OURS = {'fc': 'fc', 'pi.0': 'pi.0', 'pi.3': 'pi.2', 'encoder.layers.0.0.norm': 'vsi.layers.0.norm1',
@@ -120,37 +120,6 @@ def test_images_are_independent_of_their_neighbours():
     model, x = small().eval(), patches(5)
     alone = torch.cat([model.from_features(x[i:i + 1]) for i in range(5)])
     assert torch.allclose(alone, model.from_features(x), atol=1e-6)
-
-
-@pytest.mark.parametrize('p', [0.1, 0.3, 0.75])
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
-def test_dropout_keeps_as_many_as_it_says_and_their_gradient(p, dtype):
-    torch.manual_seed(0)
-    x = torch.ones(301, 997, dtype=dtype, requires_grad=True)
-    y = Dropout(p)(x)
-    y.sum().backward()
-    scale = torch.tensor(1 / (1 - p), dtype=dtype)
-    assert set(y.unique().tolist()) == {0., scale.item()}
-    assert y.dtype == dtype
-    assert torch.equal(x.grad, y)
-    assert abs((y == 0).float().mean().item() - p) < 5 * (p * (1 - p) / x.numel())**0.5
-    zero = (y == 0).float()
-    neighbours = torch.stack([zero[:, :-1].flatten(), zero[:, 1:].flatten()])
-    assert abs(torch.corrcoef(neighbours)[0, 1]) < 0.01, 'neighbours share a draw and fall independently'
-
-
-def test_dropout_takes_any_shape_and_depends_on_the_seed_alone():
-    for x in (torch.ones(0, 4), torch.ones(()), torch.ones(7), torch.ones(6, 5).T, torch.ones(2, 3, 5)[:, ::2]):
-        torch.manual_seed(3)
-        a = Dropout(0.5)(x)
-        torch.manual_seed(3)
-        b = Dropout(0.5)(x)
-        assert a.shape == x.shape
-        assert torch.equal(a, b)
-    x = torch.randn(50)
-    assert torch.equal(Dropout(0.)(x), x)
-    assert not Dropout(1.)(x).any()
-    assert torch.equal(Dropout(0.5).eval()(x), x)
 
 
 def test_dropout_is_only_there_in_training():
