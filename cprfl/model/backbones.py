@@ -131,10 +131,11 @@ class PatchModel(nn.Module):
         raise NotImplementedError(f'{type(self).__name__} must define from_features(features)')
 
     def forward(self,
-        x:torch.Tensor # [B, 3, H, W] images, uint8 or 0..1, or [B, v, D] cached patches
+        x:torch.Tensor, # [B, 3, H, W] images, uint8 or 0..1, or [B, v, D] cached patches
+        **kw # of `from_features`
     ) -> torch.Tensor: # [B, C]
         "Logits"
-        return self.from_features(self.patches(x))
+        return self.from_features(self.patches(x), **kw)
 
 # %% ../../nbs/model/backbones.ipynb #2c1f0003
 def backbone_and_width(

@@ -187,8 +187,7 @@ class LearnedContext(PatchModel):
         clip:Clip, # see `cprfl.model.semantics.load_clip`; is frozen
         classes:list, # C names
         context:int|str=4, # number of random vectors, or words to start from, such as 'a photo of a'
-        offset:float=0.2, # of the cosines, at the start; rather too high than too low
-        train_scale:bool=False # learn the temperature as well
+        offset:float=0.2 # of the cosines, at the start; rather too high than too low
     ):
         super().__init__()
         if isinstance(context, int): check_range('context', context, low=1)
@@ -196,7 +195,7 @@ class LearnedContext(PatchModel):
         self.context = nn.Parameter(_start_context(clip, context))
         self.offset = nn.Parameter(torch.tensor(float(offset)))
         log_scale = self.backbone.model.logit_scale.detach().float().clone()
-        self.log_scale = nn.Parameter(log_scale, requires_grad=train_scale)
+        self.log_scale = nn.Parameter(log_scale, requires_grad=False)
         self.register_buffer('tokens', _tokens_with_room(clip, classes, len(self.context)), persistent=False)
 
     def text(self) -> torch.Tensor: # [C, m], of unit length

@@ -116,13 +116,6 @@ class CPRFL(_CPRFLParts):
             logits = (logits, global_logits) if self.training else (logits + global_logits) / 2
         return (logits, attention) if return_attention else logits
 
-    def forward(self,
-        x:torch.Tensor, # [B, 3, H, W] images, or [B, v, D] cached patch features
-        return_attention:bool=False # also return the attention [B, heads, C, v]
-    ):
-        "Logits [B, C]; with `return_attention`, (logits, attention)"
-        return self.from_features(self.patches(x), return_attention)
-
 # %% ../../nbs/model/cprfl.ipynb #268078bc
 class FreePrompts(nn.Module):
     "Prompts [C, d] that start at random and do not use the names (the paper's ablation without PI)"

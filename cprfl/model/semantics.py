@@ -162,17 +162,6 @@ def embed_templates(
 def _from_clip(source, classes, template):
     return embed_templates(load_clip(source), classes, template).mean(0)
 
-def _from_sentences(name, classes, template):
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        raise RuntimeError(f'sentence:{name} needs the package sentence-transformers: '
-                           'pip install sentence-transformers') from None
-    model = SentenceTransformer(name)
-    templates = [template] if isinstance(template, str) else template
-    encode = lambda t: model.encode(fill_template(classes, t), convert_to_tensor=True).float().cpu()
-    return torch.stack([encode(t) for t in templates]).mean(0)
-
 # %% ../../nbs/model/semantics.ipynb #6fd46927
 def _split_names(classes): return [str(c).replace('_', ' ').lower().split() for c in classes]
 
@@ -219,14 +208,13 @@ def _from_random(width, classes, seed):
     return torch.randn(len(classes), m, generator=generator) * 10 / m**0.5
 
 # %% ../../nbs/model/semantics.ipynb #a6c237cd
-SOURCES = ('clip:ARCH/TAG', 'shapes', 'file:PATH', 'glove:PATH', 'words', 'sentence:NAME', 'random', 'random:m')
+SOURCES = ('clip:ARCH/TAG', 'shapes', 'file:PATH', 'glove:PATH', 'words', 'random', 'random:m')
 
 def _vectors(classes, source, template, seed):
     kind, _, argument = source.partition(':')
     if kind in ('file', 'glove') and not Path(argument).is_file():
         raise FileNotFoundError(f'{kind}: no such file: {argument}')
     if kind == 'clip' or source == 'shapes': return _from_clip(source, classes, template)
-    if kind == 'sentence': return _from_sentences(argument, classes, template)
     if kind == 'glove': return _from_glove(argument, classes)
     if kind == 'file': return _from_file(argument, classes)
     if kind == 'random': return _from_random(argument, classes, seed)

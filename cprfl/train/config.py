@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from ..checks import check_choice, check_range
 
-if TYPE_CHECKING: import torch # settings are read without waiting for it
+if TYPE_CHECKING: # settings are read without waiting for PyTorch
+    import torch
 
 # %% ../../nbs/train/config.ipynb #e3fa0955
 PRECISIONS = dict(fp32='no', bf16='bf16', fp16='fp16') # our name -> Accelerate's

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['class_aware_weights', 'EpochSampler', 'evaluating', 'prepared', 'predict', 'evaluate', 'build_accelerator', 'in_use',
-           'training_and_validation', 'default_callbacks', 'build_loader', 'states_to_resume', 'is_frozen',
-           'train_mode', 'total_loss', 'Parts', 'Processes', 'Weights', 'Events', 'Loop', 'Trainer']
+           'training_and_validation', 'default_callbacks', 'build_loader', 'states_to_resume', 'total_loss', 'Parts',
+           'Processes', 'Weights', 'Events', 'Loop', 'Trainer']
 
 # %% ../../nbs/train/trainer.ipynb #61cc984b
 import math
@@ -220,21 +220,6 @@ def states_to_resume(
     if source is not True: return [Path(source)]
     return [file for cb in callbacks if isinstance(cb, Checkpoint) for file in saved_states(cb.folder)]
 
-# %% ../../nbs/train/trainer.ipynb #30b7d918
-def is_frozen(
-    model:torch.nn.Module # its backbone, if any, is `model.backbone`
-) -> bool:
-    "Whether the model has a backbone, and none of it is trained"
-    backbone = getattr(model, 'backbone', None)
-    return backbone is not None and not any(p.requires_grad for p in backbone.parameters())
-
-def train_mode(
-    model:torch.nn.Module # its backbone, if any, is `model.backbone`
-):
-    "Put a model into train mode, but for a frozen backbone"
-    model.train()
-    if is_frozen(model): model.get_submodule('backbone').eval()
-
 # %% ../../nbs/train/trainer.ipynb #52b5d44f
 def total_loss(
     loss_func, # logits [B, C], targets [B, C] -> loss
@@ -323,7 +308,13 @@ class Weights(Parts):
     @property
     def frozen(self) -> bool:
         "Whether the model has a backbone, and none of it is trained"
-        return is_frozen(self.accelerator.unwrap_model(self.model))
+        backbone = getattr(self.accelerator.unwrap_model(self.model), 'backbone', None)
+        return backbone is not None and not any(p.requires_grad for p in backbone.parameters())
+
+    def train_mode(self):
+        "Put the model into train mode, but for a frozen backbone"
+        model = self.accelerator.unwrap_model(self.model).train()
+        if self.frozen: model.backbone.eval()
 
     def trained_state(self,
         model:torch.nn.Module|None=None # the evaluated one when left out
@@ -366,7 +357,7 @@ class Events(Parts):
             raise RuntimeError(f'{where}: {e}') from e
 
 # %% ../../nbs/train/trainer.ipynb #7830beb4
-class Loop(Events, Processes):
+class Loop(Events, Processes, Weights):
     "The loop of a training"
     def fit(self,
         resume=None # None: from the start; True: from the run's folder, or where this trainer stopped; or a state file
@@ -386,7 +377,7 @@ class Loop(Events, Processes):
     def one_epoch(self):
         "The epoch's batches, or what is left of them"
         if not self.step: self('before_epoch')
-        train_mode(self.accelerator.unwrap_model(self.model))
+        self.train_mode()
         for batch in self.batches(): self.one_batch(batch)
         self.epoch += 1
         self.step = 0
@@ -422,7 +413,7 @@ class Loop(Events, Processes):
         self('on_stop')
 
 # %% ../../nbs/train/trainer.ipynb #c9eee628
-class Trainer(Loop, Weights):
+class Trainer(Loop):
     "Trains any model of this kit: `Trainer(model, train, valid, config).fit()`"
     def __init__(self, # noqa: PLR0913 - the parts of a training, each with its default
         model:torch.nn.Module, # images or features in, logits [B, C] out

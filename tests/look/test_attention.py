@@ -13,7 +13,6 @@ from cprfl.look.attention import (
     attention_maps,
     box_mask,
     centre_map,
-    centroid,
     explain_image,
     grad_cam,
     patch_grid,
@@ -35,6 +34,13 @@ def small_cprfl():
 
 
 # ---- geometry
+
+def centroid(maps):
+    "Centre of mass (x, y) in pixels; the middle of the first pixel is at (0.5, 0.5)"
+    y, x = (torch.arange(n) + 0.5 for n in maps.shape[-2:])
+    mass = maps.sum((-2, -1))
+    return torch.stack([(maps.sum(-2) * x).sum(-1) / mass, (maps.sum(-1) * y).sum(-1) / mass], -1)
+
 
 @pytest.mark.parametrize('grid,size', [((8, 8), (64, 64)), ((4, 6), (48, 96)), ((14, 14), (140, 140))])
 def test_a_lit_patch_stays_in_its_place(grid, size):

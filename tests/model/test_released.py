@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from cprfl.model import released
 from cprfl.model.cprfl import CPRFL
-from cprfl.model.released import describe_released, load_released, released_semantics
+from cprfl.model.released import load_released
 
 FIGURES = sorted(FIXTURES.glob('vsi_*_dual.npz'))
 THEIRS = {'fc': 'fc.0', 'pi': 'label_emb', 'encoder': 'attention'}  # the figures' names, the checkpoints'
@@ -108,7 +108,6 @@ def test_the_blocks_say_how_deep_the_resnet_is(arch, case):
     state, tensor, write, kw = case
     net, backbone = resnet(32, arch)
     file = write({k: v for k, v in state.items() if not k.startswith('Backbone')} | backbone)
-    assert describe_released(file, kw['heads'])['backbone'] == arch
     model, x = load_released(file, **kw), torch.rand(1, 3, 64, 64)
     assert torch.allclose(model.backbone(x), net.forward_features(x), atol=1e-5)
     assert relative(model.from_features(tensor('features')), tensor('scores')) <= 1e-5
@@ -175,13 +174,6 @@ def test_without_a_backbone_the_model_takes_patches(case):
     with pytest.warns(UserWarning, match='no Backbone.*cached patches only'):
         model = load_released(file, **kw)
     assert relative(model(tensor('features')), tensor('scores')) <= 1e-5
-
-
-def test_description(case):
-    state, _, write, kw = case
-    found = describe_released(write(state | {'gate': torch.zeros(1)}), kw['heads'])
-    assert found == dict(d=48, heads=4, head_dim=16, ffn_dim=40, depth=1, tau=0.5,
-                         backbone='resnet18', m=24, feature_dim=32, tensors=len(state) - 2, text_encoder=2, unknown=1)
 
 
 # ---- what does not fit
@@ -346,11 +338,13 @@ def with_text(case):
 
 
 def test_semantics_by_the_text_encoder_in_the_file(with_text):
-    file, classes, want, *_ = with_text
-    W = released_semantics(file, classes)
+    file, classes, want, _, kw = with_text
+    heads = kw['heads']
+    W = load_released(file, classes=classes, heads=heads).semantics
     assert W.shape == (2, 24)
     assert torch.allclose(W, want, atol=1e-5)
-    assert not torch.allclose(released_semantics(file, ['dog'], 'a drawing of a {}.'), W[1:], atol=1e-3)
+    drawing = load_released(file, classes=['dog'], heads=heads, template='a drawing of a {}.').semantics
+    assert not torch.allclose(drawing, W[1:], atol=1e-3)
 
 
 def test_class_names_are_embedded_by_the_file(with_text):

@@ -111,23 +111,6 @@ def test_words_know_which_words_names_share():
     assert (W @ W.T).tolist() == [[2, 1, 1], [1, 2, 0], [1, 0, 2]]
 
 
-def test_sentence_encoder_says_what_to_install(monkeypatch):
-    import sys
-    monkeypatch.setitem(sys.modules, 'sentence_transformers', None)
-    with pytest.raises(RuntimeError, match='pip install sentence-transformers'):
-        category_semantics(CLASSES, 'sentence:all-MiniLM-L6-v2')
-
-
-def test_sentence_encoder(monkeypatch):
-    import sys
-    import types
-    class Encoder:
-        def __init__(self, name): self.width = int(name)
-        def encode(self, texts, convert_to_tensor): return torch.tensor([[float(len(t))] * self.width for t in texts])
-    monkeypatch.setitem(sys.modules, 'sentence_transformers', types.SimpleNamespace(SentenceTransformer=Encoder))
-    assert category_semantics(['ab', 'c'], 'sentence:4', 'a {}').tolist() == [[4.0] * 4, [3.0] * 4]
-
-
 def test_random_leaves_the_global_generator_alone():
     torch.manual_seed(0)
     want = torch.rand(1)
@@ -148,8 +131,7 @@ def test_unknown_sources_say_what_there_is(source, words):
 
 
 def test_every_advertised_source_is_tested_here():
-    assert set(SOURCES) == {'clip:ARCH/TAG', 'shapes', 'file:PATH', 'glove:PATH', 'words', 'sentence:NAME',
-                            'random', 'random:m'}
+    assert set(SOURCES) == {'clip:ARCH/TAG', 'shapes', 'file:PATH', 'glove:PATH', 'words', 'random', 'random:m'}
 
 
 @pytest.mark.parametrize('kind', ['file', 'glove'])
