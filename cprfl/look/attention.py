@@ -289,10 +289,10 @@ def _pair_table(dataset, pairs, scores, **columns):
             'group': group_names(dataset.groups, len(dataset.classes))[classes]}
     return pd.concat([pd.DataFrame(keys | columns), scores], axis=1)
 
-def _scores_of(maps, dataset, pairs, tolerance):
+def _scores_of(maps, dataset, pairs):
     "Scores of a map for each pair, at the size of its image"
     sizes = [tuple(dataset.image(i).shape[-2:]) for i, _, _ in pairs]
-    return score_maps(maps, [boxes for _, _, boxes in pairs], sizes, tolerance)
+    return score_maps(maps, [boxes for _, _, boxes in pairs], sizes)
 
 def pointing_game(
     model, # a model of this kit, or a `Run`
@@ -300,7 +300,6 @@ def pointing_game(
     method:str='attention', # 'attention' (CPRFL) or 'gradcam' (any model)
     n:int|None=None, # images to draw; all when left out
     batch_size:int=64, # images, or pairs, per forward pass
-    tolerance:float=0., # pixels around a box that still count
     seed:int=0 # of the draw; the same for every model that is compared
 ) -> pd.DataFrame: # a row per (image, class): image, path, class, group, method, rank, hit, energy, area
     "Pointing game and energy of a model's maps, for every category in every image"
@@ -309,7 +308,7 @@ def pointing_game(
     pairs = _pairs(dataset, n, seed)
     maps, logits = zip(*METHODS[method](as_model(model), dataset, pairs, batch_size))
     rank = [int((row > row[c]).sum()) + 1 for row, (_, c, _) in zip(logits, pairs)]
-    scores = _scores_of(torch.stack(maps), dataset, pairs, tolerance)
+    scores = _scores_of(torch.stack(maps), dataset, pairs)
     return _pair_table(dataset, pairs, scores, method=method, rank=rank)
 
 # %% ../../nbs/look/attention.ipynb #cc09187d
@@ -324,12 +323,11 @@ def centre_map(
 def pointing_baselines(
     dataset, # images with `boxes`
     n:int|None=None, # images to draw, as in `pointing_game`
-    tolerance:float=0., # pixels around a box that still count
     seed:int=0 # of the draw
 ) -> pd.DataFrame: # as `pointing_game` gives it, for the methods 'centre' and 'random'
     "What maps score that have not seen the image"
     pairs = _pairs(dataset, n, seed)
-    centre = _scores_of(centre_map().expand(len(pairs), -1, -1), dataset, pairs, tolerance)
+    centre = _scores_of(centre_map().expand(len(pairs), -1, -1), dataset, pairs)
     chance = centre.assign(hit=centre['area'], energy=centre['area'])
     scores = dict(centre=centre, random=chance)
     tables = [_pair_table(dataset, pairs, s, method=m, rank=np.nan) for m, s in scores.items()]

@@ -248,14 +248,13 @@ def _finish_cluster_map(grid, titles, C):
 def plot_similarity(
     change:dict, # 'before' and 'after', pandas [C, C], as `similarity_change` gives it
     groups:dict, # head, medium, tail -> class indices
-    by:str='before', # which of the two gives the order
     titles:tuple=('before', 'after'), # over the two maps
     edge:float|None=None # of a cell, inches; less for many classes
 ):
-    "Similarity of classes before and after, in one order; a figure of its own, so it takes no axes"
+    "Similarity of classes before and after, in the order of the first; a figure of its own, so it takes no axes"
     from scipy.cluster.hierarchy import leaves_list
     before, after, C = change['before'], change['after'], len(change['before'])
-    link, group = _cosine_linkage(change[by]), group_names(groups, C)
+    link, group = _cosine_linkage(before), group_names(groups, C)
     order = leaves_list(link)
     values = np.hstack([before.to_numpy()[:, order], np.full((C, 1), np.nan), after.to_numpy()[:, order]])
     names = [signed(c, g) for c, g in zip(before.index, group)]
@@ -329,7 +328,7 @@ def _boxes(ax, boxes, scale):
         corner = x0 * scale[1] - 0.5, y0 * scale[0] - 0.5
         ax.add_patch(Rectangle(corner, (x1 - x0) * scale[1], (y1 - y0) * scale[0], **style))
 
-def _overlay(ax, pixels, values, point, cmap):
+def _overlay(ax, pixels, values, cmap):
     "Image [H, W, 3] and map [h, w], faded or in colours"
     size = pixels.shape[:2]
     up = upsample_maps(values, size).numpy() / max(float(values.max()), 1e-12)
@@ -342,7 +341,7 @@ def _overlay(ax, pixels, values, point, cmap):
     at = strongest_point(values, size)
     if at is None: return
     ax.contour(up, [0.5 * up.max()], colors=INK, linewidths=0.8)
-    if point: ax.plot(at[0] - 0.5, at[1] - 0.5, '+', color=WRONG, markersize=8, markeredgewidth=1.6)
+    ax.plot(at[0] - 0.5, at[1] - 0.5, '+', color=WRONG, markersize=8, markeredgewidth=1.6)
 
 def plot_map(
     image:torch.Tensor, # uint8 [3, H, W]
@@ -351,14 +350,13 @@ def plot_map(
     boxes:list|tuple=(), # [(x0, y0, x1, y1), ...]
     size:tuple|None=None, # (H, W) that the boxes are measured in; the image's when left out
     title:str='', # over the axes
-    point:bool=True, # a cross on the strongest cell of the map
     cmap:str|None=None # colours over a grey image, instead of fading
 ):
     "An image that fades where a map is low, with the boxes of the objects"
     fig, ax = new_axes(ax, (2.4, 2.6))
     pixels, hw = image.permute(1, 2, 0).float().numpy() / 255, tuple(image.shape[-2:])
     if values is None: ax.imshow(pixels)
-    else: _overlay(ax, pixels, torch.as_tensor(values).float().clamp(min=0), point, cmap)
+    else: _overlay(ax, pixels, torch.as_tensor(values).float().clamp(min=0), cmap)
     _boxes(ax, boxes, np.divide(hw, size or hw))
     ax.set_axis_off()
     ax.set_title(title, fontsize=8.5, color=INK)
@@ -372,7 +370,6 @@ def plot_maps(
     boxes:list|None=None, # n lists of (x0, y0, x1, y1)
     size:tuple|None=None, # (H, W) that the boxes are measured in; the images' when left out
     notes:list|None=None, # n dicts, name of a method -> a line over its map, such as the category's rank
-    cmap:str|None=None, # see `plot_map`
     axes=None # [n, 1 + methods]
 ):
     "A row per image and category: the image with its boxes, then the map of each method"
@@ -387,7 +384,7 @@ def plot_maps(
             if method not in maps[i]: continue
             lines = method if i == 0 else '', notes[i].get(method, '')
             title = '\n'.join(filter(None, lines))
-            plot_map(images[i], maps[i][method], ax, boxes[i], size, title, cmap=cmap)
+            plot_map(images[i], maps[i][method], ax, boxes[i], size, title)
     return fig, axes
 
 # %% ../../nbs/look/model_plots.ipynb #e8c7fe47

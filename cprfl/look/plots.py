@@ -107,7 +107,6 @@ def plot_training(
 # %% ../../nbs/look/plots.ipynb #901f857e
 def plot_groups(
     table:pd.DataFrame, # `results_table`: a row per method, columns total, head, medium, tail (percent)
-    errors:pd.DataFrame|None=None, # the same shape: half-lengths of the error bars
     ax=None # matplotlib axes
 ):
     "Bars of mAP by group, a cluster per method"
@@ -115,8 +114,7 @@ def plot_groups(
     names = [g for g in WITH_TOTAL if g in table]
     for j, g in enumerate(names):
         x = np.arange(len(table)) + (j - (len(names) - 1) / 2) * 0.2
-        yerr = None if errors is None else errors[g]
-        bars = ax.bar(x, table[g], 0.19, color=GROUP_COLOURS[g], label=g, yerr=yerr, capsize=2)
+        bars = ax.bar(x, table[g], 0.19, color=GROUP_COLOURS[g], label=g)
         ax.bar_label(bars, fmt='%.0f', fontsize=8, padding=1)
     ax.set_xticks(range(len(table)), table.index)
     ax.set_ylabel('mAP (%)')

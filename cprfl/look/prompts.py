@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from ..checks import check_choice
 from ..data.longtail import group_names
 
 # %% ../../nbs/look/prompts.ipynb #f5527729
@@ -58,36 +57,27 @@ def class_similarity(
 def similarity_change(
     prompts:dict, # epoch -> P [C, d]
     classes:list, # C names
-    first:int|None=None, # epoch of 'before'; the first when left out
-    last:int|None=None, # epoch of 'after'; the last when left out
     centre:bool=False # subtract the mean prompt first
 ) -> dict: # 'before', 'after' and 'change', each pandas [C, C]
-    "Class similarity at two epochs, and the difference"
-    first = min(prompts) if first is None else first
-    last = max(prompts) if last is None else last
-    for e in (first, last): check_choice('epoch', e, sorted(prompts))
-    before, after = (class_similarity(prompts[e], classes, centre) for e in (first, last))
+    "Class similarity at the first and the last epoch, and the difference"
+    before, after = (class_similarity(prompts[e], classes, centre) for e in (min(prompts), max(prompts)))
     return dict(before=before, after=after, change=after - before)
 
 # %% ../../nbs/look/prompts.ipynb #5d797e75
 def prompt_trajectories(
     prompts:dict, # epoch -> P [C, d]
     classes:list, # C names
-    groups:dict, # head, medium, tail -> class indices
-    components:int=2 # axes
-) -> tuple: # pandas (epoch, class, group, pc1, pc2, ...), share of the variance of each axis [components]
-    "Prompts of all epochs in one common PCA"
+    groups:dict # head, medium, tail -> class indices
+) -> tuple: # pandas (epoch, class, group, pc1, pc2), share of the variance of each axis [2]
+    "Prompts of all epochs in one common PCA of two axes"
     epochs, P = _epochs(prompts, classes)
     X = P.flatten(0, 1).double()
     U, S, V = torch.linalg.svd(X - X.mean(0), full_matrices=False)
-    if components > len(S):
-        n, d = X.shape
-        raise ValueError(f'components: at most {len(S)} for {n} prompts of width {d}, got {components}')
-    V = V[:components]
+    V = V[:2]
     sign = V.gather(1, V.abs().argmax(1, keepdim=True)).sign().T # the largest weight of an axis is positive
-    at = (U[:, :components] * S[:components] * sign).unflatten(0, (len(epochs), -1))
-    table = _long(epochs, classes, groups, {f'pc{i + 1}': at[..., i] for i in range(components)})
-    return table, (S[:components]**2 / (S**2).sum()).numpy()
+    at = (U[:, :2] * S[:2] * sign).unflatten(0, (len(epochs), -1))
+    table = _long(epochs, classes, groups, dict(pc1=at[..., 0], pc2=at[..., 1]))
+    return table, (S[:2]**2 / (S**2).sum()).numpy()
 
 # %% ../../nbs/look/prompts.ipynb #a31f70b5
 def _neighbours(similarity, k):

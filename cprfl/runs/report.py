@@ -29,14 +29,12 @@ from ..statistics import bootstrap_map, paired_seeds, verdict
 MAP_COLUMNS = ['total', 'head', 'medium', 'tail'] # of mAP: all classes, then each group
 
 def collect(
-    folder:str|Path, # of runs named KEY-sSEED
-    keys:list|None=None # only these rows
+    folder:str|Path # of runs named KEY-sSEED
 ) -> tuple: # (results, classes), pandas, mAP in percent
     "Results of all finished runs of a folder"
     results, classes = [], []
     for path in find_runs(folder, '*-s*', 'report.json'):
         key, seed = path.name.rsplit('-s', 1)
-        if keys is not None and key not in keys: continue
         run, row = Run(path), dict(key=key, seed=int(seed))
         results.append(row | _result(run))
         classes += [row | of_class for of_class in _class_results(run)]
@@ -59,17 +57,14 @@ def _class_results(run):
 def intervals(
     folder:str|Path, # of runs
     targets:np.ndarray, # [N, C] of the test set of seed 0
-    keys:list|None=None, # only these rows
     n:int=1000 # resamples
 ): # pandas, a row per run and group: mAP, low, high in percent
     "Bootstrap intervals of mAP over the test images, for the runs with seed 0"
     out = []
     for path in find_runs(folder, '*-s0', 'predictions.parquet'):
-        key = path.name.removesuffix('-s0')
-        if keys is not None and key not in keys: continue
         run = Run(path)
         table = bootstrap_map(run.predictions.iloc[:, 1:].to_numpy(), targets, run.groups, n=n)
-        out.append(table.reset_index(names='group').assign(key=key))
+        out.append(table.reset_index(names='group').assign(key=path.name.removesuffix('-s0')))
     return pd.concat(out, ignore_index=True)
 
 # %% ../../nbs/runs/report.ipynb #0e6c004c

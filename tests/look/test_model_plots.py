@@ -203,16 +203,15 @@ def test_classes_are_rows_in_the_order_of_their_groups(prompts):
 
 def test_both_cluster_maps_have_one_order(prompts):
     change = similarity_change(prompts, CLASSES)
-    for by in ('before', 'after'):
-        fig, ax = plot_similarity(change, GROUPS, by=by)
-        rows, columns = texts(ax.get_yticklabels()), texts(ax.get_xticklabels())
-        assert sorted(r[2:] for r in rows) == CLASSES
-        assert columns == rows + [''] + rows
-        order = [CLASSES.index(r[2:]) for r in rows]
-        shown = np.ma.filled(ax.collections[0].get_array().reshape(6, 13), np.nan)
-        assert np.isnan(shown[:, 6]).all()
-        assert np.allclose(shown[:, :6], change['before'].to_numpy()[np.ix_(order, order)])
-        assert np.allclose(shown[:, 7:], change['after'].to_numpy()[np.ix_(order, order)])
+    fig, ax = plot_similarity(change, GROUPS)
+    rows, columns = texts(ax.get_yticklabels()), texts(ax.get_xticklabels())
+    assert sorted(r[2:] for r in rows) == CLASSES
+    assert columns == rows + [''] + rows
+    order = [CLASSES.index(r[2:]) for r in rows]
+    shown = np.ma.filled(ax.collections[0].get_array().reshape(6, 13), np.nan)
+    assert np.isnan(shown[:, 6]).all()
+    assert np.allclose(shown[:, :6], change['before'].to_numpy()[np.ix_(order, order)])
+    assert np.allclose(shown[:, 7:], change['after'].to_numpy()[np.ix_(order, order)])
 
 
 @pytest.mark.filterwarnings('ignore:Attempting to set identical')  # the dendrogram of equal prompts has no length

@@ -161,10 +161,6 @@ def test_results_have_a_row_per_run_and_class(runs):
     assert tail.mean() == pytest.approx(results['tail'][0], abs=0.01)
 
 
-def test_results_of_some_rows_only(runs):
-    with pytest.raises(FileNotFoundError): collect(runs, keys=['asl'])
-
-
 def test_collect_of_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match='no finished run'): collect(tmp_path)
 
