@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OPTIMISATIONS', 'OF_IMAGES', 'CLASSES', 'BENCHES', 'clock_once', 'race', 'clock', 'ceiling', 'count_flops',
-           'peak_memory', 'Setting', 'KitStep', 'PrefetchStep', 'ReferenceStep', 'bench_data', 'bench_train',
-           'leave_one_out', 'bench_optimisations', 'bench_eval', 'average_precision_loop', 'bench_metrics',
-           'bench_classes', 'machine', 'write_table']
+           'peak_memory', 'Setting', 'KitStep', 'ReferenceStep', 'bench_data', 'bench_train', 'leave_one_out',
+           'bench_optimisations', 'bench_eval', 'average_precision_loop', 'bench_metrics', 'bench_classes', 'machine',
+           'write_table']
 
 # %% ../nbs/bench.ipynb #61d31555
 import ctypes
@@ -74,13 +74,11 @@ def clock(
 
 # %% ../nbs/bench.ipynb #3a12a81e
 def ceiling(
-    device:str|torch.device='cpu', # where
-    dtype:torch.dtype=torch.bfloat16, # of the matrices
-    n:int=0 # rows and columns of each matrix; 0: 2048 on a CPU, 8192 on a GPU
+    device:str|torch.device='cpu' # where
 ) -> float: # FLOP/s
-    "Measured rate of a large matrix product"
-    n = n or (8192 if torch.device(device).type == 'cuda' else 2048)
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    "Measured rate of a large matrix product in bfloat16"
+    n = 8192 if torch.device(device).type == 'cuda' else 2048 # rows and columns
+    a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
     return 2 * n**3 / clock(lambda: a @ b, 7, device)
 
 def count_flops(
@@ -220,22 +218,6 @@ class KitStep:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.update_average()
-
-# %% ../nbs/bench.ipynb #8b15f5db
-class PrefetchStep(KitStep):
-    "The kit's step, with the next batch copied meanwhile"
-    stream = next_images = None
-
-    def fetch(self):
-        streams = torch.get_device_module(torch.device(self.s.device))
-        if self.stream is None:
-            self.stream = streams.Stream()
-            self.next_images = super().fetch()
-        images, current = self.next_images, streams.current_stream()
-        current.wait_stream(self.stream)
-        if images.is_cuda: images.record_stream(current) # keeps its memory until this step ends
-        with streams.stream(self.stream): self.next_images = super().fetch()
-        return images
 
 # %% ../nbs/bench.ipynb #57eb799d
 def _all_rows(vsi, features, prompts): # the encoder over (F, P): every row, then the last C
@@ -421,10 +403,6 @@ def _compiled(s): # name -> step
         else: steps[name] = step
     return steps
 
-def _further_steps(s): # name -> step
-    prefetch = {f'{_KIT}, next batch copied meanwhile': PrefetchStep(s)} if s.device_type == 'cuda' else {}
-    return _compiled(s) | prefetch
-
 def bench_optimisations(
     setting:Setting|None=None, # what to measure
     repeats:int=3 # rounds of the reference; the kit's step, which is faster, has twice as many and one
@@ -434,7 +412,7 @@ def bench_optimisations(
     chosen = _optimisations(s)
     alone = {_REFERENCE: ReferenceStep(s)} | {name: ReferenceStep(s, **kw) for name, kw in chosen.items()}
     without = {name: ReferenceStep(s, **kw) for name, kw in leave_one_out(chosen).items()}
-    whole = {_KIT: KitStep(s)} | _further_steps(s)
+    whole = {_KIT: KitStep(s)} | _compiled(s)
     added = race(alone, repeats, s.device)
     seconds = race(without | whole, 2 * repeats + 1, s.device)
     reference = added[_REFERENCE]

@@ -122,20 +122,6 @@ def test_all_optimisations_make_the_kits_step(tiny):
         precision='bf16', memory_format=tiny.memory_format, fused=True, foreach=True)
 
 
-def test_a_prefetched_batch_is_the_batch(tiny):
-    "On a CPU, whose streams do nothing; what it saves only a GPU can tell"
-    step = bench.PrefetchStep(tiny)
-    assert torch.equal(step.fetch(), tiny.images)
-    assert torch.equal(step.fetch(), tiny.images)
-
-
-def test_a_step_with_prefetching_learns(tiny):
-    step = bench.PrefetchStep(tiny)
-    before = {k: v.clone() for k, v in step.model.state_dict().items()}
-    step()
-    assert any(not torch.equal(v, before[k]) for k, v in step.model.state_dict().items())
-
-
 def test_the_head_alone():
     "On cached features, which have no bytes and no memory format"
     table = bench.bench_optimisations(bench.Setting(None, **SIZES, classes=6, batch=2), repeats=1)

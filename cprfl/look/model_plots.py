@@ -31,6 +31,7 @@ from cprfl.look.style import (
     new_axes,
     signed,
     tidy,
+    true_labels,
 )
 
 # %% ../../nbs/look/model_plots.ipynb #318a25a9
@@ -58,9 +59,7 @@ def _image_and_labels(row, dataset, i, truth):
     row[0].imshow(dataset[i][0].permute(1, 2, 0).numpy())
     row[0].set_axis_off()
     if not truth: return
-    group = group_names(dataset.groups, len(dataset.classes))
-    names = [signed(dataset.classes[c], group[c]) for c in np.flatnonzero(dataset.targets[i])]
-    row[1].text(0, 0.5, '\n'.join(names), fontsize=8.5, va='center', color=INK)
+    row[1].text(0, 0.5, '\n'.join(true_labels(dataset, i)), fontsize=8.5, va='center', color=INK)
     row[1].set_axis_off()
 
 def plot_top_k(

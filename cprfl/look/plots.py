@@ -24,6 +24,7 @@ from cprfl.look.style import (
     new_axes,
     signed,
     tidy,
+    true_labels,
 )
 
 # %% ../../nbs/look/plots.ipynb #4de6a8c1
@@ -45,12 +46,10 @@ def show_images(
     rows = -(-len(indices) // columns)
     size = edge * columns, (edge + 0.55) * rows
     fig, axes = new_axes(None, size, nrows=rows, ncols=columns, squeeze=False)
-    group = group_names(dataset.groups, len(dataset.classes))
     for ax in axes.flat: ax.set_axis_off()
     for ax, i in zip(axes.flat, indices):
         ax.imshow(dataset[i][0].permute(1, 2, 0).numpy())
-        names = [signed(dataset.classes[c], group[c]) for c in np.flatnonzero(dataset.targets[i])]
-        ax.set_title('\n'.join(names), fontsize=8, loc='left', y=0, va='top', pad=-3)
+        ax.set_title('\n'.join(true_labels(dataset, i)), fontsize=8, loc='left', y=0, va='top', pad=-3)
         shown = dataset.boxes[i] if boxes and getattr(dataset, 'boxes', None) else ()
         for _, *box in shown: _frame(ax, box)
     fig.get_layout_engine().set(h_pad=0.25)
@@ -112,12 +111,8 @@ def plot_groups(
     "Bars of mAP by group, a cluster per method"
     fig, ax = new_axes(ax, (max(5.5, 1.7 * len(table)), 3.4))
     names = [g for g in WITH_TOTAL if g in table]
-    for j, g in enumerate(names):
-        x = np.arange(len(table)) + (j - (len(names) - 1) / 2) * 0.2
-        bars = ax.bar(x, table[g], 0.19, color=GROUP_COLOURS[g], label=g)
-        ax.bar_label(bars, fmt='%.0f', fontsize=8, padding=1)
-    ax.set_xticks(range(len(table)), table.index)
-    ax.set_ylabel('mAP (%)')
+    table[names].plot.bar(ax=ax, color=GROUP_COLOURS, width=0.8, rot=0, xlabel='', ylabel='mAP (%)')
+    for bars in ax.containers: ax.bar_label(bars, fmt='%.0f', fontsize=8, padding=1)
     tidy(ax)
     legend_above(ax, len(names))
     return fig, ax

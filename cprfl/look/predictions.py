@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'Predictions', 'is_table', 'first_run', 'align_predictions', 'top_k_table', 'top_k_mask', 'top_k_report',
-           'flip_table', 'telling_images', 'load_images', 'as_dataset']
+           'flip_table', 'telling_images', 'load_images']
 
 # %% ../../nbs/look/predictions.ipynb #160b64b5
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from ..checks import check_choice, some
-from ..data.dataset import ArrayDataset, read_image, resize
+from ..data.dataset import read_image, resize
 from ..data.longtail import group_names
 from ..metrics import topk_predictions
 from ..runs.build import load_data
@@ -239,14 +239,3 @@ def load_images(
         try: images.append(squash(read_image(file)))
         except ValueError as e: raise ValueError(f'{name}: {e}') from e
     return torch.stack(images), [name for name, _ in found]
-
-def as_dataset(
-    images:torch.Tensor, # uint8 [N, 3, H, W]
-    names:list, # N names
-    classes:list, # C class names of the model
-    groups:dict, # head, medium, tail -> class indices
-    targets:np.ndarray|None=None # [N, C] zeros and ones; all zero when left out
-) -> ArrayDataset:
-    "Images in memory as a dataset of the kit"
-    if targets is None: targets = np.zeros((len(images), len(classes)), np.uint8)
-    return ArrayDataset(images.permute(0, 2, 3, 1).numpy(), targets, classes, groups=groups, paths=names)

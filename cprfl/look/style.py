@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['WITH_TOTAL', 'GROUP_COLOURS', 'GROUP_SIGNS', 'MARKERS', 'LEGEND', 'INK', 'RIGHT', 'WRONG', 'UNKNOWN', 'TEXT', 'FAINT',
-           'FILLINGS', 'signed', 'groups_in', 'light_to_dark', 'new_axes', 'tidy', 'legend_above', 'filling',
-           'grouped_bars', 'heat_map']
+           'FILLINGS', 'signed', 'true_labels', 'groups_in', 'light_to_dark', 'new_axes', 'tidy', 'legend_above',
+           'filling', 'grouped_bars', 'heat_map']
 
 # %% ../../nbs/look/style.ipynb #cd78d068
 import numpy as np
 import pandas as pd
 
-from ..data.longtail import GROUPS
+from ..data.longtail import GROUPS, group_names
 
 # %% ../../nbs/look/style.ipynb #863dc1b5
 WITH_TOTAL = ('total', *GROUPS)
@@ -26,6 +26,14 @@ def signed(
 ) -> str:
     "A name with its group's sign"
     return f'{GROUP_SIGNS[group]} {name}' if group in GROUP_SIGNS else str(name)
+
+def true_labels(
+    dataset, # any dataset of the kit
+    i:int # which image
+) -> list: # names
+    "The classes that an image shows, each with its group's sign"
+    group = group_names(dataset.groups, len(dataset.classes))
+    return [signed(dataset.classes[c], group[c]) for c in np.flatnonzero(dataset.targets[i])]
 
 def groups_in(
     table:pd.DataFrame, # with a column 'group'

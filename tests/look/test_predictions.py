@@ -8,7 +8,6 @@ from PIL import Image
 from cprfl.data.dataset import ArrayDataset
 from cprfl.look.predictions import (
     align_predictions,
-    as_dataset,
     flip_table,
     load_images,
     telling_images,
@@ -206,15 +205,6 @@ def test_images_from_elsewhere(files, tmp_path, source):
 
 def test_a_single_image(files, tmp_path):
     assert torch.equal(load_images(files[0], 8)[0], load_images(tmp_path, 8)[0][:1])
-
-
-def test_images_as_a_dataset(files, tmp_path):
-    images, names = load_images(tmp_path, 8)
-    data = as_dataset(images, names, CLASSES, GROUPS)
-    assert torch.equal(data[1][0], images[1])
-    assert data.paths == names
-    assert not data.targets.any()
-    assert data.groups is GROUPS
 
 
 def test_bad_images_are_named(tmp_path):
