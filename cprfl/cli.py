@@ -335,17 +335,18 @@ def predict(o:PredictOptions):
     import torch
 
     from cprfl.data.dataset import read_image
+    from cprfl.data.longtail import group_names
     from cprfl.runs.run import Run
     if not o.images: raise ValueError('give one or more image files')
     run = Run(o.run)
     model = run.model()
-    group_of = {i: group for group, ids in run.groups.items() for i in ids}
+    groups = group_names(run.groups, len(run.classes))
     for file in o.images:
         image = _resized(read_image(file), run.recipe)
         with torch.inference_mode(): scores = model(image[None])[0].sigmoid()
         print(file)
         for score, i in zip(*scores.topk(min(o.k, len(scores)))):
-            print(f'  {score:7.3f}  {run.classes[i]}  ({group_of[int(i)]})')
+            print(f'  {score:7.3f}  {run.classes[i]}  ({groups[i]})')
 
 def _resized(image, recipe):
     "An image as the model expects it; a backbone of Shapes-LT takes any size"

@@ -11,6 +11,7 @@ __all__ = ['WITH_TOTAL', 'GROUP_COLOURS', 'GROUP_SIGNS', 'MARKERS', 'LEGEND', 'I
 import numpy as np
 import pandas as pd
 
+from ..data.dataset import MultiLabelDataset
 from ..data.longtail import GROUPS, group_names
 
 # %% ../../nbs/look/style.ipynb #863dc1b5
@@ -28,7 +29,7 @@ def signed(
     return f'{GROUP_SIGNS[group]} {name}' if group in GROUP_SIGNS else str(name)
 
 def true_labels(
-    dataset, # any dataset of the kit
+    dataset:MultiLabelDataset, # any dataset of the kit
     i:int # which image
 ) -> list: # names
     "The classes that an image shows, each with its group's sign"

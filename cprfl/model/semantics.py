@@ -159,9 +159,6 @@ def embed_templates(
     templates = [template] if isinstance(template, str) else template
     return torch.stack([clip.encode_text(fill_template(classes, t)) for t in templates])
 
-def _from_clip(source, classes, template):
-    return embed_templates(load_clip(source), classes, template).mean(0)
-
 # %% ../../nbs/model/semantics.ipynb #6fd46927
 def _split_names(classes): return [str(c).replace('_', ' ').lower().split() for c in classes]
 
@@ -214,7 +211,7 @@ def _vectors(classes, source, template, seed):
     kind, _, argument = source.partition(':')
     if kind in ('file', 'glove') and not Path(argument).is_file():
         raise FileNotFoundError(f'{kind}: no such file: {argument}')
-    if kind == 'clip' or source == 'shapes': return _from_clip(source, classes, template)
+    if kind == 'clip' or source == 'shapes': return embed_templates(load_clip(source), classes, template).mean(0)
     if kind == 'glove': return _from_glove(argument, classes)
     if kind == 'file': return _from_file(argument, classes)
     if kind == 'random': return _from_random(argument, classes, seed)

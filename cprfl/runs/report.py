@@ -19,6 +19,7 @@ import torch
 
 from ..checks import check_choice, some
 from ..data.dataset import MultiLabelDataset
+from ..data.longtail import group_names
 from ..files import write_json, write_text
 from ..metrics import multilabel_report
 from .run import Run, find_runs
@@ -48,10 +49,9 @@ def _result(run):
     return percent | sizes | dict(seconds=report['seconds'])
 
 def _class_results(run):
-    ap = run.report['ap']
-    group_of = {i: group for group, ids in run.groups.items() for i in ids}
-    return [dict(name=name, group=group_of[i], count=int(run.class_counts[i]), ap=round(100 * ap[i], 2))
-            for i, name in enumerate(run.classes)]
+    groups, ap = group_names(run.groups, len(run.classes)), run.report['ap']
+    return [dict(name=name, group=group, count=int(count), ap=round(100 * a, 2))
+            for name, group, count, a in zip(run.classes, groups, run.class_counts, ap)]
 
 # %% ../../nbs/runs/report.ipynb #357cf5d3
 def intervals(
