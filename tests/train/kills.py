@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-PROCESSES = multiprocessing.get_context('forkserver') # a new process at once: libraries are imported only once
+PROCESSES = multiprocessing.get_context('forkserver') # imports the libraries once, for all processes
 PROCESSES.set_forkserver_preload(['cprfl.train.trainer', 'cprfl.model.cprfl', 'cprfl.data.shapes'])
 
 
 def train(folder):
-    "A small CPRFL with everything that has a state: dropout, augmentation, average, schedule, statistics, selection"
+    "A small CPRFL with dropout, augmentation, average, schedule, batch statistics and selection"
     from toys import build, picture_model
 
     from cprfl.data.shapes import shapes_lt
@@ -29,8 +29,8 @@ def train(folder):
 
 
 def import_libraries():
-    "The first process takes longer"
-    process = PROCESSES.Process(target=print)
+    "Start a first process, which takes longer than others"
+    process = PROCESSES.Process(target=time.sleep, args=(0,))
     process.start()
     process.join()
 
@@ -48,17 +48,17 @@ def start(folder, limit=None):
     return process.exitcode, time.perf_counter() - began
 
 
-def newest(folder): return max((f.stem for f in (Path(folder) / 'state').glob('epoch_*.pt')), default='nothing')
+def newest(folder): return max((f.stem for f in (folder / 'state').glob('epoch_*.pt')), default='nothing')
 
 
-def parts(folder): return len(list(Path(folder).rglob('*.part')))
+def parts(folder): return len(list(folder.rglob('*.part')))
 
 
 def compare(a, b):
     "What differs between two runs' folders"
     differing = []
     for name in ('last', 'best', 'prompts'):
-        x, y = (load_file(Path(f) / f'{name}.safetensors') for f in (a, b))
+        x, y = (load_file(folder / f'{name}.safetensors') for folder in (a, b))
         if x.keys() != y.keys() or not all(torch.equal(x[k], y[k]) for k in x): differing.append(name)
     return differing
 
@@ -69,7 +69,7 @@ def kill_repeatedly(folder, kills, seed=0, report=print):
     import_libraries()
     _, took = start(folder / 'whole')
     done = tries = 0
-    while done < kills: # a run that reached its end is begun again elsewhere, so that every kill hits a training
+    while done < kills: # after a run that reached its end comes another, so that every kill hits a training
         cut = folder / f'cut{tries}'
         tries += 1
         done += kill_until_it_ends(cut, kills - done, lambda: rng.uniform(0.1, 1.0) * took, report)
@@ -79,7 +79,7 @@ def kill_repeatedly(folder, kills, seed=0, report=print):
 
 
 def kill_until_it_ends(folder, most, moment, report):
-    "Train and resume until the end, killed after `moment()` seconds and at most so many times; the number of kills"
+    "Train until the end, killed after `moment()` seconds at most so many times; the number of kills"
     for kills in range(most):
         status, _ = start(folder, limit=moment())
         if status == 0: return kills
@@ -89,13 +89,12 @@ def kill_until_it_ends(folder, most, moment, report):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--kills', type=int, default=25)
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder: differing = kill_repeatedly(folder, args.kills, args.seed)
-    result = f"these differ: {', '.join(differing)}" if differing else 'no difference to the run that was left alone'
-    print(f'{args.kills} kills: {result}')
+    print(f'{args.kills} kills, and these differ from the run that was left alone:', ', '.join(differing) or 'none')
     sys.exit(bool(differing))
 
 

@@ -63,7 +63,8 @@ def main(out, how=''):
     trainer.fit(resume=how == 'resume')
     logits = predict(trainer.evaluated, valid, 16, trainer.accelerator)
     if not trainer.is_main: return
-    save_file({k: v.contiguous() for k, v in trainer.evaluated.state_dict().items()}, out / 'weights.safetensors')
+    weights = {k: v.contiguous() for k, v in trainer.evaluated.state_dict().items()}
+    save_file(weights, out / 'weights.safetensors')
     said = dict(processes=trainer.accelerator.num_processes, losses=losses.values, history=trainer.history)
     (out / 'said.json').write_text(json.dumps(dict(said, logits=logits.tolist())))
 

@@ -6,11 +6,10 @@ from toys import paint
 from cprfl.train.augment import POLICIES, BatchAugment, random_cutout, random_flip, random_shift
 
 
-def batch(B=8, size=16):
-    return torch.randint(256, (B, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-
-
 def generator(): return torch.Generator().manual_seed(0)
+
+
+def batch(B=8): return torch.randint(256, (B, 3, 16, 16), generator=generator(), dtype=torch.uint8)
 
 
 # ---- policies

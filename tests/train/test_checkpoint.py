@@ -38,7 +38,7 @@ def bytes_of(folder): return {f: f.read_bytes() for f in folder.rglob('*') if f.
 
 @pytest.fixture(scope='module', params=['last', 'valid'])
 def cut(request, pictures, tmp_path_factory):
-    "A training, and the same with a cut in mid-epoch: dropout, augmentation, average, batch statistics, validation"
+    "A training, and the same with a cut in mid-epoch: dropout, augmentation, average, validation"
     a, b = tmp_path_factory.mktemp('whole'), tmp_path_factory.mktemp('cut')
     settings = dict(select=request.param, augment='standard', valid_fraction=0.3)
     whole = paint(pictures, a, **settings)

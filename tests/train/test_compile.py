@@ -37,8 +37,9 @@ class Normed(Head):
 
 def test_a_compiled_step_resumes_bit_for_bit(compiler, tmp_path):
     whole = toy(model=Dropping(), compile='default')
-    with pytest.raises(KeyboardInterrupt): toy(tmp_path / 'run', [CutOff(1)], model=Dropping(), compile='default')
-    assert same(whole, toy(tmp_path / 'run', model=Dropping(), resume=True, compile='default'))
+    run = tmp_path / 'run'
+    with pytest.raises(KeyboardInterrupt): toy(run, [CutOff(1)], model=Dropping(), compile='default')
+    assert same(whole, toy(run, model=Dropping(), resume=True, compile='default'))
 
 
 def test_a_compiled_step_learns_the_same(compiler):

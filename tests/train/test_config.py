@@ -24,7 +24,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize('settings, words', WRONG, ids=lambda value: ' '.join(value) if isinstance(value, dict) else '')
+@pytest.mark.parametrize('settings, words', WRONG, ids=[' '.join(settings) for settings, _ in WRONG])
 def test_settings_are_checked(settings, words):
     with pytest.raises(ValueError, match=words): TrainConfig(**settings)
 
@@ -38,7 +38,8 @@ def model(): return picture_model()
 def grouped(model, **settings):
     "The group of each parameter, by its name"
     names = {p: name for name, p in model.named_parameters()}
-    return [(names[p], p, group) for group in param_groups(model, TrainConfig(**settings)) for p in group['params']]
+    groups = param_groups(model, TrainConfig(**settings))
+    return [(names[p], p, group) for group in groups for p in group['params']]
 
 
 def test_each_parameter_is_in_one_group(model):

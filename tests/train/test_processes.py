@@ -42,7 +42,9 @@ def one(tmp_path_factory): return trained(1, tmp_path_factory.mktemp('one'))
 def two(tmp_path_factory): return trained(2, tmp_path_factory.mktemp('two'))
 
 
-def test_the_trainings_have_one_and_two_processes(one, two): assert (one['processes'], two['processes']) == (1, 2)
+def test_each_training_has_its_processes(one, two):
+    assert one['processes'] == 1
+    assert two['processes'] == 2
 
 
 def test_each_of_fifty_steps_has_the_same_loss(one, two):

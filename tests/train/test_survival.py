@@ -128,13 +128,15 @@ def test_a_trainer_trains_once():
 
 
 def test_a_flipped_bit_in_a_state_is_noticed(tmp_path):
-    whole, newest = toy(tmp_path), tmp_path / 'state' / 'epoch_0003.pt'
+    whole = toy(tmp_path)
+    newest = tmp_path / 'state' / 'epoch_0003.pt'
     raw = bytearray(newest.read_bytes())
     at = raw.find(load_file(tmp_path / 'last.safetensors')['fc.weight'].numpy().tobytes()[:16])
     assert at > 0
     raw[at + 3] ^= 64
     newest.write_bytes(raw)
-    with pytest.warns(UserWarning, match='epoch_0003.pt cannot be read .*damaged'): resumed = toy(tmp_path, resume=True)
+    with pytest.warns(UserWarning, match='epoch_0003.pt cannot be read .*damaged'):
+        resumed = toy(tmp_path, resume=True)
     assert same(whole, resumed)
 
 
@@ -183,7 +185,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
 # ---- no room, no permission
 
 def test_no_room_for_a_state(tmp_path):
-    "A limit on the size of files acts as a full disk: the error says how much is free, and older states are whole"
+    "A limit on the size of files acts as a full disk; the older state stays whole"
     toy(tmp_path, [StopAfter(1)])
     code = f"""
         import resource, signal
@@ -222,7 +224,9 @@ def in_files(folder, names, targets): return LongTailDataset(names, targets, lis
 def files(tmp_path):
     "32 images in files, of which one is about to break"
     rng, names = np.random.default_rng(0), [f'{i:02}.png' for i in range(32)]
-    for name in names: Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / name)
+    for name in names:
+        pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
     return in_files(tmp_path, names, np.eye(4, dtype=np.uint8)[np.arange(32) % 4])
 
 
@@ -255,7 +259,7 @@ def picture(mode):
     return Image.fromarray(grey).convert('RGB').convert(mode)
 
 
-KINDS = [('CMYK', 'jpg'), ('L', 'png'), ('P', 'png'), ('I;16', 'png'), ('RGBA', 'png'), ('LA', 'png'), ('1', 'png')]
+KINDS = [('CMYK', 'jpg'), *((mode, 'png') for mode in ('L', 'P', 'I;16', 'RGBA', 'LA', '1'))]
 
 
 @pytest.mark.parametrize('mode, suffix', KINDS)

@@ -1,4 +1,4 @@
-"What the tests of the trainer share: small data, small models, trainings of a second, and ways to interrupt them"
+"What the tests of the trainer share: small data, small models, short trainings, and ways to interrupt them"
 import numpy as np
 import torch
 from torch import nn
@@ -55,13 +55,14 @@ def picture_model(C=20, seed=0, **kw):
     torch.manual_seed(seed)
     backbone = build_backbone('resnet10t', channels=(8, 8, 16, 16))
     semantics = torch.randn(C, 12, generator=torch.Generator().manual_seed(0))
-    return CPRFL(backbone, semantics, **{**dict(d=16, heads=2, head_dim=8, ffn_dim=16, dropout=0.2), **kw})
+    return CPRFL(backbone, semantics, **(dict(d=16, heads=2, head_dim=8, ffn_dim=16, dropout=0.2) | kw))
 
 
 # ---- trainings
 
 def config(**settings):
-    return TrainConfig(**{**dict(epochs=3, batch_size=16, lr=0.02, ema=0.9, device='cpu', select='last'), **settings})
+    small = dict(epochs=3, batch_size=16, lr=0.02, ema=0.9, device='cpu', select='last')
+    return TrainConfig(**(small | settings))
 
 
 def build(model=None, data=None, valid=None, folder=None, callbacks=(), **settings):
@@ -79,7 +80,7 @@ def toy(folder=None, callbacks=(), data=None, model=None, resume=None, **setting
 def paint(pictures, folder=None, callbacks=(), model=None, resume=None, **settings):
     "A CPRFL, trained on images"
     model = picture_model() if model is None else model
-    return toy(folder, callbacks, pictures, model, resume, **{**dict(lr=2e-3), **settings})
+    return toy(folder, callbacks, pictures, model, resume, **(dict(lr=2e-3) | settings))
 
 
 # ---- what two trainings must agree in
@@ -95,7 +96,8 @@ def without_seconds(rows): return [{k: v for k, v in row.items() if k != 'second
 def same(a, b):
     "Whether two trainings have the same weights, the same history and the same best epoch, bit for bit"
     if a.best_epoch != b.best_epoch: return False
-    if str(without_seconds(a.history)) != str(without_seconds(b.history)): return False # as text: NaN equals NaN
+    histories = [str(without_seconds(trainer.history)) for trainer in (a, b)] # as text, in which NaN equals NaN
+    if histories[0] != histories[1]: return False
     return equal_tensors(a.evaluated.state_dict(), b.evaluated.state_dict())
 
 
