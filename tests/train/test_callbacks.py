@@ -2,6 +2,7 @@
 import signal
 
 import pytest
+import torch
 from toys import build, paint, picture_model, same
 
 from cprfl.train.callbacks import EMA, Augment, Callback, EarlyStopping, MeanLoss, OneCycle, Seed, Select, StopOnSignal
@@ -65,3 +66,21 @@ def test_states_have_names_of_their_own(saved):
 def test_a_state_holds_those_of_the_callbacks(saved):
     state = read_state(saved_states(saved[1])[0])
     assert {kind.__name__ for kind in (EMA, MeanLoss, OneCycle, Select)} <= set(state['callbacks'])
+
+
+# ---- a step that fp16 skips
+
+@pytest.fixture
+def skipping(pictures, monkeypatch):
+    "A training in which every gradient overflows, so that the optimiser does not step"
+    monkeypatch.setattr('accelerate.Accelerator.optimizer_step_was_skipped', property(lambda self: True))
+    return paint(pictures, epochs=1)
+
+
+def test_a_skipped_step_does_not_move_the_average(skipping):
+    assert torch.equal(skipping.evaluated.fc.weight, picture_model().fc.weight)
+
+
+def test_a_skipped_step_does_not_move_the_rate(skipping):
+    [one_cycle] = [cb for cb in skipping.callbacks if isinstance(cb, OneCycle)]
+    assert one_cycle.schedule.last_epoch == 0
