@@ -1,28 +1,73 @@
 "What several tests share"
+import importlib
+import inspect
 import os
 import shutil
 from pathlib import Path
+
+from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
 NBS = ROOT / 'nbs'
 FIXTURES = ROOT / 'tests' / 'fixtures'
 SHARED = Path(os.environ.get('CPRFL_SHARED', ROOT.parent / 'shared'))
 
-LEFT_BEHIND = [NBS / 'analysis/runs', *(NBS / 'tutorials' / name for name in ('runs', 'data', 'cache'))] # by notebooks that were run by hand
-NOT_SOURCE = {'.ipynb_checkpoints', '_proc'}
+BESIDE_TUTORIALS = [NBS / 'tutorials' / name for name in ('runs', 'data', 'cache')]
+LEFT_BEHIND = [NBS / 'analysis' / 'runs', *BESIDE_TUTORIALS] # by notebooks that were run by hand
+NOT_SOURCE = {'.ipynb_checkpoints', '_proc', '__pycache__'}
 
 
-def is_source(path): return not NOT_SOURCE & set(path.parts) and not any(path.is_relative_to(left) for left in LEFT_BEHIND)
+def is_source(path):
+    return not NOT_SOURCE & set(path.parts) and not any(path.is_relative_to(left) for left in LEFT_BEHIND)
 
 
-MODULES = sorted('.'.join(p.relative_to(ROOT / 'cprfl').with_suffix('').parts) for p in (ROOT / 'cprfl').rglob('[!_]*.py'))
-NOTEBOOKS = sorted(p.relative_to(NBS).as_posix() for p in NBS.rglob('*.ipynb') if is_source(p))
-REFERENCE = [n for n in NOTEBOOKS if 'default_exp' in (NBS / n).read_text()]
+def module_name(file): return '.'.join(file.relative_to(ROOT / 'cprfl').with_suffix('').parts)
+
+
+MODULES = sorted(module_name(file) for file in (ROOT / 'cprfl').rglob('[!_]*.py'))
+NOTEBOOKS = sorted(file.relative_to(NBS).as_posix() for file in NBS.rglob('*.ipynb') if is_source(file))
+REFERENCE = [name for name in NOTEBOOKS if 'default_exp' in (NBS / name).read_text()]
+
+# a test that walks them must not pass because it saw none, or only those of one folder
+assert len(MODULES) >= 28, MODULES
+assert len(REFERENCE) >= len(MODULES), REFERENCE
+assert len(NOTEBOOKS) > len(REFERENCE), NOTEBOOKS
+
+
+VARIADIC = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+
+
+def public_symbols(name):
+    "What a module defines and exports"
+    module = importlib.import_module(f'cprfl.{name}')
+    things = {symbol: getattr(module, symbol) for symbol in module.__all__}
+    def own(thing): return not callable(thing) or getattr(thing, '__module__', None) == module.__name__
+    return {symbol: thing for symbol, thing in things.items() if own(thing)}
 
 
 def copy_project(folder, *names):
-    "A copy of the notebooks, to export, clean or render in, and of some files beside them"
+    "A copy of the notebooks, to export, clean or render in, and of some files and folders beside them"
     def ignore(at, entries): return [e for e in entries if not is_source(Path(at) / e)]
-    shutil.copytree(NBS, folder / 'nbs', symlinks=True, ignore=ignore)
-    for name in names: shutil.copy(ROOT / name, folder / name)
+    for name in ('nbs', *names):
+        if (ROOT / name).is_dir(): shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignore)
+        else: shutil.copy(ROOT / name, folder / name)
     return folder
+
+
+def made_once(tmp_path_factory, name, make):
+    "A folder that `make(folder)` fills; where several processes test, one fills it for all"
+    base = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ: base = base.parent
+    folder, complete = base / name, base / f'{name}.complete'
+    with FileLock(base / f'{name}.lock'):
+        if not complete.exists():
+            folder.mkdir()
+            make(folder)
+            complete.touch()
+    return folder
+
+
+class TouchesAFile:
+    "A pickle that would touch a file when it is read"
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return open, (str(self.path), 'w')

@@ -1,4 +1,4 @@
-"The benchmarks measure what they say; their figures are never tested"
+"The benchmarks measure what they say; the figures themselves are not tested"
 import json
 
 import pandas as pd
@@ -8,91 +8,161 @@ import torch
 from cprfl import bench
 from cprfl.cli import bench as cprfl_bench
 
-TINY = dict(backbone='resnet18', size=64, d=32, heads=2, head_dim=8, ffn_dim=32)
+SIZES = dict(size=64, d=32, heads=2, head_dim=8, ffn_dim=32)
+TINY = dict(SIZES, backbone='resnet18')
+HABITS = dict(encode_text=True, run_average=True, all_rows=True, floats=True)
 
 
 @pytest.fixture(scope='module')
 def tiny(): return bench.Setting(**TINY, classes=6, batch=2)
 
 
-def test_both_steps_compute_the_same_loss(tiny):
-    tiny.model.eval()
-    kit, reference = bench.KitStep(tiny, 'fp32'), bench.ReferenceStep(tiny, encode_text=False, run_average=False)
-    assert kit.forward(tiny.images).item() == pytest.approx(reference.forward(reference.augment()).item(), rel=1e-4)
-    tiny.model.train()
+@pytest.fixture(scope='module')
+def optimisations(tiny): return bench.bench_optimisations(tiny, repeats=1)
 
 
-def test_the_reference_has_the_habits_that_it_is_said_to_have(tiny):
-    "Text encoded and average run in each forward pass, counted by hooks"
-    step, calls = bench.ReferenceStep(tiny), []
-    step.text[0].transformer.register_forward_hook(lambda *a: calls.append('text'))
-    step.average.backbone.net.register_forward_hook(lambda *a: calls.append('average'))
-    step()
-    assert calls == ['text', 'text', 'average']
-    kit = bench.KitStep(tiny)
-    kit.average.register_forward_hook(lambda *a: calls.append('kit'))
-    kit()
-    assert 'kit' not in calls
-
-
-def test_a_race_takes_turns_and_keeps_the_best(monkeypatch):
-    took, order = iter([9.0, 9.0, 3.0, 5.0, 4.0, 2.0]), []
-    monkeypatch.setattr(bench, 'clock_once', lambda run, device: run() or next(took))
-    assert bench.race(dict(a=lambda: order.append('a'), b=lambda: order.append('b')), 2) == dict(a=3.0, b=2.0) and order == list('ababab')
-
-
-def test_levers_and_parts(tiny):
-    table = bench.bench_levers(tiny, repeats=1)
-    assert table.index[0] == 'none (the reference)' and table['ratio'].iloc[0] == 1 and {*bench.LEVERS, "all (the kit's step)"} <= set(table.index)
-    assert set(table.index[table['kit_without'].notna()]) == set(bench.LEVERS)
-    parts = bench.bench_train(tiny, repeats=1)
-    assert {'  backbone, forward', '  backward', '  optimiser', '  moving average'} <= set(parts.index) and parts.loc["the kit's step", 'share_of_ceiling'] > 0
-
-
-def test_each_lever_releases_one_habit_of_the_kit(tiny, monkeypatch):
-    "All levers together make the reference step the kit's, and what a lever changes is what its row says"
+@pytest.fixture
+def keywords(tiny, monkeypatch):
+    "The keywords of each reference step that the benchmark of optimisations makes, nothing being timed"
     asked = []
+
     class Noted(bench.ReferenceStep):
-        def __init__(self, s, **kw): asked.append(kw); super().__init__(s, **{**kw, 'encode_text': False})
+        def __init__(self, s, **kw):
+            asked.append(kw)
+            super().__init__(s, **{**kw, 'encode_text': False})
+
     monkeypatch.setattr(bench, 'ReferenceStep', Noted)
     monkeypatch.setattr(bench, 'race', lambda steps, *a: {name: 1.0 for name in steps})
     monkeypatch.setattr(bench, '_compiled', lambda s: {})
-    bench.bench_levers(tiny)
-    (reference, *pulled), released = asked[:len(bench.LEVERS) + 1], asked[len(bench.LEVERS) + 1:]
-    assert reference == {} and len(pulled) == len(released) == len(bench.LEVERS)
-    every = {k: v for kw in pulled for k, v in kw.items()}
-    for one, others in zip(pulled, released): assert {**one, **others} == every and not one.keys() & others.keys()
-    assert every == dict(encode_text=False, run_average=False, all_rows=False, precision='bf16', layout=tiny.layout, floats=False, fused=True, foreach=True, dice=True)
+    bench.bench_optimisations(tiny)
+    return asked
+
+
+def count_calls(step, **modules):
+    "What of a step is called, in order"
+    calls = []
+    for name, module in modules.items():
+        module.register_forward_hook(lambda *a, name=name: calls.append(name))
+    step()
+    return calls
+
+
+def test_both_steps_compute_the_same_loss(tiny):
+    tiny.model.eval()
+    kit = bench.KitStep(tiny, 'fp32')
+    reference = bench.ReferenceStep(tiny, encode_text=False, run_average=False)
+    expected = reference.forward(reference.load()).item()
+    tiny.model.train()
+    assert kit.forward(tiny.images).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_reference_encodes_text_and_runs_the_average(tiny):
+    step = bench.ReferenceStep(tiny)
+    calls = count_calls(step, text=step.text[0].transformer, average=step.average.backbone.net)
+    assert calls == ['text', 'text', 'average']
+
+
+def test_the_kit_does_not_run_the_average(tiny):
+    kit = bench.KitStep(tiny)
+    assert count_calls(kit, average=kit.average) == []
+
+
+def test_a_race_takes_turns(monkeypatch):
+    order = []
+    monkeypatch.setattr(bench, 'clock_once', lambda run, device: run() or 1.0)
+    bench.race(dict(a=lambda: order.append('a'), b=lambda: order.append('b')), 2)
+    assert order == list('ababab')
+
+
+def test_a_race_keeps_the_best_after_warming_up(monkeypatch):
+    times = iter([1.0, 1.0, 3.0, 5.0, 4.0, 2.0])
+    monkeypatch.setattr(bench, 'clock_once', lambda run, device: next(times))
+    assert bench.race(dict(a=None, b=None), 2) == dict(a=3.0, b=2.0)
+
+
+def test_the_reference_is_the_first_row(optimisations):
+    assert optimisations['ratio'].iloc[0] == 1
+    assert optimisations.index[0] == 'none (the reference)'
+
+
+def test_each_optimisation_has_a_row(optimisations):
+    assert {*bench.OPTIMISATIONS, "all (the kit's step)"} <= set(optimisations.index)
+
+
+def test_each_optimisation_is_left_out_once(optimisations):
+    left_out = optimisations.index[optimisations['slowdown_without'].notna()]
+    assert set(left_out) == set(bench.OPTIMISATIONS)
+
+
+def test_parts_of_a_step(tiny):
+    parts = bench.bench_train(tiny, repeats=1)
+    assert {'  backbone, forward', '  backward', '  optimiser', '  moving average'} <= set(parts.index)
+    assert parts.loc["the kit's step", 'share_of_ceiling'] > 0
+
+
+def test_each_optimisation_is_added_alone(keywords):
+    n = len(bench.OPTIMISATIONS)
+    assert keywords[:n + 1] == [{}, *bench.OPTIMISATIONS.values()]
+
+
+def test_what_is_left_out_is_all_that_is_missing(keywords):
+    n = len(bench.OPTIMISATIONS)
+    alone, without = keywords[1:n + 1], keywords[n + 1:]
+    every = {k: v for kw in alone for k, v in kw.items()}
+    assert len(without) == n
+    for one, others in zip(alone, without):
+        assert {**one, **others} == every
+        assert not one.keys() & others.keys()
+
+
+def test_all_optimisations_make_the_kits_step(tiny):
+    every = {k: v for kw in bench.OPTIMISATIONS.values() for k, v in kw.items()}
+    habits_off = dict.fromkeys(HABITS, False)
+    assert every == habits_off | dict(
+        precision='bf16', memory_format=tiny.memory_format, fused=True, foreach=True)
 
 
 def test_a_prefetched_batch_is_the_batch(tiny):
     "On a CPU, whose streams do nothing; what it saves only a GPU can tell"
     step = bench.PrefetchStep(tiny)
+    assert torch.equal(step.fetch(), tiny.images)
+    assert torch.equal(step.fetch(), tiny.images)
+
+
+def test_a_step_with_prefetching_learns(tiny):
+    step = bench.PrefetchStep(tiny)
     before = {k: v.clone() for k, v in step.model.state_dict().items()}
-    assert torch.equal(step.fetch(), tiny.images) and torch.equal(step.fetch(), tiny.images)
     step()
     assert any(not torch.equal(v, before[k]) for k, v in step.model.state_dict().items())
 
 
 def test_the_head_alone():
-    "On cached features, which have no bytes and no layout"
-    table = bench.bench_levers(bench.Setting(None, size=64, classes=6, batch=2, d=32, heads=2, head_dim=8, ffn_dim=32), repeats=1)
-    assert 'bfloat16' in table.index and not set(bench.OF_IMAGES) & set(table.index)
+    "On cached features, which have no bytes and no memory format"
+    table = bench.bench_optimisations(bench.Setting(None, **SIZES, classes=6, batch=2), repeats=1)
+    assert 'bfloat16' in table.index
+    assert not set(bench.OF_IMAGES) & set(table.index)
 
 
 def test_reading():
     table = bench.bench_data(8, 64, (0, 1), to=32)
-    assert table.index.tolist() == ['JPEG files, num_workers=0', 'JPEG files, num_workers=1', 'decoded once, num_workers=0'] and table['ratio'].iloc[0] == 1
+    assert table['ratio'].iloc[0] == 1
+    assert table.index.tolist() == [
+        'JPEG files, num_workers=0', 'JPEG files, num_workers=1', 'decoded once, num_workers=0']
 
 
 def test_evaluation(tiny):
     table = bench.bench_eval(tiny, repeats=1)
-    assert len(table) == 2 and (table['ms'] > 0).all() and tiny.model.training
+    assert (table['ms'] > 0).tolist() == [True, True]
+
+
+def test_evaluation_leaves_the_model_in_training(tiny):
+    bench.bench_eval(tiny, repeats=1)
+    assert tiny.model.training
 
 
 def test_classes():
     table = bench.bench_classes((4, 80, 90), repeats=1, batch=2, limit=1e6, **TINY)
-    assert table.index.tolist() == [(a, c) for a in ('all', 'patches') for c in (4, 80, 90)]
+    assert table.index.tolist() == [(form, C) for form in ('all', 'patches') for C in (4, 80, 90)]
     assert table.loc[('all', 80), 'over_80'] == 1
 
 
@@ -101,11 +171,16 @@ def test_a_form_that_would_take_too_long_is_left_out():
     assert 10**9 not in table.index.get_level_values('classes')
 
 
-def test_command(tmp_path, capsys):
+def test_the_command_prints_and_writes(tmp_path, capsys):
     cprfl_bench(['metrics', '--out', str(tmp_path), '--repeats', '1', '--classes', '4'])
     out = capsys.readouterr().out
-    assert 'the kit' in out and f'torch {torch.__version__}' in out
+    assert 'the kit' in out
+    assert f'torch {torch.__version__}' in out
     assert pd.read_csv(tmp_path / 'metrics.csv')['ratio'].iloc[0] == 1
     assert json.loads((tmp_path / 'machine.json').read_text())['metrics']['classes'] == 4
+
+
+def test_an_unknown_benchmark_is_refused(capsys):
     with pytest.raises(SystemExit) as stop: cprfl_bench(['speed'])
-    assert stop.value.code == 2 and 'expected some of train, levers' in capsys.readouterr().err
+    assert stop.value.code == 2
+    assert 'expected some of train, levers' in capsys.readouterr().err

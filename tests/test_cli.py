@@ -1,9 +1,9 @@
 "The command line from end to end, on forty small pictures"
-import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,31 +16,41 @@ from safetensors.torch import load_file
 
 import cprfl.runs.run
 from cprfl import cli
-from cprfl.runs.recipe import RECIPES, _read_splits
+from cprfl.runs.build import Splits
+from cprfl.runs.recipe import RECIPES
 from cprfl.runs.run import Run
-from cprfl.train.callbacks import EarlyStopping
+from cprfl.train.trainer import Trainer
 
 BIN = Path(sys.executable).parent
 CLASSES = ['cat', 'dining table', 'dog']
-TINY = '--semantics random:16 --d 16 --heads 2 --head-dim 8 --ffn-dim 16 --epochs 1 --image-size 64 --precision fp32 --batch-size 16 --seed 0'.split()
+TINY = ('--semantics random:16 --d 16 --heads 2 --head-dim 8 --ffn-dim 16 --epochs 1 --image-size 64 '
+        '--precision fp32 --batch-size 16 --seed 0').split()
+ERM = '--recipe shapes-erm --backbone test_resnet --epochs 1 --image-size 64 --precision fp32'.split()
+COMMANDS = 'demo prepare train evaluate predict table bench'.split()
+
+
+def write_lists(root, rows):
+    "train.txt, test.txt, classes.txt, and train.csv with the same images as train.txt"
+    for name, part in (('train.txt', rows[:28]), ('test.txt', rows[28:])):
+        (root / name).write_text('\n'.join(map(' '.join, part)) + '\n')
+    (root / 'classes.txt').write_text('cat 0\ndining table 1\ndog 2\n')
+    lines = [f"{path},{'|'.join(CLASSES[int(i)] for i in ids)}" for path, *ids in rows[:28]]
+    (root / 'train.csv').write_text('\n'.join(['path,labels', *lines]) + '\n')
 
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    "Pictures whose channels tell their classes; train.txt, test.txt, classes.txt, the same as CSV and folders, and weights for the backbone"
+    "Pictures whose channels tell their classes, as lists, CSV and folders, and weights for the backbone"
     root, rng = tmp_path_factory.mktemp('data'), np.random.default_rng(0)
-    lines = []
+    rows = []
     for i in range(40):
         labels = [c for c in range(3) if rng.random() < (0.7, 0.4, 0.3)[c]]
         pixels = rng.integers(0, 120, (40, 48, 3)) + 130 * np.isin(np.arange(3), labels)
         folder = root / 'by_class' / CLASSES[labels[0] if labels else 0]
-        for file in (root / f'{i:02d}.png', folder / f'{i:02d}.png'):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.astype(np.uint8)).save(file)
-        lines.append([f'{i:02d}.png', *map(str, labels)])
-    for name, part in (('train.txt', lines[:28]), ('test.txt', lines[28:])): (root / name).write_text('\n'.join(map(' '.join, part)) + '\n')
-    (root / 'classes.txt').write_text('cat 0\ndining table 1\ndog 2\n')
-    (root / 'train.csv').write_text('path,labels\n' + ''.join(f"{p},{'|'.join(CLASSES[int(i)] for i in ids)}\n" for p, *ids in lines[:28]))
+        folder.mkdir(parents=True, exist_ok=True)
+        for where in (root, folder): Image.fromarray(pixels.astype(np.uint8)).save(where / f'{i:02d}.png')
+        rows.append([f'{i:02d}.png', *map(str, labels)])
+    write_lists(root, rows)
     torch.manual_seed(0)
     torch.save(timm.create_model('test_resnet').state_dict(), root / 'test_resnet.pth')
     return root
@@ -52,7 +62,8 @@ def lists(data): return ['--list', data / 'train.txt', '--test-list', data / 'te
 def tuned(data): return ['--recipe', 'shapes-cprfl', '--backbone', 'test_resnet', *TINY, *lists(data)]
 
 
-def frozen(data): return ['--backbone', 'test_resnet', '--weights', data / 'test_resnet.pth', '--views', 2, *TINY, *lists(data)]
+def frozen(data):
+    return ['--backbone', 'test_resnet', '--weights', data / 'test_resnet.pth', '--views', 2, *TINY, *lists(data)]
 
 
 @pytest.fixture
@@ -70,7 +81,7 @@ def shell(capfd):
 
 def good(result):
     code, out, err = result
-    assert code == 0, err[-2000:]
+    assert not code, err[-2000:]
     return out
 
 
@@ -80,190 +91,487 @@ def bad(result, code=2):
     return result[2]
 
 
-# ---- from a list file to a prediction
-
-@pytest.mark.parametrize('recipe', [tuned, frozen], ids=['fine-tuned', 'frozen'])
-def test_train_evaluate_predict(shell, data, tmp_path, recipe):
-    out = good(shell(cli.train, *recipe(data), '--name', 'tiny', '--out', tmp_path))
-    assert 'mAP in percent' in out and 'total' in out and f"\nrun: {tmp_path / 'tiny'}\nnext: cprfl_predict" in out
-    files = {p.relative_to(tmp_path / 'tiny').as_posix() for p in (tmp_path / 'tiny').rglob('*') if p.is_file()}
-    last = {'last.safetensors'} if recipe is tuned else {'last.safetensors', 'best.safetensors'}
-    assert files >= {'config.json', 'train_config.json', 'metrics.csv', 'prompts.safetensors', 'report.json', 'predictions.parquet', 'state/epoch_0001.pt'} | last
-    assert not [f for f in files if f.endswith('.part')]
-
-    run = Run(tmp_path / 'tiny')
-    assert run.classes == CLASSES and run.recipe.train_file == str(data / 'train.txt') and run.num_train == 28 and run.prompts[1].shape == (3, 16)
-    assert list(run.predictions.columns) == ['path', *CLASSES] and len(run.predictions) == 12 and list(run.predictions.path)[0] == '28.png'
-    backbone = [k for k in load_file(tmp_path / 'tiny' / 'last.safetensors') if k.startswith('backbone.')]
-    assert bool(backbone) == (recipe is tuned)
-
-    out = good(shell(cli.evaluate, tmp_path / 'tiny'))
-    total = float(re.search(r'total\D+([\d.]+)', out)[1])
-    assert total == pytest.approx(100 * run.report['total'], abs=1.5), 'features are float16 where they are cached'
-    assert f"run: {tmp_path / 'tiny'}" in out
-
-    pictures = [data / '28.png', data / '30.png']
-    out = good(shell(cli.predict, tmp_path / 'tiny', *pictures))
-    assert all(str(p) in out for p in pictures)
-    rows = re.findall(r'^ +([01]\.\d{3})  (cat|dining table|dog)  \((head|medium|tail)\)$', out, re.M)
-    assert len(rows) == 6 and {r[1] for r in rows[:3]} == set(CLASSES)
-    scores = [float(r[0]) for r in rows]
-    assert scores[:3] == sorted(scores[:3], reverse=True)
-    logits = run.predictions.set_index('path').loc['28.png']
-    assert scores[0] == pytest.approx(1 / (1 + np.exp(-logits.max())), abs=0.015) and rows[0][1] == logits.astype(float).idxmax()
-    assert len(re.findall(r'\d\.\d{3}', good(shell(cli.predict, tmp_path / 'tiny', pictures[0], '--k', 1)))) == 1
+def quiet(command, *args):
+    "Run a command for its folder"
+    command([str(a) for a in args])
 
 
-def test_a_second_frozen_run_uses_the_cache(shell, data, tmp_path):
-    good(shell(cli.train, *frozen(data), '--name', 'a', '--out', tmp_path))
-    caches = {p.name: p.stat().st_mtime_ns for p in (tmp_path / 'cache').iterdir() if p.suffix != '.lock'}
-    assert len(caches) == 2 and all(n.endswith('.npy') for n in caches), 'one for training, one for testing'
-    good(shell(cli.train, *frozen(data), '--name', 'b', '--out', tmp_path, '--model', 'cprfl', '--lr', '1e-3'))
-    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / 'cache').iterdir() if p.suffix != '.lock'} == caches
+@pytest.fixture(scope='module')
+def runs(data, tmp_path_factory):
+    "A folder with two finished runs: `tuned` and `frozen`"
+    folder = tmp_path_factory.mktemp('runs')
+    quiet(cli.train, *tuned(data), '--name', 'tuned', '--out', folder)
+    quiet(cli.train, *frozen(data), '--name', 'frozen', '--out', folder)
+    return folder
 
 
-def test_console_script_in_a_process_of_its_own(data, tmp_path):
-    env = os.environ | {'OMP_NUM_THREADS': '1'}
-    done = subprocess.run([BIN / 'cprfl_train', *map(str, tuned(data)), '--name', 'own', '--out', tmp_path, '--model', 'erm'],
-                          capture_output=True, text=True, env=env)
-    assert done.returncode == 2 and '--d, --heads, --head-dim, --ffn-dim: these are for --model cprfl only' in done.stderr and not list(tmp_path.iterdir())
-    kept = '--recipe shapes-erm --backbone test_resnet --epochs 1 --image-size 64 --precision fp32 --name own'.split()
-    done = subprocess.run([BIN / 'cprfl_train', *kept, *map(str, lists(data)), '--out', tmp_path], capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert 'mAP in percent' in done.stdout and 'train: 100%' in done.stderr
+# ---- every option of before this command line was made from dataclasses, with where it arrives
+
+OPTIONS = [
+    ('--list photos.csv', 'train_file', 'photos.csv'), ('--test-list test.csv', 'test_file', 'test.csv'),
+    ('--held-out 0.25', 'held_out', 0.25), ('--classes c.txt', 'classes', 'c.txt'), ('--root data', 'root', 'data'),
+    ('--skip-bad', 'skip_bad', True), ('--image-size 64', 'image_size', 64), ('--model mlgcn', 'model', 'mlgcn'),
+    ('--backbone resnet18', 'backbone', 'resnet18'), ('--weights r.pth', 'weights', 'r.pth'),
+    ('--frozen', 'frozen', True), ('--frozen --tune 1', 'tune', 1), ('--cache-images', 'cache_images', True),
+    ('--frozen --views 3', 'views', 3), ('--semantics words', 'semantics', 'words'),
+    ('--semantics-norm 12', 'semantics_norm', 12.), ('--loss focal', 'train.loss', 'focal'),
+    ('--d 16', 'model_args.d', 16), ('--heads 2', 'model_args.heads', 2), ('--head-dim 8', 'model_args.head_dim', 8),
+    ('--ffn-dim 32', 'model_args.ffn_dim', 32), ('--depth 2', 'model_args.depth', 2),
+    ('--dropout 0.5', 'model_args.dropout', 0.5), ('--epochs 3', 'train.epochs', 3),
+    ('--batch-size 8', 'train.batch_size', 8), ('--lr 0.5', 'train.lr', 0.5),
+    ('--backbone-lr 0.5', 'train.backbone_lr', 0.5), ('--prompt-lr 0.5', 'train.prompt_lr', 0.5),
+    ('--weight-decay 0.5', 'train.weight_decay', 0.5), ('--ema 0.5', 'train.ema', 0.5),
+    ('--precision fp32', 'train.precision', 'fp32'), ('--augment flip', 'train.augment', 'flip'),
+    ('--select valid', 'train.select', 'valid'), ('--valid-fraction 0.5', 'train.valid_fraction', 0.5),
+    ('--select valid --patience 2', 'train.patience', 2), ('--num-workers 3', 'train.num_workers', 3),
+    ('--compile default', 'train.compile', 'default'), ('--save-steps 5', 'train.save_steps', 5),
+    ('--device cpu', 'train.device', 'cpu'), ('--seed 4', 'train.seed', 4), ('--name mine', 'name', 'mine'),
+    ('--out folder', 'out', 'folder'), ('--cache folder', 'cache', 'folder'), ('--resume', 'resume', True),
+    ('--recipe shapes-erm', 'model', 'erm')]
+NEW_OPTIONS = [
+    ('--accumulate 3', 'train.accumulate', 3), ('--clip-grad 1', 'train.clip_grad', 1.),
+    ('--warmup 0.3', 'train.warmup', 0.3), ('--sampler class_aware', 'train.sampler', 'class_aware'),
+    ('--no-normalize', 'normalize', False), ('--loss-args gamma_neg=2', 'train.loss_args', dict(gamma_neg=2)),
+    ('--model-args tau=1e-1', 'model_args.tau', 0.1), ('--backbone-args stage=2', 'backbone_args.stage', 2),
+    ('--pretrained', 'pretrained', True), ('--data-seed 3', 'data_seed', 3), ('--purity 0', 'purity', 0),
+    ('--template {}', 'template', '{}'), ('--recipe frozen-cprfl --no-frozen --views 1', 'frozen', False),
+    ('--benchmark voc-lt', 'benchmark', 'voc-lt')]
 
 
-def test_csv_and_class_folders_without_a_test_set(shell, data, tmp_path):
-    kw = '--recipe shapes-erm --backbone test_resnet --epochs 1 --image-size 64 --precision fp32'.split()
-    for name, source, images in (('csv', data / 'train.csv', 28), ('folders', data / 'by_class', 40)):
-        out = good(shell(cli.train, *kw, '--list', source, '--out', tmp_path, '--name', name))
-        assert 'no test images were given' in out and Run(tmp_path / name).num_train == images and Run(tmp_path / name).classes == CLASSES
-    assert 'has no test set of its own; give one with --list' in bad(shell(cli.evaluate, tmp_path / 'csv'))
-    assert 'total' in good(shell(cli.evaluate, tmp_path / 'csv', '--list', data / 'test.txt'))
+@pytest.fixture
+def asked(monkeypatch):
+    "What `cprfl_train` would run: the recipe's settings and the keywords of `run_recipe`"
+    said = {}
+    def remember(recipe, out, **kw): said.update(asdict(recipe), out=out, **kw)
+    monkeypatch.setattr(cprfl.runs.run, 'run_recipe', remember)
+    monkeypatch.setattr(cli, '_show', lambda run: None)
+    return said
 
 
-# ---- options arrive
-
-def test_zero_is_a_value_and_other_backbones_bring_no_arguments_along(shell, data, tmp_path):
-    good(shell(cli.train, *tuned(data), '--ema', 0, '--dropout', 0, '--weight-decay', 0, '--name', 'zero', '--out', tmp_path))
-    recipe = Run(tmp_path / 'zero').recipe
-    assert recipe.train.ema == 0 and recipe.model_args['dropout'] == 0 and recipe.train.weight_decay == 0 and recipe.train.seed == 0
-    assert recipe.backbone_args == {} and recipe.image_size == 64 and recipe.train.batch_size == 16 and recipe.model_args['head_dim'] == 8
+def arrived(asked, where):
+    for name in where.split('.'): asked = asked[name]
+    return asked
 
 
-@pytest.mark.parametrize('dashes', ['--image-size', '--image_size'])
-def test_dashes_and_underscores(shell, data, tmp_path, dashes):
-    assert 'no such file' in bad(shell(cli.train, *tuned(data), dashes, 32, '--weights', tmp_path / 'none.pth', '--out', tmp_path))
+@pytest.mark.parametrize('given, where, value', OPTIONS + NEW_OPTIONS, ids=lambda x: None if x is None else str(x))
+def test_an_option_arrives_where_it_should(asked, given, where, value):
+    quiet(cli.train, *given.split())
+    assert arrived(asked, where) == value
+
+
+@pytest.mark.parametrize('given, where, value', [option for option in OPTIONS if '-' in option[0].split()[0][2:]])
+def test_underscores_are_as_good_as_dashes(asked, given, where, value):
+    first, *rest = given.split()
+    quiet(cli.train, '--' + first[2:].replace('-', '_'), *rest)
+    assert arrived(asked, where) == value
+
+
+@pytest.mark.parametrize('command, options', [
+    ('demo', '--out --seeds --epochs --workers'),
+    ('prepare', 'NAME --root --lists --images --workers --offline'),
+    ('evaluate', 'RUN --list --root --batch-size'),
+    ('predict', 'RUN IMAGE --k'),
+    ('table', '--protocol --tables --held-out --seeds --out --cache --workers --format --no-run --list'),
+    ('bench', 'WHAT --out --backbone --size --classes --batch --d --heads --head-dim --ffn-dim --device --repeats')])
+def test_the_other_commands_have_their_options(shell, command, options):
+    text = good(shell(getattr(cli, command), '--help'))
+    assert not [option for option in options.split() if not re.search(rf'(^|\W){option}\b', text)]
+
+
+def test_zero_is_a_value(asked):
+    quiet(cli.train, '--ema', 0, '--dropout', 0, '--weight-decay', 0, '--seed', 0)
+    assert (asked['train']['ema'], asked['train']['weight_decay'], asked['model_args']['dropout']) == (0, 0, 0)
+
+
+def test_a_setting_may_be_none(asked):
+    quiet(cli.train, '--image-size', 'None')
+    assert asked['image_size'] is None
+
+
+def test_without_an_option_the_recipe_is_what_it_is(asked):
+    quiet(cli.train, '--recipe', 'shapes-cprfl')
+    assert {k: v for k, v in asked.items() if k not in ('out', 'cache', 'resume')} == asdict(RECIPES['shapes-cprfl'])
+
+
+def test_a_list_alone_starts_from_frozen_cprfl(asked):
+    quiet(cli.train, '--list', 'photos.csv')
+    assert (asked['frozen'], asked['benchmark'], asked['train_file'], asked['views']) == (True, None, 'photos.csv', 6)
+
+
+def test_a_recipe_from_a_file(asked, tmp_path):
+    (tmp_path / 'mine.yaml').write_text('base: shapes-erm\nepochs: 7\nloss: focal\nloss_args: {gamma: 1}\n')
+    quiet(cli.train, '--recipe', tmp_path / 'mine.yaml', '--lr', 0.5)
+    assert (asked['model'], asked['train']['epochs'], asked['train']['lr']) == ('erm', 7, 0.5)
+    assert asked['train']['loss_args'] == dict(gamma=1)
+
+
+def test_keywords_go_with_what_they_belong_to(asked, tmp_path):
+    (tmp_path / 'mine.yaml').write_text('base: shapes-cprfl\nloss: focal\nloss_args: {gamma: 1}\n')
+    quiet(cli.train, '--recipe', tmp_path / 'mine.yaml', '--loss', 'bce', '--backbone', 'resnet18', '--model', 'erm')
+    assert (asked['train']['loss_args'], asked['backbone_args'], asked['model_args']) == ({}, {}, {})
+
+
+def test_keywords_are_added_to_those_of_the_recipe(asked):
+    quiet(cli.train, '--model-args', 'tau=0.1', 'residual=True', '--d', 16)
+    assert asked['model_args'] == RECIPES['shapes-cprfl'].model_args | dict(tau=0.1, residual=True, d=16)
+
+
+def test_weights_from_a_file_are_the_only_weights(asked):
+    quiet(cli.train, '--recipe', 'voc-lt', '--weights', 'r.pth')
+    assert not asked['pretrained']
+
+
+def test_the_head_is_cprfls_alone(shell):
+    said = bad(shell(cli.train, *TINY, '--model', 'erm'))
+    assert '--d, --heads, --head-dim, --ffn-dim: these are for --model cprfl only' in said
+
+
+def test_a_list_or_a_benchmark(shell):
+    assert 'give one of the two' in bad(shell(cli.train, '--list', 'photos.csv', '--benchmark', 'voc-lt'))
+
+
+# ---- help
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_help_has_a_line_on_use_and_an_example(shell, command):
+    text = good(shell(getattr(cli, command), '--help'))
+    assert text.startswith(f'usage: cprfl_{command}')
+    assert f'Example:\n  cprfl_{command} ' in text
+
+
+def test_help_of_training_is_in_groups(shell):
+    text = good(shell(cli.train, '--help'))
+    groups = re.findall(r'─ (\w+) options ─', text)
+    assert groups == ['data', 'model', 'training', 'run']
+
+
+@pytest.mark.parametrize('words', ['clip:ARCH/TAG', 'class folders', '--accumulate INT', '--loss-args NAME=VALUE'])
+def test_help_of_training_says_what_to_give(shell, words):
+    assert words in good(shell(cli.train, '--help'))
+
+
+def test_help_shows_the_settings_of_the_recipe(shell):
+    text = good(shell(cli.train, '--recipe', 'frozen-cprfl', '--help'))
+    assert re.search(r'--views INT\s[^-]*\(default: 6\)', text)
+
+
+def test_help_comes_without_torch():
+    code = 'import sys\nfrom cprfl import cli\ntry: cli.train(["--help"])\nexcept SystemExit: print(*sys.modules)'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    modules = {name.split('.')[0] for name in done.stdout.splitlines()[-1].split()}
+    assert not modules & {'torch', 'numpy', 'pandas', 'timm', 'matplotlib'}
 
 
 def test_list_of_recipes(shell):
     out = good(shell(cli.train, '--recipe', 'list'))
-    assert all(name in out and recipe.about in out for name, recipe in RECIPES.items())
+    for name, recipe in RECIPES.items(): assert re.search(f'^{name} +{re.escape(recipe.about)}$', out, re.M)
 
 
-@pytest.mark.parametrize('command, words', [
-    ('cprfl_demo', ['--seeds', '--epochs', '--out']), ('cprfl_prepare', ['voc-lt or coco-lt', '--root', '--lists', '--images', '--offline']),
-    ('cprfl_train', ['--recipe', '--list', '--test', '--skip', '--frozen', '--semantics', '--backbone', '--weights', '--resume', '--select', 'clip:ARCH/TAG']),
-    ('cprfl_evaluate', ['--list', "a run's folder"]), ('cprfl_predict', ['images', '--k', 'image files'])])
-def test_help_reads_well(command, words):
-    done = subprocess.run([BIN / command, '--help'], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith(f'usage: {command}') and not done.stderr
-    assert all(w in done.stdout for w in words), done.stdout
-    options = re.findall(r'^  (--[\w-]+)(?: [A-Z_]+)?(.*)', done.stdout.split('options:')[1], re.M)
-    assert options and not [o for o, text in options if o == '--xtra' or o == '--pdb']
+# ---- from a list file to a prediction
+
+@pytest.mark.parametrize('name', ['tuned', 'frozen'])
+def test_a_run_leaves_its_files(runs, name):
+    files = {p.relative_to(runs / name).as_posix() for p in (runs / name).rglob('*') if p.is_file()}
+    expected = ('config.json train_config.json metrics.csv prompts.safetensors report.json predictions.parquet '
+                'state/epoch_0001.pt last.safetensors')
+    assert files >= set(expected.split())
+    assert not [f for f in files if f.endswith('.part')]
+
+
+def test_an_epoch_that_was_selected_is_kept(runs):
+    assert (runs / 'frozen' / 'best.safetensors').exists()
+
+
+@pytest.mark.parametrize('name', ['tuned', 'frozen'])
+def test_a_run_can_be_opened(runs, data, name):
+    run = Run(runs / name)
+    assert (run.classes, run.recipe.train_file, run.num_train) == (CLASSES, str(data / 'train.txt'), 28)
+    assert run.prompts[1].shape == (3, 16)
+
+
+@pytest.mark.parametrize('name', ['tuned', 'frozen'])
+def test_a_run_has_predictions_for_its_test_images(runs, name):
+    predictions = Run(runs / name).predictions
+    assert list(predictions.columns) == ['path', *CLASSES]
+    assert list(predictions['path']) == [f'{i}.png' for i in range(28, 40)]
+
+
+@pytest.mark.parametrize('name', ['tuned', 'frozen'])
+def test_a_frozen_backbone_is_not_saved(runs, name):
+    saved = [key for key in load_file(runs / name / 'last.safetensors') if key.startswith('backbone.')]
+    assert bool(saved) == (name == 'tuned')
+
+
+def test_training_ends_with_a_table_and_what_is_next(shell, data, tmp_path):
+    out = good(shell(cli.train, *ERM, *lists(data), '--name', 'tiny', '--out', tmp_path))
+    assert re.search(r'mAP in percent\n +total', out)
+    assert f"\nrun: {tmp_path / 'tiny'}\nnext: cprfl_predict" in out
+
+
+@pytest.mark.parametrize('name', ['tuned', 'frozen'])
+def test_evaluate_finds_what_training_reported(shell, runs, name):
+    "Within the rounding of cached features, which are float16"
+    out = good(shell(cli.evaluate, runs / name))
+    total = float(re.search(r'total\D+([\d.]+)', out)[1])
+    assert total == pytest.approx(100 * Run(runs / name).report['total'], abs=1.5)
+    assert f'run: {runs / name}' in out
+
+
+@pytest.mark.parametrize('name', ['tuned', 'frozen'])
+def test_predict_names_the_most_likely_categories(shell, runs, data, name):
+    pictures = [data / '28.png', data / '30.png']
+    out = good(shell(cli.predict, runs / name, *pictures))
+    rows = re.findall(r'^ +([01]\.\d{3})  (cat|dining table|dog)  \((head|medium|tail)\)$', out, re.M)
+    assert [line for line in out.splitlines() if line.endswith('.png')] == list(map(str, pictures))
+    assert {row[1] for row in rows[:3]} == set(CLASSES)
+    scores = [float(row[0]) for row in rows[:3]]
+    assert scores == sorted(scores, reverse=True)
+    logits = Run(runs / name).predictions.set_index('path').loc['28.png'].astype(float)
+    assert rows[0][1] == logits.idxmax()
+    assert scores[0] == pytest.approx(1 / (1 + np.exp(-logits.max())), abs=0.015)
+
+
+def test_predict_shows_as_many_as_asked_for(shell, runs, data):
+    assert len(re.findall(r'\d\.\d{3}', good(shell(cli.predict, runs / 'tuned', data / '28.png', '--k', 1)))) == 1
+
+
+def test_a_second_frozen_run_uses_the_cache(runs, data):
+    def caches(): return {p.name: p.stat().st_mtime_ns for p in (runs / 'cache').iterdir() if p.suffix != '.lock'}
+    before = caches()
+    assert [name[-4:] for name in before] == ['.npy', '.npy'], 'one for training, one for testing'
+    quiet(cli.train, *frozen(data), '--name', 'again', '--out', runs, '--lr', '1e-3')
+    assert caches() == before
+
+
+def test_console_script_in_a_process_of_its_own(data, tmp_path):
+    args = [BIN / 'cprfl_train', *ERM, '--name', 'x', *map(str, lists(data)), '--out', tmp_path]
+    done = subprocess.run(args, capture_output=True, text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'mAP in percent' in done.stdout
+    assert 'train: 100%' in done.stderr
+
+
+def test_a_console_script_refuses_with_exit_code_2(data, tmp_path):
+    args = [BIN / 'cprfl_train', *map(str, tuned(data)), '--out', tmp_path, '--model', 'erm']
+    done = subprocess.run(args, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, '')
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('source, images', [('train.csv', 28), ('by_class', 40)])
+def test_training_without_a_test_set(shell, data, tmp_path, source, images):
+    out = good(shell(cli.train, *ERM, '--list', data / source, '--out', tmp_path, '--name', 'x'))
+    assert 'no test images were given' in out
+    assert (Run(tmp_path / 'x').num_train, Run(tmp_path / 'x').classes) == (images, CLASSES)
+
+
+def test_evaluate_on_other_images(shell, data, tmp_path):
+    quiet(cli.train, *ERM, '--list', data / 'train.csv', '--out', tmp_path, '--name', 'csv')
+    assert 'has no test set of its own; give one with --list' in bad(shell(cli.evaluate, tmp_path / 'csv'))
+    assert 'total' in good(shell(cli.evaluate, tmp_path / 'csv', '--list', data / 'test.txt'))
 
 
 # ---- bad input
 
 def broken_list(data, folder):
-    "Five good rows, and one of each kind of bad ones"
+    "Twelve good rows, and one of each kind of bad ones; arguments for training on them"
     file = folder / 'broken.txt'
-    good_rows = (data / 'train.txt').read_text().splitlines()[:12]
-    file.write_text('\n'.join(good_rows + ['nowhere.png 0', '13.png 3', '14.png 1 1', '../15.png 0', '', good_rows[0]]) + '\n')
-    return file
+    rows = (data / 'train.txt').read_text().splitlines()[:12]
+    bad_rows = ['nowhere.png 0', '13.png 3', '14.png 1 1', '../15.png 0', '', rows[0]]
+    file.write_text('\n'.join(rows + bad_rows) + '\n')
+    where = ['--list', file, '--root', data, '--classes', data / 'classes.txt', '--out', folder / 'runs', '--name', 'x']
+    return file, ['--recipe', 'shapes-cprfl', '--backbone', 'test_resnet', *TINY, *where]
 
 
 def test_a_bad_list_stops_before_training_with_all_problems(shell, data, tmp_path):
-    file = broken_list(data, tmp_path)
-    args = ['--recipe', 'shapes-cprfl', '--backbone', 'test_resnet', *TINY, '--list', file, '--root', data, '--classes', data / 'classes.txt', '--out', tmp_path / 'runs', '--name', 'x']
-    err = bad(shell(cli.train, *args))
-    for words in (f'{file}:13: nowhere.png: image is missing', f'{file}:14: label 3 is out of range, expected 0 to 2', f'{file}:15: duplicate label 1',
-                  f"{file}:16: path '../15.png' leaves the image root", f'{file}:17: empty line', f"{file}:18: duplicate image '00.png', first on line 1"):
-        assert words in err, err
-    assert '6 problems in the data' in err and '%|' not in err and not (tmp_path / 'runs').exists()
+    file, args = broken_list(data, tmp_path)
+    said = bad(shell(cli.train, *args))
+    problems = ['13: nowhere.png: image is missing', '14: label 3 is out of range, expected 0 to 2',
+                '15: duplicate label 1', "16: path '../15.png' leaves the image root", '17: empty line',
+                "18: duplicate image '00.png', first on line 1"]
+    assert not [problem for problem in problems if f'{file}:{problem}' not in said], said
+    assert '6 problems in the data' in said
+    assert '%|' not in said
+    assert not (tmp_path / 'runs').exists()
 
-    out = good(shell(cli.train, *args, '--skip-bad'))
-    skipped = (tmp_path / 'runs' / 'x' / 'skipped.txt').read_text().splitlines()
-    assert len(skipped) == 6 and skipped[0] == f'{file}:13: nowhere.png: image is missing' and Run(tmp_path / 'runs' / 'x').num_train == 12
-    assert 'run: ' in out
+
+def test_bad_rows_can_be_skipped_and_are_recorded(data, tmp_path):
+    file, args = broken_list(data, tmp_path)
+    quiet(cli.train, *args, '--skip-bad')
+    run = Run(tmp_path / 'runs' / 'x')
+    skipped = (run.folder / 'skipped.txt').read_text().splitlines()
+    assert (len(skipped), run.num_train) == (6, 12)
+    assert skipped[0] == f'{file}:13: nowhere.png: image is missing'
 
 
 @pytest.mark.parametrize('change, words', [
-    (['--recipe', 'shapes'], 'expected one of shapes-cprfl'), (['--semantics', 'bert'], 'semantics: expected one of clip:ARCH/TAG'),
-    (['--backbone', 'resnet1000'], "timm has no model 'resnet1000'"), (['--weights', 'nowhere.pth'], 'no such file: nowhere.pth'),
-    (['--loss', 'mse'], 'loss: expected one of'), (['--precision', 'int8'], 'precision: expected one of fp32'), (['--epochs', '0'], 'epochs: expected 1'),
-    (['--select', 'test', '--patience', '-1'], 'patience: expected 0'), (['--classes', 'nowhere.txt'], 'nowhere.txt'), (['--list', 'nowhere.txt'], 'no such list or folder: nowhere.txt'),
-    (['--views', '3'], '3 cached views need frozen=True'), (['--model', 'bert'], 'model: expected one of cprfl, erm, mlgcn, coop, clip')])
+    (['--recipe', 'shapes'], 'expected one of shapes-cprfl'),
+    (['--semantics', 'bert'], 'semantics: expected one of clip:ARCH/TAG'),
+    (['--backbone', 'resnet1000'], "timm has no model 'resnet1000'"),
+    (['--weights', 'nowhere.pth'], 'no such file: nowhere.pth'),
+    (['--loss', 'mse'], 'loss: expected one of'),
+    (['--precision', 'int8'], 'precision: expected one of fp32'),
+    (['--epochs', '0'], 'epochs: expected at least 1, got 0'),
+    (['--select', 'test', '--patience', '-1'], 'patience: expected at least 0'),
+    (['--classes', 'nowhere.txt'], 'nowhere.txt'),
+    (['--list', 'nowhere.txt'], 'no such list or folder: nowhere.txt'),
+    (['--views', '3'], '3 cached views need frozen=True'),
+    (['--model', 'bert'], 'model: expected one of cprfl, erm, mlgcn, coop, clip')])
 def test_mistakes_are_a_sentence_and_leave_nothing_behind(shell, data, tmp_path, monkeypatch, change, words):
     monkeypatch.chdir(tmp_path)
-    err = bad(shell(cli.train, *tuned(data), *change, '--name', 'x', '--out', 'runs'))
-    assert words in err and err.startswith('cprfl_train: ') and not (tmp_path / 'runs').exists()
+    said = bad(shell(cli.train, *tuned(data), *change, '--name', 'x', '--out', 'runs'))
+    assert said.startswith('cprfl_train: ')
+    assert words in said
+    assert not (tmp_path / 'runs').exists()
 
 
-def test_wrong_arguments_exit_with_usage(shell, tmp_path):
-    for args in (['--epochs', 'many'], ['--image-size']): assert 'usage: cprfl_train' in bad(shell(cli.train, *args, '--out', tmp_path))
-    assert 'usage: cprfl_predict' in bad(shell(cli.predict))
+@pytest.mark.parametrize('command, args, words', [
+    ('train', ['--epochs', 'many'], "--epochs: invalid literal for int() with base 10: 'many'"),
+    ('train', ['--image-size'], "Missing value for argument '--image-size'"),
+    ('train', ['--model-args', 'tau'], '--model-args: expected NAME=VALUE, got tau'),
+    ('predict', [], 'RUN'), ('predict', ['runs/x'], 'give one or more image files')])
+def test_a_wrong_value_is_one_sentence(shell, command, args, words):
+    said = bad(shell(getattr(cli, command), *args))
+    assert said.startswith(f'cprfl_{command}: ')
+    assert words in said
+    assert len(said.splitlines()) == 1
 
 
-def test_evaluate_and_predict_say_what_is_missing(shell, data, tmp_path):
-    good(shell(cli.train, *tuned(data), '--name', 'tiny', '--out', tmp_path))
-    assert 'has nothing to go on from, so it starts anew' in good(shell(cli.train, *tuned(data), '--name', 'fresh', '--out', tmp_path, '--resume'))
-    assert 'is not a run (it has no config.json); runs beside it: fresh, tiny' in bad(shell(cli.evaluate, tmp_path / 'tinny'))
-    assert 'is not a run' in bad(shell(cli.predict, tmp_path / 'tinny', data / '28.png'))
-    assert 'nowhere.png: image is missing' in bad(shell(cli.predict, tmp_path / 'tiny', 'nowhere.png'))
-    assert f'{tmp_path}: image is a folder' in bad(shell(cli.predict, tmp_path / 'tiny', tmp_path))
-    (data / 'other.txt').write_text('a\nb\nc\n')
+@pytest.mark.parametrize('slip, answer', [
+    (['--bacth-size', '8'], 'unknown argument --bacth-size; did you mean --batch-size?'),
+    (['--bacth_size', '8'], 'unknown argument --bacth-size; did you mean --batch-size?'),
+    (['--epoch', '3'], 'unknown argument --epoch; did you mean --epochs?'),
+    (['mine.csv'], 'unknown argument mine.csv; cprfl_train --help shows what there is')])
+def test_a_mistyped_option_is_answered_with_its_neighbour(shell, slip, answer):
+    assert bad(shell(cli.train, *slip)) == f'cprfl_train: {answer}\n'
+
+
+def test_a_run_that_is_not_there(shell, runs, data):
+    said = bad(shell(cli.evaluate, runs / 'tunned'))
+    assert 'is not a run (it has no config.json); runs beside it: ' in said
+    assert 'frozen, tuned' in said
+    assert 'is not a run' in bad(shell(cli.predict, runs / 'tunned', data / '28.png'))
+
+
+def test_an_image_that_is_not_there(shell, runs):
+    assert 'nowhere.png: image is missing' in bad(shell(cli.predict, runs / 'tuned', 'nowhere.png'))
+
+
+def test_an_image_that_is_a_folder(shell, runs):
+    assert f'{runs}: image is a folder' in bad(shell(cli.predict, runs / 'tuned', runs))
+
+
+def test_images_of_other_classes(shell, runs, tmp_path):
     (tmp_path / 'cats').mkdir()
     Image.new('RGB', (8, 8)).save(tmp_path / 'cats' / '1.png')
-    (tmp_path / 'new').mkdir()
-    (tmp_path / 'cats').rename(tmp_path / 'new' / 'cats')
-    assert "other classes (['cats']...) than the run (['cat', 'dining table', 'dog']...)" in bad(shell(cli.evaluate, tmp_path / 'tiny', '--list', tmp_path / 'new'))
+    said = bad(shell(cli.evaluate, runs / 'tuned', '--list', tmp_path))
+    assert "other classes (['cats']...) than the run (['cat', 'dining table', 'dog']...)" in said
 
 
-def test_prepare_offline_says_what_to_fetch_and_where_to_put_it(shell, tmp_path):
-    for name in ('voc-lt', 'coco-lt'):
-        err = bad(shell(cli.prepare, name, '--root', tmp_path, '--offline'))
-        assert 'the network is not used' in err and 'http' in err and str(tmp_path / name) in err and '--lists DIR' in err
+def test_a_table_without_labels(shell, data, tmp_path):
+    (tmp_path / 't.csv').write_text('image,tags\n00.png,cat\n')
+    said = bad(shell(cli.train, '--list', tmp_path / 't.csv', '--root', data, '--out', tmp_path))
+    assert 'no column labels' in said
+    assert 'the columns are image, tags' in said
+    assert len(said.splitlines()) < 5
+
+
+def test_a_folder_without_class_folders(shell, tmp_path):
+    (tmp_path / 'labels.csv').write_text('image,labels\n00.png,cat\n')
+    said = bad(shell(cli.train, '--list', tmp_path, '--out', tmp_path / 'runs'))
+    assert 'no folder of a class in it' in said
+    assert re.search(r'did you mean.*labels\.csv', said)
+
+
+def test_a_class_that_training_does_not_know(shell, data, tmp_path):
+    for name, label in (('train', 'cat'), ('test', 'cta')):
+        (tmp_path / f'{name}.csv').write_text(f'image,labels\n00.png,cat\n01.png,{label}\n')
+    files = ['--list', tmp_path / 'train.csv', '--test-list', tmp_path / 'test.csv']
+    said = bad(shell(cli.train, *files, '--root', data, '--out', tmp_path))
+    assert re.search(r'test\.csv.*3.*cta', said)
+
+
+def test_images_that_are_tested_on_what_was_trained_on(shell, data, tmp_path):
+    args = [*ERM, '--list', data / 'train.txt', '--test-list', data / 'train.txt', '--out', tmp_path]
+    with pytest.warns(UserWarning, match='28 of the 28 test images are training images'):
+        out = good(shell(cli.train, *args))
+    assert 'training: LongTailDataset: 28 images' in out
+    assert 'testing:  LongTailDataset: 28 images' in out
+
+
+@pytest.mark.parametrize('name', ['voc-lt', 'coco-lt'])
+def test_prepare_offline_says_what_to_fetch(shell, tmp_path, name):
+    said = bad(shell(cli.prepare, name, '--root', tmp_path, '--offline'))
+    words = ('the network is not used', 'http', str(tmp_path / name), '--lists DIR')
+    assert not [w for w in words if w not in said], said
+
+
+def test_prepare_knows_two_benchmarks(shell, tmp_path):
     assert 'available: voc-lt, coco-lt' in bad(shell(cli.prepare, 'imagenet', '--root', tmp_path))
-    assert 'run: cprfl_prepare voc-lt' in bad(shell(cli.train, '--recipe', 'voc-lt', '--root', tmp_path, '--out', tmp_path))
+
+
+def test_training_names_the_command_that_prepares(shell, tmp_path):
+    said = bad(shell(cli.train, '--recipe', 'voc-lt', '--root', tmp_path, '--out', tmp_path))
+    assert 'run: cprfl_prepare voc-lt' in said
 
 
 # ---- cut off, resumed, repeated
 
-def test_resume_after_an_interruption_gives_the_same_run(shell, data, tmp_path, monkeypatch):
-    args = [*tuned(data), '--epochs', 3, '--name', 'tiny']
-    good(shell(cli.train, *args, '--out', tmp_path / 'whole'))
-    def cut(self, trainer):
-        if trainer.epoch == 2: raise KeyboardInterrupt
-    monkeypatch.setattr(EarlyStopping, 'before_epoch', cut, raising=False)
-    assert 'the same command with --resume goes on' in bad(shell(cli.train, *args, '--out', tmp_path / 'cut'), 130)
-    monkeypatch.undo()
-    run = tmp_path / 'cut' / 'tiny'
-    assert len(pd.read_csv(run / 'metrics.csv')) == 2 and not (run / 'report.json').exists()
-    assert 'holds a run already; go on with it (resume=True, or --resume)' in bad(shell(cli.train, *args, '--out', tmp_path / 'cut'))
-    config = (run / 'config.json').read_text()
-    assert 'lr: ' in bad(shell(cli.train, *args, '--out', tmp_path / 'cut', '--resume', '--lr', 0.5)).replace("'", '') and (run / 'config.json').read_text() == config
-    good(shell(cli.train, *args, '--out', tmp_path / 'cut', '--resume'))
-    a, b = (Run(tmp_path / n / 'tiny') for n in ('whole', 'cut'))
-    assert a.predictions.equals(b.predictions) and a.metrics.drop(columns='seconds').equals(b.metrics.drop(columns='seconds'))
-    assert all(torch.equal(v, b.prompts[k]) for k, v in a.prompts.items()) and set(a.prompts) == set(b.prompts) == {0, 1, 2, 3}
+def test_resume_from_nothing_starts_at_the_beginning(shell, data, tmp_path):
+    out = good(shell(cli.train, *ERM, *lists(data), '--name', 'fresh', '--out', tmp_path, '--resume'))
+    assert 'has nothing to go on from, so it starts at the beginning' in out
 
 
-def test_recipes_of_the_kit_can_be_resumed_and_reopened():
-    "What comes back from config.json equals what was written"
-    from dataclasses import asdict
-    changed = [n for n, r in RECIPES.items() if cprfl.runs.recipe.Recipe(**json.loads(json.dumps(asdict(r)))) != r]
-    assert not changed
+@pytest.fixture(scope='module')
+def cut(data, tmp_path_factory):
+    "Arguments of a training of three epochs, and a folder where it was interrupted after two"
+    folder, args = tmp_path_factory.mktemp('cut'), [*tuned(data), '--epochs', 3, '--name', 'tiny']
+    one_epoch = Trainer.one_epoch
+    def interrupted(self):
+        if self.epoch == 2: raise KeyboardInterrupt
+        one_epoch(self)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, 'one_epoch', interrupted)
+        with pytest.raises(SystemExit) as stop: quiet(cli.train, *args, '--out', folder)
+    assert stop.value.code == 130
+    return args, folder
+
+
+def test_an_interrupted_run_has_its_epochs(cut):
+    run = cut[1] / 'tiny'
+    assert len(pd.read_csv(run / 'metrics.csv')) == 2
+    assert not (run / 'report.json').exists()
+
+
+def test_an_interruption_says_how_to_go_on(shell, monkeypatch):
+    def interrupt(*args, **kw): raise KeyboardInterrupt
+    monkeypatch.setattr(cprfl.runs.run, 'run_recipe', interrupt)
+    assert 'cprfl_train: stopped; the same command with --resume goes on' in bad(shell(cli.train), 130)
+
+
+def test_a_run_is_not_overwritten(shell, cut):
+    args, folder = cut
+    said = bad(shell(cli.train, *args, '--out', folder))
+    assert 'holds a run already; go on with it (resume=True, or --resume)' in said
+
+
+def test_a_run_goes_on_with_its_own_settings_only(shell, cut):
+    args, folder = cut
+    before = (folder / 'tiny' / 'config.json').read_text()
+    said = bad(shell(cli.train, *args, '--out', folder, '--resume', '--lr', 0.5))
+    assert 'lr: 0.001 then, 0.5 now' in said
+    assert (folder / 'tiny' / 'config.json').read_text() == before
+
+
+def test_resume_after_an_interruption_gives_the_same_run(cut, tmp_path):
+    args, folder = cut
+    quiet(cli.train, *args, '--out', tmp_path)
+    quiet(cli.train, *args, '--out', folder, '--resume')
+    whole, resumed = Run(tmp_path / 'tiny'), Run(folder / 'tiny')
+    assert resumed.predictions.equals(whole.predictions)
+    assert resumed.metrics.drop(columns='seconds').equals(whole.metrics.drop(columns='seconds'))
+    assert set(resumed.prompts) == {0, 1, 2, 3}
+    for epoch, prompts in whole.prompts.items(): assert torch.equal(resumed.prompts[epoch], prompts)
 
 
 # ---- the demo
@@ -271,53 +579,25 @@ def test_recipes_of_the_kit_can_be_resumed_and_reopened():
 @pytest.fixture
 def few_images(monkeypatch):
     "Shapes-LT with 64 images to train and 40 to test"
+    read = Splits.read
     def few(recipe):
-        train, test = _read_splits(recipe)
-        return train.subset(range(64)), test.subset(range(40))
-    monkeypatch.setattr(cprfl.runs.run, '_read_splits', few)
+        data = read(recipe)
+        return Splits(data.train.subset(range(64)), data.test.subset(range(40)))
+    monkeypatch.setattr(Splits, 'read', few)
 
 
 def test_demo_compares_four_methods_and_is_not_done_twice(shell, few_images, tmp_path, monkeypatch):
-    out = good(shell(cli.demo, '--epochs', 1, '--workers', 1, '--out', tmp_path))
-    assert all(name in out for name in cli.DEMO) and 'mAP in percent' in out and str(tmp_path) in out
+    args = ['--epochs', 1, '--workers', 1, '--out', tmp_path]
+    out = good(shell(cli.demo, *args))
+    assert 'mAP in percent' in out
+    assert f'demo.csv: {tmp_path}' in out
     assert list(pd.read_csv(tmp_path / 'demo.csv')['method']) == list(cli.DEMO)
     for name in cli.DEMO: assert Run(tmp_path / f'{name}-s0').report['num_test'] == 40
     monkeypatch.setattr(cprfl.runs.run, 'run_recipe', lambda *a, **k: pytest.fail('run again'))
-    assert 'mAP in percent' in good(shell(cli.demo, '--epochs', 1, '--workers', 1, '--out', tmp_path))
+    assert 'mAP in percent' in good(shell(cli.demo, *args))
 
 
-@pytest.mark.skip(reason='trains four models on all of Shapes-LT, which takes minutes; `make demo` does it, and the test above checks the same path on few images')
+@pytest.mark.skip(reason='trains four models on all of Shapes-LT, which takes minutes; `make demo` does it, '
+                         'and the test above checks the same path on few images')
 def test_demo_on_the_whole_benchmark(shell, tmp_path):
     assert 'mAP in percent' in good(shell(cli.demo, '--epochs', 1, '--workers', 1, '--out', tmp_path))
-
-
-# ---- slips of a newcomer
-
-@pytest.mark.parametrize('slip, answer', [
-    (['--bacth-size', '8'], 'unknown argument --bacth-size; did you mean --batch-size?'), (['--epoch', '3'], 'unknown argument --epoch; did you mean --epochs?'), (['mine.csv'], 'unknown argument mine.csv')])
-def test_a_mistyped_option_is_answered_with_its_neighbour(shell, slip, answer):
-    assert answer in bad(shell(cli.train, *slip))
-
-
-def test_a_table_without_labels(shell, data, tmp_path):
-    (tmp_path / 't.csv').write_text('image,tags\n00.png,cat\n')
-    said = bad(shell(cli.train, '--list', tmp_path / 't.csv', '--root', data, '--out', tmp_path))
-    assert 'no column labels' in said and 'the columns are image, tags' in said and len(said.splitlines()) < 5
-
-
-def test_a_folder_without_class_folders(shell, data, tmp_path):
-    (tmp_path / 'labels.csv').write_text('image,labels\n00.png,cat\n')
-    said = bad(shell(cli.train, '--list', tmp_path, '--out', tmp_path / 'runs'))
-    assert 'no folder of a class in it' in said and 'did you mean' in said and 'labels.csv' in said
-
-
-def test_a_class_that_training_does_not_know(shell, data, tmp_path):
-    for name, label in (('train', 'cat'), ('test', 'cta')): (tmp_path / f'{name}.csv').write_text(f'image,labels\n00.png,cat\n01.png,{label}\n')
-    said = bad(shell(cli.train, '--list', tmp_path / 'train.csv', '--test-list', tmp_path / 'test.csv', '--root', data, '--out', tmp_path))
-    assert re.search(r'test\.csv.*3.*cta', said)
-
-
-def test_images_that_are_tested_on_what_was_trained_on(shell, data, tmp_path):
-    with pytest.warns(UserWarning, match='28 of the 28 test images are training images'):
-        out = good(shell(cli.train, '--recipe', 'shapes-cprfl', '--backbone', 'test_resnet', *TINY, '--list', data / 'train.txt', '--test-list', data / 'train.txt', '--out', tmp_path))
-    assert 'training: LongTailDataset: 28 images' in out and 'testing:  LongTailDataset: 28 images' in out

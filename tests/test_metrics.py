@@ -1,6 +1,5 @@
-"Metrics: the authors' figures, scikit-learn and torchmetrics as yardsticks, ties, speed, errors."
+"Metrics: the authors' figures, scikit-learn and torchmetrics as yardsticks, ties, errors"
 import json
-import time
 import warnings
 
 import numpy as np
@@ -43,7 +42,8 @@ def test_is_scikit_learn_with_and_without_ties(data, decimals, dtype):
     metrics = pytest.importorskip('sklearn.metrics', reason='scikit-learn is the yardstick')
     scores, targets = data
     scores = (scores if decimals is None else scores.round(decimals)).astype(dtype)
-    np.testing.assert_allclose(average_precision(scores, targets), metrics.average_precision_score(targets, scores, average=None), rtol=1e-12)
+    want = metrics.average_precision_score(targets, scores, average=None)
+    np.testing.assert_allclose(average_precision(scores, targets), want, rtol=1e-12)
 
 @pytest.mark.parametrize('seed', range(20))
 def test_is_scikit_learn_on_small_tied_cases(seed):
@@ -53,8 +53,8 @@ def test_is_scikit_learn_on_small_tied_cases(seed):
     scores, targets = rng.integers(0, 3, (n, 6)).astype(float), rng.integers(0, 2, (n, 6))
     got = average_precision(scores, targets)
     for c in range(6):
-        if targets[:, c].any(): assert got[c] == pytest.approx(metrics.average_precision_score(targets[:, c], scores[:, c]), rel=1e-12)
-        else: assert np.isnan(got[c])
+        want = metrics.average_precision_score(targets[:, c], scores[:, c]) if targets[:, c].any() else np.nan
+        assert got[c] == pytest.approx(want, rel=1e-12, nan_ok=True)
 
 def test_is_torchmetrics(data):
     tm = pytest.importorskip('torchmetrics.classification', reason='torchmetrics is the yardstick')
@@ -65,7 +65,8 @@ def test_is_torchmetrics(data):
 def test_order_of_images_does_not_matter_under_ties(data):
     scores, targets = data[0].round(0), data[1]
     shuffled = np.random.default_rng(1).permutation(len(scores))
-    np.testing.assert_allclose(average_precision(scores[shuffled], targets[shuffled]), average_precision(scores, targets), rtol=1e-12)
+    want = average_precision(scores, targets)
+    np.testing.assert_allclose(average_precision(scores[shuffled], targets[shuffled]), want, rtol=1e-12)
 
 def test_edges():
     one = np.ones((4, 1))
@@ -78,8 +79,11 @@ def test_edges():
 def test_kind_in_is_kind_out(data):
     scores, targets = data
     a, t = average_precision(scores, targets), average_precision(torch.tensor(scores), targets)
-    assert isinstance(a, np.ndarray) and a.dtype == np.float64 and a.shape == (12,)
-    assert isinstance(t, torch.Tensor) and t.dtype == torch.float64
+    assert isinstance(a, np.ndarray)
+    assert a.dtype == np.float64
+    assert a.shape == (12,)
+    assert isinstance(t, torch.Tensor)
+    assert t.dtype == torch.float64
     np.testing.assert_array_equal(a, t.numpy())
     np.testing.assert_array_equal(a, average_precision(scores, targets.astype(bool)))
     np.testing.assert_array_equal(a, average_precision(scores.tolist(), targets.tolist()))
@@ -88,16 +92,8 @@ def test_inputs_are_left_alone_and_gradients_do_not_matter(data):
     scores = torch.tensor(data[0], requires_grad=True)
     before = scores.detach().clone()
     ap = average_precision(scores, torch.tensor(data[1]))
-    assert not ap.requires_grad and torch.equal(scores, before)
-
-def test_fast_enough():
-    g = torch.Generator().manual_seed(0)
-    scores, targets = torch.randn(5000, 80, generator=g), torch.rand(5000, 80, generator=g) < 0.04
-    def seconds():
-        start = time.perf_counter()
-        multilabel_report(scores, targets, {'head': range(22)})
-        return time.perf_counter() - start
-    assert min(seconds() for _ in range(5)) < 0.3
+    assert not ap.requires_grad
+    assert torch.equal(scores, before)
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 def test_cuda(data):
@@ -105,7 +101,8 @@ def test_cuda(data):
     got = average_precision(scores.cuda(), targets.cuda())
     assert got.is_cuda
     torch.testing.assert_close(got.cpu(), average_precision(scores, targets))
-    on_gpu, on_cpu = multilabel_report(scores.cuda(), targets.cuda(), GROUPS), multilabel_report(scores, targets, GROUPS)
+    on_gpu = multilabel_report(scores.cuda(), targets.cuda(), GROUPS)
+    on_cpu = multilabel_report(scores, targets, GROUPS)
     for k in ['total', *GROUPS, *FIGURES]: assert on_gpu[k] == pytest.approx(on_cpu[k])
 
 
@@ -128,9 +125,11 @@ def test_saturated_logits_keep_their_order():
 # groups
 
 def test_group_means_leave_out_nan():
-    m = group_means(np.array([.9, np.nan, .3, np.nan]), {'head': [0, 1], 'medium': torch.tensor([2]), 'tail': (3,), 'none': []})
+    groups = {'head': [0, 1], 'medium': torch.tensor([2]), 'tail': (3,), 'none': []}
+    m = group_means(np.array([.9, np.nan, .3, np.nan]), groups)
     assert (m['total'], m['head'], m['medium']) == pytest.approx((.6, .9, .3))
-    assert np.isnan(m['tail']) and np.isnan(m['none'])
+    assert np.isnan(m['tail'])
+    assert np.isnan(m['none'])
     assert list(m) == ['total', 'head', 'medium', 'tail', 'none']
 
 def test_group_masks_and_tensors():
@@ -142,14 +141,15 @@ def test_no_warning_where_nothing_is_measured():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         r = multilabel_report(np.zeros((3, 2)), np.zeros((3, 2)), {'head': [0], 'tail': [1]})
-    assert r['num_empty'] == 2 and all(np.isnan(r[k]) for k in ('total', 'head', 'tail', 'CP', 'CR', 'CF1'))
+    assert r['num_empty'] == 2
+    assert all(np.isnan(r[k]) for k in ('total', 'head', 'tail', 'CP', 'CR', 'CF1'))
     assert r['OP'] == r['OR'] == r['OF1'] == 0
 
 
 # decisions
 
 def by_hand(predicted, targets):
-    "The six figures with loops."
+    "The six figures with loops"
     tp = lambda c: sum(bool(p[c] and t[c]) for p, t in zip(predicted, targets))
     made, true = (lambda c: sum(map(bool, predicted[:, c]))), (lambda c: sum(map(bool, targets[:, c])))
     C = [c for c in range(targets.shape[1])]
@@ -170,7 +170,8 @@ def test_figures_by_hand(data, threshold, k):
     best = np.argsort(np.argsort(-logits, axis=1), axis=1) < k
     assert [r[f] for f in FIGURES] == pytest.approx(by_hand(predicted, targets))
     assert [r[f'{f}_top{k}'] for f in FIGURES] == pytest.approx(by_hand(predicted & best, targets))
-    assert r['num_empty'] == 1 and np.isnan(r['ap'][2])
+    assert r['num_empty'] == 1
+    assert np.isnan(r['ap'][2])
 
 def test_threshold_is_inclusive():
     r = multilabel_report(np.zeros((1, 1)), np.ones((1, 1)), threshold=0.5)
@@ -183,7 +184,8 @@ def test_topk_of_all_classes_is_the_threshold_alone(data):
 def test_report_keys_and_types(data):
     r = multilabel_report(*data, GROUPS)
     assert {'total', 'head', 'medium', 'tail', 'ap', *FIGURES, *(f'{f}_top3' for f in FIGURES)} <= set(r)
-    assert r['topk']['k'] == 3 and (r['num_images'], r['num_classes'], r['num_empty'], r['threshold']) == (300, 12, 0, 0.5)
+    assert r['topk']['k'] == 3
+    assert (r['num_images'], r['num_classes'], r['num_empty'], r['threshold']) == (300, 12, 0, 0.5)
     assert all(type(r[k]) is float and 0 <= r[k] <= 1 for k in ['total', *GROUPS, *FIGURES])
     json.dumps({k: v for k, v in r.items() if k != 'ap'})
 
@@ -199,10 +201,15 @@ def test_format_report(data):
     targets[:, 4] = 0
     r = multilabel_report(data[0], targets, GROUPS)
     text = format_report(r, [f'thing {c}' for c in range(12)])
-    for k in ('total', 'head', 'medium', 'tail', *FIGURES): assert k in text and f'{100*r[k]:.2f}' in text
-    assert '1 of 12 classes have no positive' in text and 'nan' not in text
+    for k in ('total', 'head', 'medium', 'tail', *FIGURES):
+        assert k in text
+        assert f'{100*r[k]:.2f}' in text
+    assert '1 of 12 classes have no positive' in text
+    assert 'nan' not in text
     rows = text.split('\n\n')[1].splitlines()
-    assert len(rows) == 12 and rows[0].startswith(f"thing {np.nanargmax(r['ap'])} ") and rows[-1].startswith('thing 4 ')
+    assert len(rows) == 12
+    assert rows[0].startswith(f"thing {np.nanargmax(r['ap'])} ")
+    assert rows[-1].startswith('thing 4 ')
     assert len(format_report(r).splitlines()) == 4
 
 
@@ -215,24 +222,31 @@ def test_bad_scores(data):
     for f in (average_precision, multilabel_report):
         with pytest.raises(ValueError, match='scores: NaN in 2 of 300 rows: 3, 17'): f(broken, targets)
     with pytest.raises(ValueError, match='NaN in 2 of 300 rows: 3, 17'): topk_predictions(broken)
-    with pytest.raises(ValueError, match='rows: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 290 more'): average_precision(scores*np.nan, targets)
+    with pytest.raises(ValueError, match='rows: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...'):
+        average_precision(scores*np.nan, targets)
 
 @pytest.mark.parametrize('f', [average_precision, multilabel_report])
 def test_bad_shapes(f):
-    with pytest.raises(ValueError, match=r'one shape \[N, C\], given \[3, 2\] and \[2, 3\]'): f(np.zeros((3, 2)), np.zeros((2, 3)))
-    with pytest.raises(ValueError, match=r'expected \[N, C\] .*given \[3\]'): f(np.zeros(3), np.zeros(3))
+    with pytest.raises(ValueError, match=r'one shape \[N, C\], got \[3, 2\] and \[2, 3\]'):
+        f(np.zeros((3, 2)), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r'expected \[N, C\] .*got \[3\]'): f(np.zeros(3), np.zeros(3))
     with pytest.raises(ValueError, match='at least one image'): f(np.zeros((0, 3)), np.zeros((0, 3)))
 
 @pytest.mark.parametrize('bad', [-1, 2, 0.5, np.nan])
 def test_bad_targets(bad):
     targets = np.zeros((4, 2))
     targets[2, 1] = bad
-    with pytest.raises(ValueError, match=r'targets: expected 0 or 1, given .* in row 2 \(rows 2\)'): average_precision(np.zeros((4, 2)), targets)
+    with pytest.raises(ValueError, match=r'targets: expected 0 or 1, got .* in row 2 \(rows 2\)'):
+        average_precision(np.zeros((4, 2)), targets)
 
 def test_bad_arguments(data):
-    with pytest.raises(ValueError, match=r"group 'tail': expected class indices in 0..11, given 3..12"): multilabel_report(*data, {'tail': [3, 12]})
-    with pytest.raises(ValueError, match='expected class indices in 0..11, given -1'): multilabel_report(*data, {'tail': [-1]})
-    with pytest.raises(ValueError, match='groups: OP, total would hide'): multilabel_report(*data, {'OP': [1], 'total': [2]})
-    with pytest.raises(ValueError, match='threshold: expected a probability 0..1, given 50'): multilabel_report(*data, threshold=50)
-    with pytest.raises(ValueError, match='k: expected at least 1, given 0'): multilabel_report(*data, topk=0)
-    with pytest.raises(ValueError, match='classes: expected 12 names, given 2'): format_report(multilabel_report(*data), ['a', 'b'])
+    with pytest.raises(ValueError, match=r"group 'tail': expected class indices in 0..11, got 3..12"):
+        multilabel_report(*data, {'tail': [3, 12]})
+    with pytest.raises(ValueError, match='expected class indices in 0..11, got -1'):
+        multilabel_report(*data, {'tail': [-1]})
+    with pytest.raises(ValueError, match='groups: OP, total would hide'):
+        multilabel_report(*data, {'OP': [1], 'total': [2]})
+    with pytest.raises(ValueError, match='threshold: expected 0 to 1, got 50'): multilabel_report(*data, threshold=50)
+    with pytest.raises(ValueError, match='k: expected at least 1, got 0'): multilabel_report(*data, topk=0)
+    with pytest.raises(ValueError, match='classes: expected 12 names, got 2'):
+        format_report(multilabel_report(*data), ['a', 'b'])

@@ -1,5 +1,7 @@
-"The notebooks are the source: the package is their export, they are clean, and they run."
+"The notebooks are the source: the package is their export, they are clean, and they run"
 import filecmp
+import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -7,85 +9,184 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from helpers import NOTEBOOKS, REFERENCE, ROOT, copy_project
+from helpers import MODULES, NBS, NOTEBOOKS, REFERENCE, ROOT, copy_project, made_once
 
-READ_FILES = {'analysis/losses.ipynb', 'analysis/components.ipynb', 'analysis/semantics.ipynb', 'analysis/ablations.ipynb'} # the other analyses need the runs of `make demo`
-RUN = [n for n in NOTEBOOKS if not n.startswith('analysis/') or n in READ_FILES]
+TABLES_ONLY = {f'analysis/{name}.ipynb' for name in ('losses', 'components', 'semantics', 'ablations')}
+NEED_RUNS = ['analysis/top3.ipynb', 'analysis/attention.ipynb', 'analysis/prompt_drift.ipynb']
+RUN = [name for name in NOTEBOOKS if not name.startswith('analysis/') or name in TABLES_ONLY]
+MOST = 150_000 # bytes of outputs that a reference page may keep
 
 
-def nbdev(command, *args, cwd=ROOT):
+def read(name): return nbformat.read(NBS / name, 4)
+
+
+def outputs(nb): return [(cell, out) for cell in nb.cells for out in cell.get('outputs', [])]
+
+
+# ---- the export
+
+def nbdev(command, cwd):
     env = os.environ | {'OMP_NUM_THREADS': '1'}
-    return subprocess.run([Path(sys.executable).parent / command, *args], cwd=cwd, env=env, capture_output=True, text=True)
-
-
-@pytest.fixture(scope='module')
-def copy(tmp_path_factory):
-    "A copy of the project, to export and clean in"
-    folder = tmp_path_factory.mktemp('copy') / 'cprfl'
-    folder.mkdir()
-    return copy_project(folder, 'settings.ini', 'pyproject.toml', '_quarto.yml', 'README.md')
-
-
-def test_export_is_up_to_date(copy):
-    done = nbdev('nbdev_export', cwd=copy)
+    done = subprocess.run([Path(sys.executable).parent / command], cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    ours, fresh = ({p.relative_to(f / 'cprfl').as_posix() for p in (f / 'cprfl').rglob('*.py')} for f in (ROOT, copy))
-    assert len(ours) >= 28, 'modules of every sub-package are compared'
-    assert ours == fresh, 'modules without a notebook, or the other way round'
-    stale = [n for n in sorted(fresh) if not filecmp.cmp(ROOT / 'cprfl' / n, copy / 'cprfl' / n, shallow=False)]
-    assert not stale, f'run `make export`; out of date: {stale}'
+
+
+def modules(folder): return {file.relative_to(folder).as_posix() for file in folder.rglob('*.py')}
+
+
+def differing(ours, fresh):
+    "Modules that are missing on one side, or whose text differs"
+    common = modules(ours) & modules(fresh)
+    stale = {name for name in common if not filecmp.cmp(ours / name, fresh / name, shallow=False)}
+    return sorted(stale | (modules(ours) ^ modules(fresh)))
+
+
+@pytest.fixture
+def copy(tmp_path):
+    "A copy of the project, to export and clean in"
+    return copy_project(tmp_path, 'settings.ini', 'pyproject.toml', '_quarto.yml', 'README.md')
+
+
+def test_the_package_is_the_export_of_the_notebooks(copy):
+    nbdev('nbdev_export', copy)
+    assert len(modules(copy / 'cprfl')) > len(MODULES) >= 28
+    assert not differing(ROOT / 'cprfl', copy / 'cprfl'), 'run `make export`'
+
+
+def edit_an_exported_cell(notebook):
+    nb = nbformat.read(notebook, 4)
+    cell = next(cell for cell in nb.cells if cell.source.startswith('#| export\n'))
+    cell.source += '\nEDITED = True'
+    nbformat.write(nb, notebook)
+
+
+def test_an_edited_cell_that_was_not_exported_is_noticed(copy):
+    for name in ('data/longtail', 'runs/recipe'): edit_an_exported_cell(copy / 'nbs' / f'{name}.ipynb')
+    nbdev('nbdev_export', copy)
+    assert differing(ROOT / 'cprfl', copy / 'cprfl') == ['data/longtail.py', 'runs/recipe.py']
+
+
+def test_a_module_without_a_notebook_is_noticed(copy):
+    (copy / 'nbs' / 'data' / 'longtail.ipynb').unlink()
+    nbdev('nbdev_export', copy)
+    assert 'data/longtail.py' in differing(ROOT / 'cprfl', copy / 'cprfl')
 
 
 def test_notebooks_are_clean(copy):
-    before = {n: (copy / 'nbs' / n).read_bytes() for n in NOTEBOOKS}
-    assert nbdev('nbdev_clean', cwd=copy).returncode == 0
-    dirty = [n for n in NOTEBOOKS if (copy / 'nbs' / n).read_bytes() != before[n]]
-    assert not dirty, f'run `nbdev_clean`; not clean: {dirty}'
+    nbdev('nbdev_clean', copy)
+    dirty = [name for name in NOTEBOOKS if not filecmp.cmp(copy / 'nbs' / name, NBS / name, shallow=False)]
+    assert not dirty, 'run `make export`'
+
+
+# ---- what a page keeps
+
+def is_picture(out):
+    kinds = set(out.get('data', {}))
+    return 'image/png' in kinds and kinds <= {'image/png', 'text/plain'}
 
 
 @pytest.mark.parametrize('name', REFERENCE)
-def test_reference_notebooks_carry_no_outputs(name):
-    nb = nbformat.read(ROOT / 'nbs' / name, 4)
-    assert not [c.id for c in nb.cells if c.cell_type == 'code' and c.outputs]
+def test_reference_pages_keep_pictures_only(name):
+    assert not [cell.id for cell, out in outputs(read(name)) if not is_picture(out)]
+
+
+@pytest.mark.parametrize('name', REFERENCE)
+def test_outputs_of_reference_pages_are_small(name):
+    assert sum(len(json.dumps(out)) for _, out in outputs(read(name))) <= MOST
+
+
+PLAIN, PNG, HTML = {'text/plain': '<Figure>'}, {'image/png': 'iVBORw0KGgo='}, {'text/html': '<table/>'}
+
+
+@pytest.mark.parametrize('data', [PNG, PLAIN | PNG])
+def test_a_picture_is_recognised(data): assert is_picture({'output_type': 'display_data', 'data': data})
+
+
+@pytest.mark.parametrize('data', [PLAIN, HTML, PLAIN | PNG | HTML])
+def test_what_is_no_picture_is_noticed(data): assert not is_picture({'output_type': 'display_data', 'data': data})
+
+
+def test_a_progress_bar_is_no_picture():
+    assert not is_picture({'output_type': 'stream', 'name': 'stderr', 'text': '100%|##########| 3/3'})
 
 
 @pytest.mark.parametrize('name', NOTEBOOKS)
 def test_saved_outputs_are_presentable(name):
     "No traceback, no warning, no progress bar, no path of somebody's machine"
-    nb = nbformat.read(ROOT / 'nbs' / name, 4)
-    for cell in nb.cells:
-        for out in cell.get('outputs', []):
-            text = str(out)
-            assert out.output_type != 'error', f'{cell.id}: {text[:300]}'
-            for bad in ('Warning', 'it/s]', '/home/', '/root/', '/tmp/', '/Users/'):
-                assert bad not in text, f'cell {cell.id} shows {bad!r}: {text[:300]}'
+    for cell, out in outputs(read(name)):
+        text = str(out)
+        assert out.output_type != 'error', f'{cell.id}: {text[:300]}'
+        for bad in ('Warning', 'it/s]', '/home/', '/root/', '/tmp/', '/Users/'):
+            assert bad not in text, f'cell {cell.id} shows {bad!r}: {text[:300]}'
 
 
 @pytest.mark.parametrize('name', NOTEBOOKS)
-def test_notebooks_open_with_a_title_and_a_line(name):
-    first = nbformat.read(ROOT / 'nbs' / name, 4).cells[0].source.splitlines()
-    assert first[0].startswith('# ') and any(line.startswith('> ') for line in first[:4])
+def test_a_notebook_opens_with_a_title(name):
+    assert read(name).cells[0].source.startswith('# ')
 
 
-@pytest.mark.parametrize('name', RUN)
-def test_notebook_runs(name):
-    done = nbdev('nbdev_test', '--path', f'nbs/{name}', '--n_workers', '0')
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+@pytest.mark.parametrize('name', NOTEBOOKS)
+def test_a_line_below_the_title_says_what_it_is(name):
+    lines = read(name).cells[0].source.splitlines()[1:4]
+    assert [line for line in lines if line.startswith('> ')]
+
+
+# ---- they run
+
+HEAVY = """torch torchvision timm open_clip accelerate torchmetrics.classification pandas scipy.stats sklearn.metrics
+matplotlib.pyplot seaborn ipywidgets nbdev.test nbdev.showdoc""".split()
+
+
+def run_here(name, said, env):
+    "Run a notebook in this process, which ends with it"
+    os.chdir(ROOT)
+    os.environ.update(env)
+    with open(said, 'w') as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+    from nbdev.test import nbdev_test
+    try: nbdev_test(path=str(NBS / name), n_workers=0)
+    finally:
+        for child in multiprocessing.active_children(): child.terminate() # joblib's, which would be waited for
 
 
 @pytest.fixture(scope='module')
-def small_runs(tmp_path_factory):
+def run(tmp_path_factory):
+    "Runs a notebook in a fork of a process that has loaded the heavy libraries, which saves seconds for each"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('OMP_NUM_THREADS', '1')
+        context = multiprocessing.get_context('forkserver')
+        context.set_forkserver_preload(HEAVY)
+
+        def run_notebook(name, **env):
+            said = tmp_path_factory.mktemp('said') / 'output.txt'
+            process = context.Process(target=run_here, args=(name, said, env))
+            process.start()
+            process.join()
+            assert process.exitcode == 0, said.read_text()[-3000:]
+        yield run_notebook
+
+
+@pytest.mark.parametrize('name', RUN)
+def test_notebook_runs(run, name): run(name)
+
+
+def test_a_notebook_that_fails_is_noticed(run, tmp_path):
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('1 / 0')])
+    nbformat.write(page, tmp_path / 'fails.ipynb')
+    with pytest.raises(AssertionError, match='ZeroDivisionError'): run(tmp_path / 'fails.ipynb')
+
+
+def small_runs(folder):
     "The demo's runs, as small as they get"
     from cprfl.runs.recipe import get_recipe
     from cprfl.runs.run import run_recipe
-    folder = tmp_path_factory.mktemp('runs')
     for name in ('shapes-clip', 'shapes-erm', 'shapes-cprfl-random', 'shapes-cprfl'):
-        run_recipe(get_recipe(name).with_(name=f'{name}-s0', epochs=1, image_size=32, precision='fp32', purity=40), folder, progress=False)
-    return folder
+        small = get_recipe(name).with_(name=f'{name}-s0', epochs=1, image_size=32, precision='fp32', purity=40)
+        run_recipe(small, folder, progress=False)
 
 
-@pytest.mark.parametrize('name', ['top3', 'attention', 'prompt_drift'])
-def test_analysis_notebooks_run_on_any_runs(small_runs, name):
-    env = os.environ | {'OMP_NUM_THREADS': '1', 'CPRFL_RUNS': str(small_runs)}
-    done = subprocess.run([Path(sys.executable).parent / 'nbdev_test', '--path', f'nbs/analysis/{name}.ipynb', '--n_workers', '0'], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+@pytest.mark.parametrize('name', NEED_RUNS)
+def test_analyses_run_on_any_runs(run, tmp_path_factory, name):
+    run(name, CPRFL_RUNS=str(made_once(tmp_path_factory, 'small_runs', small_runs)))

@@ -1,30 +1,42 @@
 "The site, without Quarto: pages, links, anchors, symbols, pictures and their words"
 import configparser
 import dataclasses
-import importlib
 import inspect
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 from fastcore.docments import docments
-from helpers import MODULES, NBS, ROOT, copy_project
+from helpers import MODULES, NBS, ROOT, VARIADIC, copy_project, made_once, public_symbols
 from helpers import NOTEBOOKS as PAGES
+from PIL import Image
 
-TEXTS = sorted(str(p.relative_to(ROOT)) for p in [*ROOT.glob('*.md'), *(ROOT / '.github').rglob('*.md'), *(ROOT / 'cprfl').rglob('*.md')])
-COMING = set() # pages in the sidebar that are not written yet
+from cprfl._modidx import d as index
+
+MARKDOWN = [*ROOT.glob('*.md'), *(ROOT / '.github').rglob('*.md'), *(ROOT / 'cprfl').rglob('*.md')]
+TEXTS = sorted(file.relative_to(ROOT).as_posix() for file in MARKDOWN)
 
 
+@cache
 def read(page): return nbformat.read(NBS / page, 4)
-def quarto(): return yaml.safe_load((ROOT / '_quarto.yml').read_text())
 
 
+def cells(kind): return [(page, cell) for page in PAGES for cell in read(page).cells if cell.cell_type == kind]
+
+
+QUARTO = yaml.safe_load((ROOT / '_quarto.yml').read_text())
+SITE, HTML = QUARTO['website'], QUARTO['format']['html']
+
+
+@cache
 def settings():
     parser = configparser.ConfigParser()
     parser.read(ROOT / 'settings.ini')
@@ -33,42 +45,62 @@ def settings():
 
 # ---- pages
 
-@pytest.fixture(scope='module')
-def processed(tmp_path_factory):
-    "What nbdev hands to Quarto: page -> (front matter, notebook), and what nbdev warned of"
-    folder = tmp_path_factory.mktemp('site') / 'cprfl'
-    folder.mkdir()
+def process(folder):
+    "What nbdev hands to Quarto, and what it warned of"
     copy_project(folder, 'settings.ini', 'pyproject.toml', '_quarto.yml')
-    code = 'from nbdev.serve import proc_nbs; proc_nbs(n_workers=0, force=True)' # nbdev_proc_nbs would try to install Quarto
+    code = 'from nbdev.serve import proc_nbs; proc_nbs(n_workers=0, force=True)' # nbdev_proc_nbs would install Quarto
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
-    done = subprocess.run([sys.executable, '-c', code], cwd=folder, env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': path}, capture_output=True, text=True)
+    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': path}
+    done = subprocess.run([sys.executable, '-c', code], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    (folder / 'stderr.txt').write_text(done.stderr)
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory): return made_once(tmp_path_factory, 'site', process)
+
+
+@pytest.fixture(scope='module')
+def processed(site):
+    "Page -> (front matter, notebook)"
     pages = {}
-    for file in (folder / '_proc').rglob('*.ipynb'):
+    for file in (site / '_proc').rglob('*.ipynb'):
         nb = nbformat.v4.reads(file.read_text()) # nbdev leaves a field that nbformat.read would report
-        pages[str(file.relative_to(folder / '_proc'))] = yaml.safe_load(nb.cells[0].source.strip().strip('-')), nb
-    return pages, done.stderr
+        pages[file.relative_to(site / '_proc').as_posix()] = yaml.safe_load(nb.cells[0].source.strip().strip('-')), nb
+    return pages
+
+
+def address(page, front): return str(Path(page).with_name(front['output-file']))
 
 
 def test_every_page_is_processed(processed, record_property):
-    pages, stderr = processed
-    assert sorted(pages) == PAGES
-    assert 'Warning' not in stderr, stderr
-    for page, (front, nb) in pages.items():
-        assert front['title'] and front['description'] and front['output-file'].endswith('.html'), page
+    assert sorted(processed) == PAGES
+    record_property('pages', len(processed))
+    print(f'\npages: {len(processed)}')
+
+
+def test_nbdev_warns_of_nothing(site): assert 'Warning' not in (site / 'stderr.txt').read_text()
+
+
+def test_every_page_has_a_title_a_line_and_a_body(processed):
+    for page, (front, nb) in processed.items():
+        assert front['title'], page
+        assert front['description'], page
         assert len(nb.cells) > 2, page
-    urls = [str(Path(page).with_name(front['output-file'])) for page, (front, _) in pages.items()]
-    assert len(set(urls)) == len(urls), 'two pages of one address'
-    record_property('pages', len(pages))
-    print(f'\npages: {len(pages)}')
+
+
+def test_every_page_has_an_address_of_its_own(processed):
+    addresses = [address(page, front) for page, (front, _) in processed.items()]
+    assert not [name for name in addresses if not name.endswith('.html')]
+    assert len(set(addresses)) == len(addresses)
 
 
 @pytest.mark.parametrize('page', PAGES)
 def test_first_cells_lose_nothing(page):
-    "nbdev makes front matter of the first cell: what is neither title, line nor `- key: value` would not be shown"
+    "nbdev makes front matter of the first cell, and shows of it only the title, the line and `- key: value`"
     lines = [line for line in read(page).cells[0].source.splitlines() if line.strip()]
-    assert [line[:2] for line in lines[:2]] == ['# ', '> '], lines[:2]
-    assert all(re.match(r'- \S+: ', line) for line in lines[2:]), lines[2:]
+    assert [line[:2] for line in lines[:2]] == ['# ', '> ']
+    assert not [line for line in lines[2:] if not re.match(r'- \S+: ', line)]
 
 
 def sidebar(contents):
@@ -77,238 +109,102 @@ def sidebar(contents):
         else: yield from sidebar(item['contents'])
 
 
-def test_sidebar_and_pages_agree():
-    contents = yaml.safe_load((NBS / 'sidebar.yml').read_text())['website']['sidebar']['contents']
-    entries = list(sidebar(contents))
-    assert [item['section'] for item in contents if isinstance(item, dict)] == ['Tutorials', 'Analyses', 'Explanation', 'Reference']
-    assert len(set(entries)) == len(entries)
-    assert set(PAGES) - set(entries) == set(), 'pages that the sidebar lacks'
-    assert set(entries) - set(PAGES) <= COMING, 'entries without a page'
+CONTENTS = yaml.safe_load((NBS / 'sidebar.yml').read_text())['website']['sidebar']['contents']
+
+
+def test_the_sidebar_shows_every_page_once(): assert sorted(sidebar(CONTENTS)) == PAGES
+
+
+def test_the_sidebar_has_a_section_for_each_kind_of_page():
+    sections = [item['section'] for item in CONTENTS if isinstance(item, dict)]
+    assert sections == ['Tutorials', 'Analyses', 'Explanation', 'Reference']
+
+
+def test_nbdev_looks_for_the_site_where_quarto_writes_it():
+    assert QUARTO['project']['output-dir'] == settings()['doc_path']
+
+
+def test_the_site_knows_its_repository():
+    known = SITE['repo-url'], SITE['repo-subdir'], SITE['repo-branch']
+    assert known == ('https://github.com/cprfl/cprfl', settings()['nbs_path'], settings()['branch'])
 
 
 def test_quarto_finds_its_files():
-    from PIL import Image
-    config = quarto()
-    site, html = config['website'], config['format']['html']
-    assert config['project']['output-dir'] == settings()['doc_path'], 'where nbdev_docs looks for the site'
-    assert (site['repo-url'], site['repo-subdir'], site['repo-branch']) == ('https://github.com/cprfl/cprfl', settings()['nbs_path'], settings()['branch'])
-    files = [site['favicon'], site['navbar']['logo'], html['css'], html['include-after-body'], *html['theme'].values(), *config['project']['resources'], *config['metadata-files']]
-    files += [item['href'] for item in site['navbar']['left'] if item['href'] not in COMING]
-    assert [f for f in files if not (NBS / f).is_file()] == []
-    for card in (site['open-graph'], site['twitter-card']):
-        with Image.open(NBS / card['image'].lstrip('/')) as image: assert image.size == (1200, 630) and card['image-alt']
+    files = [SITE['favicon'], SITE['navbar']['logo'], HTML['css'], HTML['include-after-body'], *HTML['theme'].values()]
+    files += [*QUARTO['project']['resources'], *QUARTO['metadata-files']]
+    files += [item['href'] for item in SITE['navbar']['left']]
+    assert not [name for name in files if not (NBS / name).is_file()]
 
 
-def test_pages_need_no_other_hosts():
-    "Fonts and styles come with the page, equations are MathML, scripts are ours"
-    html = quarto()['format']['html']
-    assert html['html-math-method'] == 'mathml' and all(name.endswith('.scss') for name in html['theme'].values())
-    for name in (html['css'], *html['theme'].values()): assert not re.search(r'https?:|@import|@use', (NBS / name).read_text()), name
-    assert ' src=' not in (NBS / html['include-after-body']).read_text()
+@pytest.mark.parametrize('kind', ['open-graph', 'twitter-card'])
+def test_a_shared_link_has_a_picture_with_words(kind):
+    with Image.open(NBS / SITE[kind]['image'].lstrip('/')) as image: assert image.size == (1200, 630)
+    assert SITE[kind]['image-alt']
 
 
-# ---- links
+def test_equations_need_no_other_host(): assert HTML['html-math-method'] == 'mathml'
 
-LINK = re.compile(r"(!?)\[((?:[^\[\]`]|`[^`]*`|\[[^\[\]]*\])*)\]\(<?([^()\s<>]+(?:\([^()\s]*\)[^()\s<>]*)?)>?(?:\s+[\"'][^\"']*[\"'])?\)")
+
+@pytest.mark.parametrize('name', [HTML['css'], *HTML['theme'].values()])
+def test_styles_need_no_other_host(name):
+    assert name.endswith(('.css', '.scss'))
+    assert not re.search(r'https?:|@import|@use', (NBS / name).read_text())
+
+
+def test_scripts_need_no_other_host(): assert ' src=' not in (NBS / HTML['include-after-body']).read_text()
+
+
+# ---- Markdown
+
+CODE_BLOCK = re.compile(r'^(```|~~~).*?^\1[^\n]*$', re.M | re.S)
+EQUATION = re.compile(r'\$\$.*?\$\$|(?<![\\$\w])\$[^$\n]+\$(?!\w)', re.S)
+LABEL = r'((?:[^\[\]`]|`[^`]*`|\[[^\[\]]*\])*)'
+TARGET = r'([^()\s<>]+(?:\([^()\s]*\)[^()\s<>]*)?)'
+LINK = re.compile(rf"(!?)\[{LABEL}\]\(<?{TARGET}>?(?:\s+[\"'][^\"']*[\"'])?\)")
 TAG = re.compile(r"<(?:img|a)\b[^>]*?\b(?:src|href)=[\"']([^\"']+)[\"'][^>]*>")
 
 
 def prose(text):
     "Markdown without its code blocks and equations"
-    text = re.sub(r'^(```|~~~).*?^\1[^\n]*$', '', text, flags=re.M | re.S)
-    return re.sub(r'\$\$.*?\$\$|(?<![\\$\w])\$[^$\n]+\$(?!\w)', '', text, flags=re.S)
+    return EQUATION.sub('', CODE_BLOCK.sub('', text))
 
 
 def links(text):
     text = re.sub(r'`[^`\n]*`', lambda code: '' if '](' in code[0] else code[0], prose(text))
-    refs = re.findall(r'^\[[^\]]+\]:\s+(\S+)', text, flags=re.M)
-    found = [m[2] for m in LINK.findall(text)] + TAG.findall(text) + refs
-    return found + [inner[2] for m in LINK.findall(text) for inner in LINK.findall(m[1])]
+    outer = LINK.findall(text)
+    inner = [found for _, label, _ in outer for found in LINK.findall(label)] # a picture that is a link
+    references = re.findall(r'^\[[^\]]+\]:\s+(\S+)', text, flags=re.M)
+    return [target for _, _, target in outer + inner] + TAG.findall(text) + references
 
 
 def slug(heading):
     "Pandoc's identifier of a heading"
-    text = re.sub(r'\]\([^)]*\)|[`*\[]', '', heading)
-    text = ''.join(ch for ch in text.lower() if ch.isalnum() or ch in '_-. ').strip().replace(' ', '-')
+    text = re.sub(r'\]\([^)]*\)|[`*\[]', '', heading).lower()
+    text = ''.join(ch for ch in text if ch.isalnum() or ch in '_-. ').strip().replace(' ', '-')
     return re.sub(r'^[^a-z]+', '', text) or 'section'
 
 
-def headings(text): return re.findall(r'^#{1,6}\s+(.+?)\s*#*$', re.sub(r'^(```|~~~).*?^\1[^\n]*$', '', text, flags=re.M | re.S), flags=re.M)
+def headings(text): return re.findall(r'^#{1,6}\s+(.+?)\s*#*$', CODE_BLOCK.sub('', text), flags=re.M)
+
+
+def heading_anchor(heading):
+    if given := re.search(r'\{#([\w.-]+)[^}]*\}', heading): return given[1]
+    return slug(re.sub(r'\s*\{[^}]*\}$', '', heading))
 
 
 def anchors(texts):
-    "Every anchor of a page"
+    "Every anchor of a page; a second heading of one name gets a number"
     found = set()
     for text in texts:
         for heading in headings(text):
-            own = re.search(r'\{#([\w.-]+)[^}]*\}', heading)
-            name = own[1] if own else slug(re.sub(r'\s*\{[^}]*\}$', '', heading))
-            while name in found: name = re.sub(r'(-\d+)?$', lambda m: f"-{int((m[1] or '-0')[1:]) + 1}", name, count=1)
+            first = name = heading_anchor(heading)
+            number = 0
+            while name in found:
+                number += 1
+                name = f'{first}-{number}'
             found.add(name)
         found |= set(re.findall(r"<[^>]+\bid=[\"']([^\"']+)[\"']", text))
     return found
-
-
-def cell_texts(nb):
-    "Markdown of a notebook: its cells, and the outputs that are Markdown or HTML"
-    for cell in nb.cells:
-        if cell.cell_type == 'markdown': yield cell.source
-        for out in cell.get('outputs', []):
-            data = out.get('data', {})
-            if 'text/markdown' in data: yield data['text/markdown']
-            elif 'text/html' in data: yield data['text/html']
-
-
-@pytest.fixture(scope='module')
-def page_anchors(processed): return {page: anchors(cell_texts(nb)) for page, (_, nb) in processed[0].items()}
-
-
-@pytest.fixture(scope='module')
-def addresses(processed):
-    "Address below the site -> page"
-    return {str(Path(page).with_name(front['output-file'])): page for page, (front, _) in processed[0].items()}
-
-
-def problem(link, at, page_anchors, addresses):
-    "What is wrong with a link in a file at ROOT/at; None where it is right, '' where it leads elsewhere"
-    site, blob = settings()['doc_host'] + settings()['doc_baseurl'], settings()['git_url']
-    target, _, anchor = link.partition('#')
-    if target.rstrip('/') == site: target, page = site, 'index.ipynb'
-    elif target.startswith(site + '/'):
-        if (page := addresses.get(target[len(site) + 1:])) is None: return 'no such page'
-    elif m := re.match(re.escape(blob) + r'/(?:blob|tree|edit)/main/(.+)', target):
-        file = ROOT / m[1]
-        if not file.exists(): return 'no such file in the repository'
-        if line := re.fullmatch(r'L(\d+)', anchor): return None if int(line[1]) <= len(file.read_text().splitlines()) else 'beyond the end of the file'
-        return None if anchor in ('', 'LNone') else 'an anchor in a file of the repository' # nbdev does not know the lines of methods
-    elif re.match(r'https?://|mailto:', target): return ''
-    elif re.match(r'\w+:', target): return None if target.startswith('data:image/') else 'unknown kind of address'
-    else:
-        file = (ROOT / at).parent / target if target else ROOT / at
-        if not file.exists(): return 'no such file'
-        file = Path(os.path.normpath(file))
-        inside = at.startswith('nbs/')
-        if inside and NBS not in file.parents: return 'leads out of the site'
-        if file.suffix == '.md' and anchor: return None if anchor in anchors([file.read_text()]) else 'no such anchor'
-        if file.suffix != '.ipynb': return None if not anchor else 'an anchor in something that is no page'
-        page = str(file.relative_to(NBS))
-    if page not in page_anchors: return 'no page of the site'
-    return None if not anchor or anchor in page_anchors[page] else 'no such anchor'
-
-
-def test_the_checks_notice(page_anchors, addresses):
-    "Links that are wrong in every way that the checks know, and some that are right"
-    def judge(link, at='nbs/model/vsi.ipynb'): return problem(link, at, page_anchors, addresses)
-    site, blob = 'https://cprfl.github.io/cprfl', 'https://github.com/cprfl/cprfl/blob/main'
-    for link in ('cprfl.ipynb', 'cprfl.ipynb#cprfl', '../index.ipynb#start', site, f'{site}/model/cprfl.html#cprfl', f'{blob}/cprfl/model/cprfl.py#L3'): assert judge(link) is None, link
-    for link in ('4_model.ipynb', 'cprfl.ipynb#cprlf', '#nowhere', '../../README.md', f'{site}/model/04_model.html', f'{site}/model/cprfl.html#_hidden', f'{blob}/cprfl/models.py', f'{blob}/cprfl/model/cprfl.py#L99999'): assert judge(link), link
-    assert judge('https://arxiv.org/abs/2408.08125') == '' and judge('nbs/index.ipynb', 'README.md') is None
-    assert links("[a](b.ipynb) ![c](d.png 't') <img src='e.png'> `[x](y)` `l` [m](n.md) `o` $f[g](h)$\n[i]: j.md\n```\n[k](l)\n```") == ['b.ipynb', 'd.png', 'n.md', 'e.png', 'j.md']
-    assert [slug(h) for h in ('What `fit` does, and how', '3 + 4: a [b](c.md)', '42')] == ['what-fit-does-and-how', 'a-b', 'section']
-    assert anchors(["# A\n# A\n## B {#own}\n<a id='x'></a>"]) == {'a', 'a-1', 'own', 'x'}
-    assert alt_text('#| echo: false\n#| fig-alt: "bars: many"\nplot()') == 'bars: many' and alt_text('plot()') == ''
-
-
-def test_links_resolve(page_anchors, addresses, record_property):
-    "In pages as they are written, as nbdev processed them, and in the other texts"
-    found = {(f'nbs/{page}', link) for page in PAGES for text in cell_texts(read(page)) for link in links(text)}
-    found |= {(name, link) for name in TEXTS for link in links((ROOT / name).read_text())}
-    judged = {(at, link): problem(link, at, page_anchors, addresses) for at, link in found}
-    assert {k: v for k, v in judged.items() if v} == {}
-    inside = sum(v is None for v in judged.values())
-    assert inside > 50
-    record_property('links', len(judged))
-    print(f'\nlinks in pages and texts: {len(judged)}, of which checked: {inside}')
-
-
-def test_links_to_symbols_resolve(processed, page_anchors, addresses, record_property):
-    "What nbdev makes of symbols in backticks, and its links to the source"
-    found = {(f'nbs/{page}', link) for page, (_, nb) in processed[0].items() for text in cell_texts(nb) for link in [*links(text), *re.findall(r'\]\((https://[^)\s]+)\)', text)]
-             if 'cprfl' in link and link.startswith('http')}
-    wrong = {(at, link): p for at, link in found if (p := problem(link, at, page_anchors, addresses))}
-    assert wrong == {}
-    assert len(found) > 200
-    record_property('doc_links', len(found))
-    print(f'\nlinks to symbols and sources: {len(found)}')
-
-
-def backticked():
-    for page in PAGES:
-        for cell in read(page).cells:
-            if cell.cell_type == 'markdown': yield from ((page, code) for code in re.findall(r'`([^`\n]+)`', prose(cell.source)))
-    for name in TEXTS: yield from ((name, code) for code in re.findall(r'`([^`\n]+)`', prose((ROOT / name).read_text())))
-
-
-def test_names_in_backticks_exist():
-    "Dotted names of the package, commands and make targets"
-    from cprfl._modidx import d
-    known = {name for module in d['syms'].values() for name in module} | {f'cprfl.{m}' for m in MODULES} | {'cprfl'}
-    scripts = set(re.findall(r'^(cprfl_\w+) =', (ROOT / 'pyproject.toml').read_text(), flags=re.M))
-    targets = set(re.findall(r'^([a-z]+):', (ROOT / 'Makefile').read_text(), flags=re.M))
-    wrong, seen = [], 0
-    for at, code in backticked():
-        for name in re.findall(r'(?<![\w./])cprfl(?:\.\w+)+(?![\w/])', code):
-            module = '.'.join(name.split('.')[:2])
-            exists = name in known or module in known and name.count('.') == 2 and hasattr(importlib.import_module(module), name.split('.')[2])
-            seen += 1
-            if not exists and not re.search(r'\.(py|csv|ipynb|toml|org|io)$', name): wrong.append((at, name))
-        for name in re.findall(r'^cprfl_\w+', code):
-            seen += 1
-            if name not in scripts: wrong.append((at, name))
-        for name in re.findall(r'^make ([a-z]+)', code):
-            seen += 1
-            if name not in targets: wrong.append((at, f'make {name}'))
-    assert wrong == [] and seen > 20
-
-
-# ---- symbols
-
-def symbols():
-    for name in MODULES:
-        module = importlib.import_module(f'cprfl.{name}')
-        for symbol in module.__all__:
-            thing = getattr(module, symbol)
-            if getattr(thing, '__module__', None) == module.__name__ or not callable(thing): yield f'{name}.{symbol}', thing
-
-
-def arguments(thing):
-    "Name, annotation and comment of each argument or field"
-    if not callable(thing) or inspect.isclass(thing) and '__init__' not in vars(thing): return
-    kinds = {} if dataclasses.is_dataclass(thing) else {p.name: p.kind for p in inspect.signature(thing).parameters.values()}
-    for name, doc in docments(thing, full=True, returns=False).items():
-        if name not in ('self', 'return') and kinds.get(name) not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD): yield name, doc.anno, doc.docment
-
-
-def test_public_symbols_are_documented(record_property):
-    "A docstring each, a comment per argument, and shapes where tensors go in"
-    wrong, count, args = [], 0, 0
-    for name, thing in symbols():
-        count += 1
-        if not callable(thing): continue
-        if not inspect.getdoc(thing): wrong.append(f'{name}: no docstring')
-        methods = [(f'{name}.{k}', v) for k, v in vars(thing).items() if not k.startswith('_') and inspect.isfunction(v)] if inspect.isclass(thing) else []
-        for arg, anno, comment in arguments(thing):
-            args += 1
-            if not comment: wrong.append(f'{name}({arg}): no comment')
-        for owner, part in [(name, thing), *methods]:
-            for arg, anno, comment in arguments(part):
-                if 'Tensor' in str(anno) and comment and not re.search(r'\[.*\]|scalar', comment): wrong.append(f'{owner}({arg}): a tensor of which shape? {comment}')
-    assert wrong == []
-    assert count > 200 and args > 400
-    record_property('symbols', count)
-    print(f'\npublic symbols: {count}, arguments: {args}')
-
-
-# ---- outputs and pictures
-
-@pytest.mark.parametrize('page', [p for p in PAGES if not p.startswith('core/')])
-def test_outputs_show_no_paths_and_no_failures(page):
-    for cell in read(page).cells:
-        for out in cell.get('outputs', []):
-            assert out.output_type != 'error' and out.get('name') != 'stderr', cell.id
-            text = '\n'.join([out.get('text', ''), *(v for k, v in out.get('data', {}).items() if k.startswith('text/'))])
-            bad = re.search(r'Traceback \(most recent|\w*Warning\b|(?<![\w./:])/(?:home|root|tmp|Users|work|mnt|opt|usr|var|content)/|\b[A-Z]:\\\\', text)
-            assert not bad, f'{cell.id} shows {bad[0]!r}'
 
 
 def alt_text(source):
@@ -317,87 +213,368 @@ def alt_text(source):
     return (yaml.safe_load(options) or {}).get('fig-alt', '') if options else ''
 
 
-def test_pictures_have_alternative_text(record_property):
-    count, wrong = 0, []
-    for page in PAGES:
-        for cell in read(page).cells:
-            if cell.cell_type == 'markdown':
-                shown = [m for m in LINK.findall(prose(cell.source)) if m[0] == '!']
-                count += len(shown)
-                wrong += [(page, cell.id, m[2]) for m in shown if len(m[1].split()) < 2]
-                wrong += [(page, cell.id, tag) for tag in re.findall(r'<img\b[^>]*>', cell.source) if not re.search(r"\balt=[\"'][^\"']+", tag)]
-            elif any(kind.startswith('image/') for out in cell.outputs for kind in out.get('data', {})):
-                count += 1
-                text = alt_text(cell.source)
-                if not isinstance(text, str) or len(text.split()) < 4: wrong.append((page, cell.id, text))
-    assert wrong == []
-    record_property('pictures', count)
-    print(f'\npictures with alternative text: {count}')
+@pytest.mark.parametrize('text, found', [
+    ('[a](b.ipynb)', ['b.ipynb']), ("![c](d.png 't')", ['d.png']), ("<img src='e.png'>", ['e.png']),
+    ('`l` [m](n.md) `o`', ['n.md']), ('[i]: j.md', ['j.md']), ('[![a](b.svg)](c.ipynb)', ['c.ipynb', 'b.svg']),
+    ('`[x](y)`', []), ('$f[g](h)$', []), ('```\n[k](l)\n```', [])])
+def test_links_are_found(text, found): assert links(text) == found
+
+
+@pytest.mark.parametrize('heading, expected', [
+    ('What `fit` does, and how', 'what-fit-does-and-how'), ('3 + 4: a [b](c.md)', 'a-b'), ('42', 'section')])
+def test_a_heading_has_the_anchor_that_pandoc_gives_it(heading, expected): assert slug(heading) == expected
+
+
+def test_anchors_of_a_page():
+    assert anchors(["# A\n# A\n# A\n## B {#own}\n<a id='x'></a>"]) == {'a', 'a-1', 'a-2', 'own', 'x'}
+
+
+@pytest.mark.parametrize('source, expected', [
+    ('#| echo: false\n#| fig-alt: "bars: many"\nplot()', 'bars: many'), ('plot()', '')])
+def test_alternative_text_is_read(source, expected): assert alt_text(source) == expected
+
+
+# ---- links
+
+def output_texts(out):
+    data = out.get('data', {})
+    return [data[kind] for kind in ('text/markdown', 'text/html') if kind in data][:1]
+
+
+def cell_texts(nb):
+    "Markdown of a notebook: its cells, and the outputs that are Markdown or HTML"
+    for cell in nb.cells:
+        if cell.cell_type == 'markdown': yield cell.source
+        for out in cell.get('outputs', []): yield from output_texts(out)
+
+
+SITE_URL = settings()['doc_host'] + settings()['doc_baseurl']
+REPOSITORY = re.compile(re.escape(settings()['git_url']) + r'/(?:blob|tree|edit)/main/(.+)')
+
+
+class Judge:
+    "Says what is wrong with a link: None where it is right, '' where it leads elsewhere"
+    def __init__(self, processed):
+        self.anchors = {page: anchors(cell_texts(nb)) for page, (_, nb) in processed.items()}
+        self.pages = {address(page, front): page for page, (front, _) in processed.items()}
+
+    def __call__(self, link, at):
+        target, _, anchor = link.partition('#')
+        if target.rstrip('/') == SITE_URL: return self.page('index.ipynb', anchor)
+        if target.startswith(f'{SITE_URL}/'): return self.page(self.pages.get(target[len(SITE_URL) + 1:]), anchor)
+        if inside := REPOSITORY.match(target): return self.repository(ROOT / inside[1], anchor)
+        if re.match(r'https?://|mailto:', target): return ''
+        if target.startswith('data:image/'): return None
+        if re.match(r'\w+:', target): return 'unknown kind of address'
+        return self.file(Path(os.path.normpath(ROOT / at / '..' / target if target else ROOT / at)), at, anchor)
+
+    def page(self, page, anchor):
+        if page not in self.anchors: return 'no page of the site'
+        if anchor and anchor not in self.anchors[page]: return 'no such anchor'
+
+    def repository(self, file, anchor):
+        if not file.exists(): return 'no such file in the repository'
+        if anchor in ('', 'LNone'): return None # nbdev does not know the lines of methods
+        line = re.fullmatch(r'L(\d+)', anchor)
+        if not line: return 'an anchor in a file of the repository'
+        if int(line[1]) > len(file.read_text().splitlines()): return 'beyond the end of the file'
+
+    def file(self, file, at, anchor):
+        if not file.exists(): return 'no such file'
+        if at.startswith('nbs/') and NBS not in file.parents: return 'leads out of the site'
+        if file.suffix == '.ipynb': return self.page(file.relative_to(NBS).as_posix(), anchor)
+        if not anchor: return None
+        if file.suffix != '.md': return 'an anchor in something that is no page'
+        if anchor not in anchors([file.read_text()]): return 'no such anchor'
+
+
+@pytest.fixture(scope='module')
+def judge(processed): return Judge(processed)
+
+
+BLOB = 'https://github.com/cprfl/cprfl/blob/main'
+PAGE_URL = f'{SITE_URL}/model/cprfl.html'
+
+
+@pytest.mark.parametrize('link', [
+    'cprfl.ipynb', 'cprfl.ipynb#cprfl', '../index.ipynb#install', SITE_URL, f'{PAGE_URL}#cprfl',
+    f'{BLOB}/cprfl/model/cprfl.py#L3'])
+def test_a_right_link_passes(judge, link): assert judge(link, 'nbs/model/vsi.ipynb') is None
+
+
+@pytest.mark.parametrize('link', [
+    '4_model.ipynb', 'cprfl.ipynb#cprlf', '#nowhere', '../../README.md', f'{SITE_URL}/model/04_model.html', 'ftp:x',
+    f'{PAGE_URL}#_hidden', f'{BLOB}/cprfl/models.py', f'{BLOB}/cprfl/model/cprfl.py#L99999', f'{BLOB}/README.md#x'])
+def test_a_wrong_link_is_noticed(judge, link): assert judge(link, 'nbs/model/vsi.ipynb')
+
+
+def test_a_link_to_another_site_is_not_judged(judge):
+    assert judge('https://arxiv.org/abs/2408.08125', 'nbs/model/vsi.ipynb') == ''
+
+
+def test_a_text_may_link_to_a_notebook(judge): assert judge('nbs/index.ipynb', 'README.md') is None
+
+
+def test_links_resolve(judge, record_property):
+    "In pages as they are written, and in the other texts"
+    found = {(f'nbs/{page}', link) for page in PAGES for text in cell_texts(read(page)) for link in links(text)}
+    found |= {(name, link) for name in TEXTS for link in links((ROOT / name).read_text())}
+    judged = {(at, link): judge(link, at) for at, link in found}
+    assert not {place: what for place, what in judged.items() if what}
+    inside = sum(what is None for what in judged.values())
+    assert inside > 50
+    record_property('links', len(judged))
+    print(f'\nlinks in pages and texts: {len(judged)}, of which checked: {inside}')
+
+
+def own_links(nb):
+    "Links of a processed page to the site and the repository, those in comments of signatures included"
+    for text in cell_texts(nb):
+        for link in [*links(text), *re.findall(r'\]\((https://[^)\s]+)\)', text)]:
+            if link.startswith('http') and 'cprfl' in link: yield link
+
+
+def test_links_to_symbols_resolve(processed, judge, record_property):
+    "What nbdev makes of symbols in backticks, and its links to the source"
+    found = {(f'nbs/{page}', link) for page, (_, nb) in processed.items() for link in own_links(nb)}
+    assert not {(at, link): what for at, link in found if (what := judge(link, at))}
+    assert len(found) > 200
+    record_property('doc_links', len(found))
+    print(f'\nlinks to symbols and sources: {len(found)}')
+
+
+# ---- names in backticks
+
+def texts():
+    "Place and prose of every Markdown cell and every other text"
+    yield from ((page, prose(cell.source)) for page, cell in cells('markdown'))
+    yield from ((name, prose((ROOT / name).read_text())) for name in TEXTS)
+
+
+def backticked(pattern):
+    "Place and name, for each name in backticks that the pattern finds"
+    codes = [(at, code) for at, text in texts() for code in re.findall(r'`([^`\n]+)`', text)]
+    return [(at, name) for at, code in codes for name in re.findall(pattern, code)]
+
+
+def exists(name):
+    if name in {symbol for module in index['syms'].values() for symbol in module}: return True # also a method's name
+    try: pkgutil.resolve_name(name)
+    except (AttributeError, ImportError): return False
+    return True
+
+
+def test_names_of_the_package_exist():
+    found = backticked(r'(?<![\w./])cprfl(?:\.\w+)+(?![\w/])')
+    names = [(at, name) for at, name in found if not re.search(r'\.(py|csv|ipynb|toml|org|io)$', name)]
+    assert len(names) > 5
+    assert not [(at, name) for at, name in names if not exists(name)]
+
+
+def test_commands_exist():
+    scripts = set(re.findall(r'^(cprfl_\w+) =', (ROOT / 'pyproject.toml').read_text(), flags=re.M))
+    found = backticked(r'^cprfl_\w+')
+    assert len(found) > 10
+    assert not [(at, name) for at, name in found if name not in scripts]
+
+
+def test_targets_of_make_exist():
+    targets = set(re.findall(r'^([a-z]+):', (ROOT / 'Makefile').read_text(), flags=re.M))
+    found = backticked(r'^make ([a-z]+)')
+    assert len(found) > 5
+    assert not [(at, name) for at, name in found if name not in targets]
+
+
+# ---- symbols
+
+SYMBOLS = {f'{name}.{symbol}': thing for name in MODULES for symbol, thing in public_symbols(name).items()}
+CALLABLES = [(name, thing) for name, thing in SYMBOLS.items() if callable(thing)]
+
+
+def arguments(thing):
+    "Name, annotation and comment of each argument or field"
+    if inspect.isclass(thing) and '__init__' not in vars(thing): return
+    variadic = set()
+    if not dataclasses.is_dataclass(thing):
+        variadic = {arg.name for arg in inspect.signature(thing).parameters.values() if arg.kind in VARIADIC}
+    for name, doc in docments(thing, full=True, returns=False).items():
+        if name not in variadic | {'self', 'return'}: yield name, doc.anno, doc.docment
+
+
+def methods(name, thing):
+    if not inspect.isclass(thing): return []
+    return [(f'{name}.{k}', v) for k, v in vars(thing).items() if not k.startswith('_') and inspect.isfunction(v)]
+
+
+def test_there_are_public_symbols(record_property):
+    assert len(SYMBOLS) > 200
+    record_property('symbols', len(SYMBOLS))
+    print(f'\npublic symbols: {len(SYMBOLS)}')
+
+
+def test_public_symbols_have_a_docstring():
+    assert not [name for name, thing in CALLABLES if not inspect.getdoc(thing)]
+
+
+def test_public_arguments_have_a_comment():
+    seen = [(name, arg, comment) for name, thing in CALLABLES for arg, _, comment in arguments(thing)]
+    assert len(seen) > 400
+    assert not [f'{name}({arg})' for name, arg, comment in seen if not comment]
+
+
+def test_comments_of_tensors_give_the_shape():
+    owners = [owner for name, thing in CALLABLES for owner in [(name, thing), *methods(name, thing)]]
+    tensors = [(name, arg, comment) for name, thing in owners for arg, anno, comment in arguments(thing)
+               if comment and 'Tensor' in str(anno)]
+    assert len(tensors) > 50
+    assert not [found for found in tensors if not re.search(r'\[.*\]|scalar', found[-1])]
+
+
+# ---- outputs and pictures
+
+FOLDERS = 'home|root|tmp|Users|work|mnt|opt|usr|var|content'
+UNWANTED = re.compile(rf'Traceback \(most recent|\w*Warning\b|(?<![\w./:])/(?:{FOLDERS})/|\b[A-Z]:\\\\')
+
+
+def shown(out): return [out.get('text', ''), *(v for k, v in out.get('data', {}).items() if k.startswith('text/'))]
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_outputs_show_no_paths_and_no_failures(page):
+    outputs = [(cell.id, out) for cell in read(page).cells for out in cell.get('outputs', [])]
+    assert not [cell for cell, out in outputs if out.output_type == 'error' or out.get('name') == 'stderr']
+    found = [(cell, UNWANTED.search(text)) for cell, out in outputs for text in shown(out)]
+    assert not [(cell, bad[0]) for cell, bad in found if bad]
+
+
+def draws(cell): return any(kind.startswith('image/') for out in cell.outputs for kind in out.get('data', {}))
+
+
+def test_drawn_pictures_have_alternative_text(record_property):
+    pictures = [(page, cell) for page, cell in cells('code') if draws(cell)]
+    assert pictures
+    assert not [(page, cell.id) for page, cell in pictures if len(str(alt_text(cell.source)).split()) < 4]
+    record_property('pictures', len(pictures))
+    print(f'\npictures with alternative text: {len(pictures)}')
+
+
+def test_linked_pictures_have_alternative_text():
+    found = [(page, *link) for page, cell in cells('markdown') for link in LINK.findall(prose(cell.source))]
+    assert not [(page, words) for page, mark, words, _ in found if mark and len(words.split()) < 2]
+
+
+def test_picture_tags_have_alternative_text():
+    tags = [(page, tag) for page, cell in cells('markdown') for tag in re.findall(r'<img\b[^>]*>', cell.source)]
+    assert not [(page, tag) for page, tag in tags if not re.search(r"\balt=[\"'][^\"']+", tag)]
 
 
 # ---- words
 
-WORDS = Path('/usr/share/dict/words') # where the system has one
-RIGHT = set('computing demonstration leaving operation smallest surprises talk'.split()) # right, and used in one heading only
+DICTIONARY = Path('/usr/share/dict/words') # where the system has one
+RIGHT = set('computing demonstration leaving operation smallest surprises talk'.split()) # used in one heading only
+ENDINGS = ('s', 'es', 'ed', 'd', 'ing', 'ly')
+NOT_WORDS = re.compile(r'`[^`]*`|\$[^$]*\$|\]\([^)]*\)|\{[^}]*\}')
 
 
-def words(text): return {w.strip("'").removesuffix("'s") for w in re.findall(r"[^\W\d_](?:[^\W\d_]|['’])*", text.replace('’', "'").lower())} - {''}
+def words(text):
+    found = re.findall(r"[^\W\d_](?:[^\W\d_]|['’])*", text.replace('’', "'").lower())
+    return {word.strip("'").removesuffix("'s") for word in found} - {''}
+
+
+def inflected(known):
+    "Known words, and what they are with and without an ending"
+    longer = {word + ending for word in known for ending in ENDINGS}
+    return known | longer | {word.removesuffix(ending) for word in known for ending in ENDINGS}
+
+
+def known_words():
+    "Words of the project's prose (headings excepted), code and tests, and of the system's dictionary"
+    bodies = [re.sub(r'^#{1,6}\s.*$', '', cell.source, flags=re.M) for _, cell in cells('markdown')]
+    bodies += [cell.source for _, cell in cells('code')]
+    files = [ROOT / name for name in TEXTS if name != 'README.md'] + [ROOT / 'LICENSE', *(ROOT / 'tests').rglob('*.py')]
+    files += [DICTIONARY] if DICTIONARY.is_file() else []
+    return words('\n'.join(bodies + [file.read_text() for file in files])) | RIGHT
 
 
 def test_headings_are_spelt_right():
-    "Each word of a heading occurs elsewhere in the project's prose or code, or in the system's dictionary; a slip of the pen does not"
-    titles, body = {}, []
-    for page in PAGES:
-        for cell in read(page).cells:
-            if cell.cell_type != 'markdown':
-                body.append(cell.source)
-                continue
-            for heading in headings(cell.source): titles.setdefault(re.sub(r'`[^`]*`|\$[^$]*\$|\]\([^)]*\)|\{[^}]*\}', ' ', heading), page)
-            body.append(re.sub(r'^#{1,6}\s.*$', '', cell.source, flags=re.M))
-    body += [(ROOT / name).read_text() for name in TEXTS if name != 'README.md'] + [(ROOT / 'LICENSE').read_text()]
-    body += [p.read_text() for p in (ROOT / 'tests').rglob('*.py')]
-    known = words('\n'.join(body)) | RIGHT | (words(WORDS.read_text()) if WORDS.is_file() else set())
-    stems = known | {w + e for w in known for e in ('s', 'es', 'ed', 'd', 'ing', 'ly')} | {w[:-len(e)] for w in known for e in ('s', 'es', 'ed', 'd', 'ing') if w.endswith(e)}
-    unknown = {(w, heading, page) for heading, page in titles.items() for w in words(heading) if w not in stems}
-    assert unknown == set(), 'a misspelling, or a word for RIGHT'
+    "Each word of a heading occurs elsewhere; a slip of the pen does not"
+    found = [(heading, page) for page, cell in cells('markdown') for heading in headings(cell.source)]
+    titles = {NOT_WORDS.sub(' ', heading): page for heading, page in found}
     assert len(titles) > 100
+    known = inflected(known_words())
+    unknown = {(word, title, page) for title, page in titles.items() for word in words(title) if word not in known}
+    assert unknown == set(), 'a misspelling, or a word for RIGHT'
 
 
 # ---- workflow and make
 
-def test_workflow_renders_and_fails_on_warnings():
-    jobs = yaml.safe_load((ROOT / '.github' / 'workflows' / 'ci.yml').read_text())['jobs']
-    steps = jobs['docs']['steps']
-    assert any('quarto-actions/setup' in step.get('uses', '') for step in steps)
-    [render] = [step for step in steps if 'make docs' in step.get('run', '')]
-    assert render['shell'] == 'bash' and 'tee docs.log' in render['run'], 'bash as GitHub starts it ends at a failure in a pipe'
+STEPS = yaml.safe_load((ROOT / '.github' / 'workflows' / 'ci.yml').read_text())['jobs']['docs']['steps']
+
+
+@pytest.fixture
+def render():
+    "The step of the workflow that renders the site"
+    [step] = [step for step in STEPS if 'make docs' in step.get('run', '')]
+    return step
+
+
+def test_the_workflow_installs_quarto():
+    assert [step for step in STEPS if 'quarto-actions/setup' in step.get('uses', '')]
+
+
+def test_the_workflow_ends_at_a_failure_in_a_pipe(render):
+    assert render['shell'] == 'bash', 'which GitHub starts with pipefail'
+    assert 'tee docs.log' in render['run']
+
+
+@pytest.mark.parametrize('line, fails', [
+    ('WARN: the link does not resolve', True), ('WARNING (losses.ipynb)', True),
+    ('[WARNING] Could not convert TeX math', True), ('a.py:1: UserWarning: cells', True),
+    ('Unable to resolve link target: a.ipynb', True), ('[ 3/37] losses.ipynb', False)])
+def test_the_workflow_fails_at_a_warning(render, line, fails):
     [pattern] = re.findall(r"! grep -nE '([^']+)' docs\.log", render['run'])
-    for line in ('WARN: the link does not resolve', 'WARNING (core/x.ipynb)', '[WARNING] Could not convert TeX math', 'a.py:1: UserWarning: cells', 'Unable to resolve link target: a.ipynb'):
-        assert re.search(pattern, line), line
-    assert not re.search(pattern, '[ 3/37] core/losses.ipynb')
+    assert bool(re.search(pattern, line)) is fails
 
 
 @pytest.mark.skipif(shutil.which('quarto') is not None, reason='Quarto is there')
 @pytest.mark.skipif(shutil.which('make') is None, reason='make is not there')
 def test_make_docs_says_what_it_needs():
     done = subprocess.run(['make', '-o', '.venv/.ready', 'docs'], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode != 0 and 'https://quarto.org' in done.stdout
+    assert done.returncode != 0
+    assert 'https://quarto.org' in done.stdout
 
 
-def test_links_of_a_page_in_a_browser():
-    "Quarto's link to the source gets company, and links in signatures become links"
+# ---- the script of the pages
+
+SOURCE = 'https://github.com/cprfl/cprfl/blob/main/nbs/losses.ipynb'
+BODY = f"""<div class="toc-actions"><ul><li><a class="toc-action" href="{SOURCE}"><i></i>View source</a></li></ul></div>
+<code class="sourceCode"><span class="co"># a [`Run`](https://x.org/y#run) of it</span></code>"""
+
+
+@pytest.fixture(scope='module')
+def in_browser():
+    "Links of a page, and a comment of it, after the script has run"
     chromium = os.environ.get('CPRFL_CHROMIUM') or shutil.which('chromium') or shutil.which('chromium-browser')
     if not chromium: pytest.skip('no Chromium here (set CPRFL_CHROMIUM to it)')
     api = pytest.importorskip('playwright.sync_api')
-    source = 'https://github.com/cprfl/cprfl/blob/main/nbs/core/00_data.ipynb'
-    body = f'<div class="toc-actions"><ul><li><a class="toc-action" href="{source}"><i></i>View source</a></li></ul></div><code class="sourceCode"><span class="co"># a [`Run`](https://x.org/y#run) of it</span></code>'
     with api.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
         page = browser.new_page()
-        page.set_content(body + (NBS / 'assets' / 'links.html').read_text())
+        page.set_content(BODY + (NBS / HTML['include-after-body']).read_text())
         found = page.evaluate("[...document.querySelectorAll('a')].map(a => [a.textContent, a.getAttribute('href')])")
         comment = page.inner_text('.co')
         browser.close()
-    assert found == [['View source', source], ['Open in Colab', source.replace('https://github.com/', 'https://colab.research.google.com/github/')], ['Open in Kaggle', 'https://kaggle.com/kernels/welcome?src=' + source],
-                     ['Notebook for JupyterLab', 'https://raw.githubusercontent.com/cprfl/cprfl/main/nbs/core/00_data.ipynb'], ['Run', 'https://x.org/y#run']]
-    assert comment == '# a Run of it'
+    return dict(found), comment
+
+
+def test_the_link_to_the_source_gets_company(in_browser):
+    path = SOURCE.removeprefix('https://github.com/')
+    assert list(in_browser[0].items())[:4] == [
+        ('View source', SOURCE), ('Open in Colab', f'https://colab.research.google.com/github/{path}'),
+        ('Open in Kaggle', f'https://kaggle.com/kernels/welcome?src={SOURCE}'),
+        ('Notebook for JupyterLab', f"https://raw.githubusercontent.com/{path.replace('/blob/', '/')}")]
+
+
+def test_links_in_signatures_become_links(in_browser):
+    assert in_browser[0]['Run'] == 'https://x.org/y#run'
+    assert in_browser[1] == '# a Run of it'

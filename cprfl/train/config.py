@@ -7,12 +7,11 @@ __all__ = ['PRECISIONS', 'CHOICES', 'AT_LEAST_1', 'AT_LEAST_0', 'SHARES', 'MAY_C
 
 # %% ../../nbs/train/config.ipynb #ce7b30a4
 from dataclasses import dataclass, field
-
-import torch
+from typing import TYPE_CHECKING
 
 from ..checks import check_choice, check_range
-from ..losses import available_losses
-from .augment import POLICIES
+
+if TYPE_CHECKING: import torch # settings are read without waiting for it
 
 # %% ../../nbs/train/config.ipynb #e3fa0955
 PRECISIONS = dict(fp32='no', bf16='bf16', fp16='fp16') # our name -> Accelerate's
@@ -22,7 +21,7 @@ CHOICES = dict(
     sampler=('uniform', 'class_aware'),
     compile=(None, 'default', 'reduce-overhead', 'max-autotune'),
     device=('auto', 'cpu', 'cuda'),
-    augment=tuple(POLICIES))
+    augment=('paper', 'standard', 'flip', 'shapes', 'none'))
 
 # %% ../../nbs/train/config.ipynb #404aea90
 AT_LEAST_1 = 'epochs', 'batch_size', 'accumulate'
@@ -62,7 +61,7 @@ class TrainConfig:
     seed:int = 0 # of everything random
 
     def __post_init__(self):
-        check_choice('loss', self.loss, available_losses())
+        self._check_loss()
         for name, allowed in CHOICES.items(): check_choice(name, getattr(self, name), allowed)
         for name in AT_LEAST_1: check_range(name, getattr(self, name), low=1)
         for name in AT_LEAST_0: check_range(name, getattr(self, name), low=0)
@@ -73,9 +72,14 @@ class TrainConfig:
         if self.patience and self.select == 'last':
             raise ValueError("patience: stopping early needs select='valid' or 'test', got 'last'")
 
+    def _check_loss(self):
+        if self.loss in ('asl', 'bce'): return # the other names are known to the losses, which need PyTorch
+        from cprfl.losses import available_losses
+        check_choice('loss', self.loss, available_losses())
+
 # %% ../../nbs/train/config.ipynb #7fa9d0e9
 def param_groups(
-    model:torch.nn.Module, # its backbone, if any, is `model.backbone`, its PI network `model.pi`
+    model:'torch.nn.Module', # its backbone, if any, is `model.backbone`, its PI network `model.pi`
     config:TrainConfig # rates and decay
 ) -> list: # groups for the optimiser
     "Trainable parameters by (backbone, PI or the rest) x (decayed or not)"

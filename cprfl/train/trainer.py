@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['class_aware_weights', 'EpochSampler', 'evaluating', 'prepared', 'predict', 'evaluate', 'build_accelerator', 'in_use',
-           'training_and_validation', 'default_callbacks', 'is_frozen', 'train_mode', 'total_loss', 'Loop', 'named',
-           'Trainer']
+           'training_and_validation', 'default_callbacks', 'build_loader', 'states_to_resume', 'is_frozen',
+           'train_mode', 'total_loss', 'Parts', 'Processes', 'Weights', 'Events', 'Loop', 'Trainer']
 
 # %% ../../nbs/train/trainer.ipynb #61cc984b
 import math
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, RandomSampler, Sampler, WeightedRandomS
 from ..data.longtail import stratified_split
 from ..losses import build_loss
 from ..metrics import multilabel_report
-from ..model.backbones import memory_layout
+from ..model.backbones import preferred_memory_format
 from cprfl.train.callbacks import (
     EMA,
     Augment,
@@ -77,11 +77,11 @@ class EpochSampler(Sampler):
 @contextmanager
 def evaluating(
     model:torch.nn.Module # any model
-):
-    "Every part of a model in eval mode, and back as it was afterwards"
+): # gives the model's device
+    "The model in eval mode; afterwards every part of it is in the mode that it was in"
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
-    try: yield model
+    try: yield next(model.parameters()).device
     finally:
         for m, training in modes: m.training = training
 
@@ -106,10 +106,9 @@ def predict(
     from tqdm.auto import tqdm
     if hasattr(dataset, 'draw_views'): dataset.view[:] = 0
     loader = DataLoader(dataset, batch_size, num_workers=num_workers)
-    device = next(model.parameters()).device
-    layout = memory_layout(model, device)
     out = []
-    with in_use(accelerator), evaluating(model):
+    with in_use(accelerator), evaluating(model) as device:
+        layout = preferred_memory_format(model, device)
         if accelerator: loader = accelerator.prepare(loader)
         for x, _, _ in tqdm(loader, desc='predict', disable=not progress):
             with accelerator.autocast() if accelerator else nullcontext():
@@ -199,6 +198,28 @@ def default_callbacks(
     if folder is not None: callbacks += [RunFolder(folder), Checkpoint(folder, config.save_steps)]
     return callbacks
 
+# %% ../../nbs/train/trainer.ipynb #0a48c519
+def build_loader(
+    train, # the training set
+    config:TrainConfig, # batch size, order, processes that decode
+    device:torch.device # where batches go
+) -> tuple: # the sampler and the loader
+    "Batches of the training set; where there are enough images, all are of one size"
+    targets = train.targets if config.sampler == 'class_aware' else None
+    sampler = EpochSampler(len(train), config.seed, targets)
+    loader = DataLoader(train, config.batch_size, sampler=sampler, num_workers=config.num_workers,
+                        drop_last=len(train) > config.batch_size, pin_memory=device.type == 'cuda')
+    return sampler, loader
+
+def states_to_resume(
+    callbacks:list, # whose `Checkpoint`, if any, knows a folder
+    source # None, True or a file, see `Loop.fit`
+) -> list: # of files, the best first
+    "Where a training can go on from"
+    if not source: return []
+    if source is not True: return [Path(source)]
+    return [file for cb in callbacks if isinstance(cb, Checkpoint) for file in saved_states(cb.folder)]
+
 # %% ../../nbs/train/trainer.ipynb #30b7d918
 def is_frozen(
     model:torch.nn.Module # its backbone, if any, is `model.backbone`
@@ -224,29 +245,129 @@ def total_loss(
     paths = logits if isinstance(logits, tuple) else (logits,)
     return sum(loss_func(path.float(), targets) for path in paths)
 
-# %% ../../nbs/train/trainer.ipynb #1fb4eea7
-class Loop:
-    "The loop of a training, and its events; `Trainer` gives it these"
+# %% ../../nbs/train/trainer.ipynb #f1f4ee55
+class Parts:
+    "What a training consists of, and where it is"
     config:TrainConfig
     model:Any # as Accelerate wrapped it
     evaluated:Any # what is evaluated: the moving average, or the model itself
     run:Any # what a batch goes through: the model, or what was compiled from it
-    optimizer:Any
-    accelerator:Any
     layout:torch.memory_format # that the model prefers for images
+    train:Any # the training set
+    valid:Any # the validation set, or None
+    sampler:'EpochSampler'
+    loader:Any
+    optimizer:Any
     loss_func:Any
-    group_weight:float # of a batch among those of its optimiser step
+    accelerator:Any
     callbacks:list
-    epoch:int # epochs that are done
-    step:int # batches of this epoch that are done
+    folder:Path|None # of the run; None writes nothing
+    steps:int # optimiser steps of an epoch
+    epoch = 0 # epochs that are done
+    step = 0 # batches of this epoch that are done
+    best = -1. # mAP on the validation set
+    best_epoch = 0
+    stop = False # a callback asks for an end
+    paused = False # stopped between two steps; fit(resume=True) goes on
+    history:list # a row per epoch
 
-    def __call__(self, event, *args):
-        "Let every callback that defines `event` act; the answers, for `on_error`"
-        answers = []
-        for cb in self.callbacks:
-            if hook := getattr(cb, event, None): answers.append(named(hook, cb, event)(self, *args))
-        return answers
+    @property
+    def steps_done(self) -> int:
+        "Optimiser steps before the one of this batch"
+        return self.epoch * self.steps + self.step // self.config.accumulate
 
+    @property
+    def stepped(self) -> bool:
+        "Whether the optimiser has just stepped: a group is complete, and fp16 has not overflowed"
+        return self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped
+
+    @property
+    def group_weight(self) -> float:
+        "1; more for batches of an epoch's last, shorter group: Accelerate divides by `accumulate` all the same"
+        a, batches = self.config.accumulate, len(self.loader)
+        last = batches % a
+        return a / last if last and self.step >= batches - last else 1.
+
+# %% ../../nbs/train/trainer.ipynb #3f8b16ff
+class Processes(Parts):
+    "What the processes of a training do together"
+    @property
+    def is_main(self) -> bool:
+        "Whether this process is the one that writes and speaks"
+        return self.accelerator.is_main_process
+
+    def over_processes(self,
+        *numbers # one of each for every process
+    ) -> tuple: # as many
+        "Sums over all processes"
+        if self.accelerator.num_processes == 1: return numbers
+        own = torch.tensor([float(n) for n in numbers], dtype=torch.float64, device=self.accelerator.device)
+        return tuple(self.accelerator.reduce(own, 'sum').tolist())
+
+    def on_any_process(self,
+        flag:bool # of this process
+    ) -> bool:
+        "Whether the flag is set on one of the processes; all ask together"
+        if self.accelerator.num_processes == 1: return flag
+        if flag: self.accelerator.set_trigger()
+        return self.accelerator.check_trigger()
+
+    def share_statistics(self):
+        "Give all processes the batch statistics of the first one"
+        if self.accelerator.num_processes == 1: return
+        for buffer in self.evaluated.buffers(): torch.distributed.broadcast(buffer, 0)
+
+# %% ../../nbs/train/trainer.ipynb #f9457878
+class Weights(Parts):
+    "The weights that a training changes"
+    @property
+    def frozen(self) -> bool:
+        "Whether the model has a backbone, and none of it is trained"
+        return is_frozen(self.accelerator.unwrap_model(self.model))
+
+    def trained_state(self,
+        model:torch.nn.Module|None=None # the evaluated one when left out
+    ) -> dict: # name -> tensor
+        "Weights and statistics of a model, without a frozen backbone"
+        state = (model or self.evaluated).state_dict()
+        return {k: v for k, v in state.items() if not (self.frozen and k.startswith('backbone.'))}
+
+    def load_trained(self,
+        model:torch.nn.Module, # where to put them
+        state:dict # as `trained_state` gave it
+    ):
+        "Put weights back"
+        model.load_state_dict(state, strict=not self.frozen)
+
+    def predict(self,
+        dataset # images or cached features
+    ) -> torch.Tensor: # [N, C] logits on the CPU
+        "Logits of the evaluated model"
+        return predict(self.evaluated, dataset, 2 * self.config.batch_size, self.accelerator, self.config.num_workers)
+
+# %% ../../nbs/train/trainer.ipynb #a03c409f
+class Events(Parts):
+    "Calls the callbacks"
+    def __call__(self,
+        event:str, # name of the method
+        *args # for it, after the trainer
+    ) -> list: # what the callbacks answered
+        "Let every callback that defines `event` act"
+        return [self.act(cb, event, *args) for cb in self.callbacks if hasattr(cb, event)]
+
+    def act(self, callback, event, *args):
+        "Call a method of a callback; an error in it says where it came from"
+        try: return getattr(callback, event)(self, *args)
+        except NonFiniteLoss: raise
+        except Exception as e:
+            where = f'{type(callback).__name__}.{event}'
+            e.args = (f'{where}: {e}',) + e.args[1:]
+            if where in str(e): raise
+            raise RuntimeError(f'{where}: {e}') from e
+
+# %% ../../nbs/train/trainer.ipynb #7830beb4
+class Loop(Events, Processes):
+    "The loop of a training"
     def fit(self,
         resume=None # None: from the start; True: from the run's folder, or where this trainer stopped; or a state file
     ):
@@ -272,9 +393,7 @@ class Loop:
         self.history.append(dict(epoch=self.epoch))
         self('after_epoch')
 
-    def one_batch(self,
-        batch:tuple # images or features, targets [B, C], indices [B]
-    ):
+    def one_batch(self, batch): # images or features, targets [B, C], indices [B]
         "One batch, and a step of the optimiser where a group of `accumulate` batches is complete"
         with self.accelerator.accumulate(self.model):
             try: self.learn(batch)
@@ -284,13 +403,11 @@ class Loop:
             if self.accelerator.sync_gradients: self('before_step')
             self.optimizer.step()
             self.optimizer.zero_grad()
-        if self.accelerator.sync_gradients: self('after_step')
+        if self.stepped: self('after_step')
         self.step += 1
         self('after_batch')
 
-    def learn(self,
-        batch:tuple # images or features, targets [B, C], indices [B]
-    ):
+    def learn(self, batch): # images or features, targets [B, C], indices [B]
         "Logits, loss and gradients of one batch"
         self.x, self.y, self.index = batch
         self('before_batch')
@@ -299,25 +416,13 @@ class Loop:
         self('after_loss')
         self.accelerator.backward(self.loss * self.group_weight)
 
-# %% ../../nbs/train/trainer.ipynb #7d1e2f81
-def named(
-    hook, # a bound method
-    callback, # whose method it is
-    event:str # its name
-):
-    "The hook; an error in it says where it came from"
-    def call(*args):
-        try: return hook(*args)
-        except NonFiniteLoss: raise
-        except Exception as e:
-            where = f'{type(callback).__name__}.{event}'
-            e.args = (f'{where}: {e}',) + e.args[1:]
-            if where in str(e): raise
-            raise RuntimeError(f'{where}: {e}') from e
-    return call
+    def pause(self):
+        "Let callbacks save what they have, between two steps"
+        self.paused = True
+        self('on_stop')
 
-# %% ../../nbs/train/trainer.ipynb #bf373420
-class Trainer(Loop):
+# %% ../../nbs/train/trainer.ipynb #c9eee628
+class Trainer(Loop, Weights):
     "Trains any model of this kit: `Trainer(model, train, valid, config).fit()`"
     def __init__(self, # noqa: PLR0913 - the parts of a training, each with its default
         model:torch.nn.Module, # images or features in, logits [B, C] out
@@ -330,43 +435,21 @@ class Trainer(Loop):
         progress:bool=True # show a bar
     ):
         self.config = config or TrainConfig()
-        self.folder = folder and Path(folder)
         self.train, self.valid = training_and_validation(train, valid, self.config)
         self.loss_func = loss or build_loss(self.config.loss, self.train.class_counts, len(self.train),
                                             **self.config.loss_args)
         self.accelerator = build_accelerator(self.config)
-        self.layout = memory_layout(model, self.accelerator.device)
+        self.layout = preferred_memory_format(model, self.accelerator.device)
         self.model = self.evaluated = model.to(memory_format=self.layout)
+        self.folder = None if folder is None else Path(folder)
         self.callbacks = [*default_callbacks(self.config, self.train, self.folder, progress), *callbacks]
-        self.epoch = 0
-        self.step = 0
-        self.history:list = [] # a row per epoch
-        self.best = -1. # mAP on the validation set
-        self.best_epoch = 0
-        self.stop = False # a callback asks for an end
-        self.paused = False # stopped between two steps; fit(resume=True) goes on
+        self.history = []
 
-    is_main = property(lambda self: self.accelerator.is_main_process)
-    frozen = property(lambda self: is_frozen(self.accelerator.unwrap_model(self.model)))
-
-    @property
-    def steps_done(self):
-        "Optimiser steps before the one of this batch"
-        return self.epoch * self.steps + self.step // self.config.accumulate
-
-    @property
-    def group_weight(self):
-        "1; more for batches of an epoch's last, shorter group: Accelerate divides by `accumulate` all the same"
-        a, batches = self.config.accumulate, len(self.loader)
-        last = batches % a
-        return a / last if last and self.step >= batches - last else 1.
-
-    def start(self,
-        source=None # see `fit`
-    ):
+    def start(self, source): # see `fit`
         "Begin, or be where a state was taken"
+        self.callbacks.sort(key=lambda cb: cb.order)
         if not (source is True and self.paused):
-            files = self.states(source)
+            files = states_to_resume(self.callbacks, source)
             if (self.epoch or self.step) and not files:
                 raise RuntimeError('fit: this trainer has trained already, and there is no state to go on from; make '
                                    'a new one, with a new model')
@@ -374,30 +457,19 @@ class Trainer(Loop):
             self('setup')
             resume(self, files)
         self.paused = False
-        self.callbacks.sort(key=lambda cb: cb.order)
-
-    def states(self, source):
-        "Files to resume from, the best first"
-        if not source: return []
-        if source is not True: return [Path(source)]
-        return [file for cb in self.callbacks if isinstance(cb, Checkpoint) for file in saved_states(cb.folder)]
 
     def prepare(self):
         "Optimiser and loader, on the device"
-        c, n = self.config, len(self.train)
-        self.callbacks.sort(key=lambda cb: cb.order)
-        self.sampler = EpochSampler(n, c.seed, self.train.targets if c.sampler == 'class_aware' else None)
-        loader = DataLoader(self.train, c.batch_size, sampler=self.sampler, num_workers=c.num_workers,
-                            drop_last=n > c.batch_size, pin_memory=self.accelerator.device.type == 'cuda')
-        optimizer = torch.optim.AdamW(param_groups(self.model, c), lr=c.lr, fused=True)
+        self.sampler, loader = build_loader(self.train, self.config, self.accelerator.device)
+        optimizer = torch.optim.AdamW(param_groups(self.model, self.config), lr=self.config.lr, fused=True)
         self.model, self.optimizer, self.loader = self.accelerator.prepare(self.model, optimizer, loader)
         self.evaluated = self.accelerator.unwrap_model(self.model)
-        self.run = self.model # what a batch goes through
+        self.run = self.model
         self.loss_func.to(self.accelerator.device)
-        self.steps = math.ceil(len(self.loader) / c.accumulate) # of an epoch
+        self.steps = math.ceil(len(self.loader) / self.config.accumulate)
 
     def batches(self):
-        "What is left of the epoch; an image that cannot be read ends the training between two steps"
+        "What is left of the epoch"
         self.sampler.epoch = self.epoch
         self.sampler.start = self.step * self.config.batch_size
         loader = iter(self.loader) if self.step < len(self.loader) else iter(())
@@ -410,49 +482,3 @@ class Trainer(Loop):
                 raise
             if batch is None: return
             yield batch
-
-    def pause(self):
-        "Let callbacks save what they have, between two steps"
-        self.paused = True
-        self('on_stop')
-
-    def predict(self,
-        dataset # images or cached features
-    ) -> torch.Tensor: # [N, C] logits on the CPU
-        "Logits of the evaluated model"
-        return predict(self.evaluated, dataset, 2 * self.config.batch_size, self.accelerator, self.config.num_workers)
-
-    def trained_state(self,
-        model:torch.nn.Module|None=None # the evaluated one when left out
-    ) -> dict: # name -> tensor
-        "Weights and statistics of a model, without a frozen backbone"
-        state = (model or self.evaluated).state_dict()
-        return {k: v for k, v in state.items() if not (self.frozen and k.startswith('backbone.'))}
-
-    def load_trained(self,
-        model:torch.nn.Module, # where to put them
-        state:dict # as `trained_state` gave it
-    ):
-        "Put weights back"
-        model.load_state_dict(state, strict=not self.frozen)
-
-    def over_processes(self,
-        *numbers # one of each for every process
-    ) -> tuple:
-        "Sums over all processes"
-        if self.accelerator.num_processes == 1: return numbers
-        own = torch.tensor([float(n) for n in numbers], dtype=torch.float64, device=self.accelerator.device)
-        return tuple(self.accelerator.reduce(own, 'sum').tolist())
-
-    def on_any_process(self,
-        flag:bool # of this process
-    ) -> bool:
-        "Whether the flag is set on one of the processes; all ask together"
-        if self.accelerator.num_processes == 1: return flag
-        if flag: self.accelerator.set_trigger()
-        return self.accelerator.check_trigger()
-
-    def share_statistics(self):
-        "Give all processes the first one's batch statistics: each has averaged those of its own images"
-        if self.accelerator.num_processes == 1: return
-        for buffer in self.evaluated.buffers(): torch.distributed.broadcast(buffer, 0)

@@ -2,14 +2,15 @@
 import hashlib
 import http.server
 import io
+import re
 import tarfile
 import threading
+from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
 import pytest
 import requests
-from helpers import SHARED
+from pictures import noise
 from PIL import Image
 
 from cprfl.data.benchmarks import load_benchmark
@@ -23,42 +24,49 @@ VOC07 = [f'VOCdevkit/VOC2007/JPEGImages/{i}.jpg' for i in range(3)]
 
 def jpeg(seed, size=40):
     out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)).save(out, 'jpeg', quality=95)
+    Image.fromarray(noise(seed, size)).save(out, 'jpeg', quality=95)
     return out.getvalue()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *args): pass
+    def do_GET(self): self.server.web.answer(self)
 
 
 class Web:
     "A server of named bytes that understands Range, counts requests and fails on demand"
     def __init__(self):
-        self.files, self.requests, self.cut, self.codes, self.ranges, self.lock = {}, [], {}, {}, True, threading.Lock()
-        web = self
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def log_message(self, *args): pass
-            def do_GET(self): web.answer(self)
+        self.files, self.requests, self.ranges = {}, [], True
+        self.codes, self.cuts = defaultdict(list), defaultdict(list) # what goes wrong next, by path
+        self.lock = threading.Lock()
         self.server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+        self.server.web = self
         self.url = f'http://127.0.0.1:{self.server.server_port}'
         threading.Thread(target=self.server.serve_forever, args=(.02,), daemon=True).start()
 
-    def answer(self, h):
-        span, data = h.headers.get('Range'), self.files.get(h.path)
+    def answer(self, handler):
+        path, span = handler.path, handler.headers.get('Range')
         with self.lock:
-            self.requests.append((h.path, span))
-            code = self.codes[h.path].pop(0) if self.codes.get(h.path) else None
-            cut = self.cut[h.path].pop(0) if self.cut.get(h.path) else None
-        if data is None or code: return h.send_error(code or 404)
+            self.requests.append((path, span))
+            code = self.codes[path].pop(0) if self.codes[path] else None
+            cut = self.cuts[path].pop(0) if self.cuts[path] else None
+        data = self.files.get(path)
+        if data is None or code: return handler.send_error(code or 404)
         start = int(span.removeprefix('bytes=').rstrip('-')) if span and self.ranges else 0
-        if start >= len(data) and start:
-            h.send_response(416)
-            h.send_header('Content-Range', f'bytes */{len(data)}')
-            h.send_header('Content-Length', '0')
-            return h.end_headers()
-        h.send_response(206 if start else 200)
-        if start: h.send_header('Content-Range', f'bytes {start}-{len(data) - 1}/{len(data)}')
-        h.send_header('Content-Length', str(len(data) - start))
-        h.end_headers()
-        h.wfile.write(data[start:] if cut is None else data[start:start + cut])  # cut: fewer bytes than announced, then the line breaks
+        if start and start >= len(data): self.send(handler, 416, f'bytes */{len(data)}', b'')
+        elif start: self.send(handler, 206, f'bytes {start}-{len(data) - 1}/{len(data)}', data[start:], cut)
+        else: self.send(handler, 200, None, data, cut)
 
-    def paths(self): return [p for p, _ in self.requests]
+    def send(self, handler, code, span, data, cut=None):
+        "With `cut`: fewer bytes than announced, then the line breaks"
+        handler.send_response(code)
+        if span: handler.send_header('Content-Range', span)
+        handler.send_header('Content-Length', str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data[:cut])
+
+    def paths(self): return [path for path, _ in self.requests]
+
     def stop(self):
         self.server.shutdown()
         self.server.server_close()
@@ -71,21 +79,36 @@ def sha(text): return hashlib.sha256(text).hexdigest()
 def web(monkeypatch):
     monkeypatch.setenv('NO_PROXY', '127.0.0.1')
     monkeypatch.setenv('no_proxy', '127.0.0.1')
-    w = Web()
-    yield w
-    w.stop()
+    web = Web()
+    yield web
+    web.stop()
+
+
+@pytest.fixture
+def session():
+    with requests.Session() as session: yield session
+
+
+def serve_lists(web, lists):
+    "Checksums of lists that the server has from now on"
+    web.files |= {f'/lists/{name}': data for name, data in lists.items()}
+    return {name: sha(data) for name, data in lists.items()}
 
 
 @pytest.fixture
 def coco(web):
-    lists = {'coco_labels.txt': b'cat 0\r\nhot dog 1',
-             'coco_lt_train.txt': ''.join(f'{p} {i % 2} \n' for i, p in enumerate(TRAIN)).encode(),
-             'coco_lt_test.txt': ''.join(f'{p}\n' for p in TEST).encode()}
-    web.files |= {f'/lists/{k}': v for k, v in lists.items()} | {f'/{p}': jpeg(i) for i, p in enumerate(TRAIN + TEST)}
-    return {'coco-lt': Source(f'{web.url}/lists', {k: sha(v) for k, v in lists.items()}, images_url=web.url)}
+    "A COCO-LT of ten images"
+    lists = serve_lists(web, {
+        'coco_labels.txt': b'cat 0\r\nhot dog 1',
+        'coco_lt_train.txt': ''.join(f'{path} {i % 2} \n' for i, path in enumerate(TRAIN)).encode(),
+        'coco_lt_test.txt': ''.join(f'{path}\n' for path in TEST).encode(),
+    })
+    web.files |= {f'/{path}': jpeg(i) for i, path in enumerate(TRAIN + TEST)}
+    return {'coco-lt': Source(f'{web.url}/lists', lists, images_url=web.url)}
 
 
 def tar_of(members):
+    "A tar file of these members, and of a link that leads out"
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode='w') as tar:
         for name, data in members.items():
@@ -100,156 +123,259 @@ def tar_of(members):
 
 @pytest.fixture
 def voc(web):
-    lists = {'voc_lt_train.txt': '\n'.join(f'{p} 0' for p in VOC12).encode(),
-             'voc_lt_test.txt': '\n'.join(f'{p} 1' for p in VOC07).encode(),
-             'voc_labels.txt': b'bird 0\ncat 1'}
-    extra = {'VOCdevkit/VOC2012/JPEGImages/unlisted.jpg': jpeg(50), '../../escaped.jpg': jpeg(51)}
-    tars = {'/a.tar': tar_of({p: jpeg(i, 90) for i, p in enumerate(VOC12)} | extra),
-            '/b.tar': tar_of({p: jpeg(i) for i, p in enumerate(VOC07)})}
-    web.files |= tars | {f'/lists/{k}': v for k, v in lists.items()}
-    holds = 'VOCdevkit/VOC2012/', 'VOCdevkit/VOC2007/'
-    archives = tuple(Archive(web.url + k, hashlib.md5(v).hexdigest(), h) for (k, v), h in zip(tars.items(), holds))
-    return {'voc-lt': Source(f'{web.url}/lists', {k: sha(v) for k, v in lists.items()}, archives=archives)}
+    "A VOC-LT of eight images in two tar files"
+    lists = serve_lists(web, {
+        'voc_lt_train.txt': '\n'.join(f'{path} 0' for path in VOC12).encode(),
+        'voc_lt_test.txt': '\n'.join(f'{path} 1' for path in VOC07).encode(),
+        'voc_labels.txt': b'bird 0\ncat 1',
+    })
+    unlisted = {'VOCdevkit/VOC2012/JPEGImages/unlisted.jpg': jpeg(50), '../../escaped.jpg': jpeg(51)}
+    voc12 = {path: jpeg(i, 90) for i, path in enumerate(VOC12)}
+    voc07 = {path: jpeg(i) for i, path in enumerate(VOC07)}
+    tars = {
+        'VOCdevkit/VOC2012/': ('/a.tar', tar_of(voc12 | unlisted)),
+        'VOCdevkit/VOC2007/': ('/b.tar', tar_of(voc07)),
+    }
+    web.files |= dict(tars.values())
+    md5 = {at: hashlib.md5(data).hexdigest() for at, data in tars.values()}
+    archives = [Archive(web.url + at, md5[at], holds) for holds, (at, _) in tars.items()]
+    return {'voc-lt': Source(f'{web.url}/lists', lists, archives=tuple(archives))}
 
 
-def go(name, root, sources, **kw): return prepare_benchmark(name, root, sources=sources, **{'wait': 0, 'workers': 3, **kw})
+def go(name, root, sources, **kw):
+    return prepare_benchmark(name, root, sources=sources, workers=3, wait=0, **kw)
 
 
 def parts(root): return [p.name for p in Path(root).rglob('*.part')]
 
 
+def failure(name, root, sources, **kw):
+    "The message of a preparation that fails"
+    with pytest.raises(PrepareError) as e: go(name, root, sources, **kw)
+    return str(e.value)
+
+
 # ---- one file
 
-def test_fetch_goes_on_where_it_was_cut(web, tmp_path):
-    data = np.random.default_rng(0).bytes(400_000)
-    web.files['/big'], web.cut['/big'] = data, [150_000, 100_000]
-    with requests.Session() as s: fetch(s, f'{web.url}/big', tmp_path/'big', wait=0)
-    assert (tmp_path/'big').read_bytes() == data and not parts(tmp_path)
-    spans = [s for _, s in web.requests]
-    assert spans[0] is None and len(spans) == 3
-    starts = [int(s[6:-1]) for s in spans[1:]]
-    assert 0 < starts[0] < starts[1] < len(data)
+def test_fetch_goes_on_where_it_was_cut(web, session, tmp_path):
+    data = noise(0, 400).tobytes()
+    web.files['/big'], web.cuts['/big'] = data, [150_000, 100_000]
+    fetch(session, f'{web.url}/big', tmp_path/'big', wait=0)
+    assert (tmp_path/'big').read_bytes() == data
+    assert not parts(tmp_path)
+    first, *spans = [span for _, span in web.requests]
+    assert first is None
+    second, third = (int(span.removeprefix('bytes=').rstrip('-')) for span in spans)
+    assert 0 < second < third < len(data)
 
 
 @pytest.mark.parametrize('ranges', [True, False])
 @pytest.mark.parametrize('kind', ['half', 'all', 'longer', 'other'])
-def test_fetch_copes_with_any_part_left_over(web, tmp_path, kind, ranges):
-    data = np.random.default_rng(1).bytes(100_000)
+def test_fetch_copes_with_any_part_left_over(web, session, tmp_path, kind, ranges):
+    data = noise(1, 200).tobytes()
     web.files['/f'], web.ranges = data, ranges
     left = {'half': data[:50_000], 'all': data, 'longer': data + b'junk', 'other': b'x' * 50_000}[kind]
     (tmp_path/'f.part').write_bytes(left)
-    def check(f): return None if f.read_bytes() == data else 'differs'
-    with requests.Session() as s: fetch(s, f'{web.url}/f', tmp_path/'f', check, wait=0)
-    assert (tmp_path/'f').read_bytes() == data and not parts(tmp_path)
-    if kind == 'half' and ranges: assert web.requests == [('/f', 'bytes=50000-')]
+
+    def check(file): return None if file.read_bytes() == data else 'differs'
+
+    fetch(session, f'{web.url}/f', tmp_path/'f', check, wait=0)
+    assert (tmp_path/'f').read_bytes() == data
+    assert not parts(tmp_path)
+    if (kind, ranges) == ('half', True): assert web.requests == [('/f', 'bytes=50000-')]
 
 
-def test_fetch_retries_what_may_pass_and_nothing_else(web, tmp_path):
+def test_fetch_retries_what_may_pass(web, session, tmp_path):
     web.files['/f'], web.codes['/f'] = b'data', [503, 429]
-    with requests.Session() as s:
-        fetch(s, f'{web.url}/f', tmp_path/'f', wait=0)
-        assert web.paths() == ['/f'] * 3
-        with pytest.raises(PrepareError, match='404'): fetch(s, f'{web.url}/none', tmp_path/'none', wait=0)
-        assert web.paths().count('/none') == 1
-        with pytest.raises(PrepareError, match='wrong'): fetch(s, f'{web.url}/f', tmp_path/'g', lambda f: 'wrong', retries=3, wait=0)
-    assert web.paths().count('/f') == 6 and not (tmp_path/'g').exists() and not parts(tmp_path)
+    fetch(session, f'{web.url}/f', tmp_path/'f', wait=0)
+    assert web.paths() == ['/f'] * 3
+
+
+def test_fetch_does_not_repeat_what_will_not_pass(web, session, tmp_path):
+    with pytest.raises(PrepareError, match='404'): fetch(session, f'{web.url}/none', tmp_path/'none', wait=0)
+    assert web.paths() == ['/none']
+
+
+def test_fetch_deletes_what_fails_its_check(web, session, tmp_path):
+    web.files['/f'] = b'data'
+    with pytest.raises(PrepareError, match='wrong'):
+        fetch(session, f'{web.url}/f', tmp_path/'g', lambda f: 'wrong', retries=3, wait=0)
+    assert web.paths() == ['/f'] * 3
+    assert not list(tmp_path.iterdir())
 
 
 # ---- COCO: one image at a time
 
-def test_coco_from_nothing_then_again(web, coco, tmp_path):
+def test_coco_from_nothing(web, coco, tmp_path):
     done = go('coco-lt', tmp_path, coco)
-    assert done.images == {'train': 6, 'test': 4} and (done.already, done.linked, done.fetched) == (0, 0, 10)
-    assert 'coco-lt is ready' in str(done) and '6 train and 4 test' in str(done)
-    assert (tmp_path/'coco-lt'/TRAIN[3]).read_bytes() == web.files[f'/{TRAIN[3]}'] and not parts(tmp_path)
-    asked = len(web.requests)
-    again = go('coco-lt', tmp_path, coco)
-    assert len(web.requests) == asked == 13 and again.already == 10
-    train, test = (load_benchmark('coco-lt', s, root=tmp_path, check='full') for s in ('train', 'test'))
-    assert train.class_counts.tolist() == [3, 3] and train.classes == ['cat', 'hot dog'] and test.class_counts.tolist() == [0, 0]
+    assert done.images == {'train': 6, 'test': 4}
+    assert (done.already, done.linked, done.fetched) == (0, 0, 10)
+    assert 'coco-lt is ready' in str(done)
+    assert '6 train and 4 test' in str(done)
+    assert (tmp_path/'coco-lt'/TRAIN[3]).read_bytes() == web.files[f'/{TRAIN[3]}']
+    assert not parts(tmp_path)
 
 
-def test_interrupted_run_goes_on(web, coco, tmp_path):
-    web.codes[f'/{TRAIN[2]}'] = [503] * 2
-    web.codes[f'/{TEST[1]}'] = [404]
-    with pytest.raises(PrepareError) as e: go('coco-lt', tmp_path, coco, retries=2)
-    for p in (TRAIN[2], TEST[1]): assert f'{web.url}/{p}' in str(e.value) and str(tmp_path/'coco-lt'/p) in str(e.value)
-    assert TRAIN[1] not in str(e.value) and '--images DIR' in str(e.value)
+def test_a_second_run_asks_for_nothing(web, coco, tmp_path):
+    go('coco-lt', tmp_path, coco)
+    assert len(web.requests) == 13
+    assert go('coco-lt', tmp_path, coco).already == 10
+    assert len(web.requests) == 13
+
+
+@pytest.mark.parametrize('split, counts', [('train', [3, 3]), ('test', [0, 0])])
+def test_what_was_prepared_can_be_loaded(coco, tmp_path, split, counts):
+    go('coco-lt', tmp_path, coco)
+    ds = load_benchmark('coco-lt', split, root=tmp_path, check='full')
+    assert ds.class_counts.tolist() == counts
+    assert ds.classes == ['cat', 'hot dog']
+
+
+def test_an_interrupted_run_names_what_is_missing(web, coco, tmp_path):
+    web.codes[f'/{TRAIN[2]}'], web.codes[f'/{TEST[1]}'] = [503] * 2, [404]
+    text = failure('coco-lt', tmp_path, coco, retries=2)
+    for path in (TRAIN[2], TEST[1]):
+        assert f'{web.url}/{path}' in text
+        assert str(tmp_path/'coco-lt'/path) in text
+    assert TRAIN[1] not in text
+    assert '--images DIR' in text
+
+
+def test_an_interrupted_run_goes_on(web, coco, tmp_path):
+    web.codes[f'/{TRAIN[2]}'], web.codes[f'/{TEST[1]}'] = [503] * 2, [404]
+    failure('coco-lt', tmp_path, coco, retries=2)
     web.requests.clear()
     done = go('coco-lt', tmp_path, coco)
-    assert (done.already, done.fetched) == (8, 2) and sorted(web.paths()) == sorted([f'/{TRAIN[2]}', f'/{TEST[1]}'])
+    assert (done.already, done.fetched) == (8, 2)
+    assert sorted(web.paths()) == sorted([f'/{TRAIN[2]}', f'/{TEST[1]}'])
 
 
 def test_damaged_and_empty_images_are_fetched_again(web, coco, tmp_path):
     go('coco-lt', tmp_path, coco)
     web.requests.clear()
-    for p, n in ((TRAIN[0], 300), (TEST[2], 0)):
-        file = tmp_path/'coco-lt'/p
+    for path, n in ((TRAIN[0], 300), (TEST[2], 0)):
+        file = tmp_path/'coco-lt'/path
         file.write_bytes(file.read_bytes()[:n])
     (tmp_path/'coco-lt'/(TRAIN[0] + '.part')).write_bytes(b'rubbish from long ago')
-    done = go('coco-lt', tmp_path, coco)
-    assert done.fetched == 2 and sorted(web.paths()) == sorted([f'/{TRAIN[0]}', f'/{TEST[2]}'])
+    assert go('coco-lt', tmp_path, coco).fetched == 2
+    assert sorted(web.paths()) == sorted([f'/{TRAIN[0]}', f'/{TEST[2]}'])
     assert (tmp_path/'coco-lt'/TRAIN[0]).read_bytes() == web.files[f'/{TRAIN[0]}']
 
 
 def test_an_error_page_is_no_image(web, coco, tmp_path):
     good, web.files[f'/{TEST[0]}'] = web.files[f'/{TEST[0]}'], b'<html>please log in</html>'
-    with pytest.raises(PrepareError, match='broken'): go('coco-lt', tmp_path, coco, retries=2)
-    assert not (tmp_path/'coco-lt'/TEST[0]).exists() and not parts(tmp_path)
+    assert 'broken' in failure('coco-lt', tmp_path, coco, retries=2)
+    assert not (tmp_path/'coco-lt'/TEST[0]).exists()
+    assert not parts(tmp_path)
     web.files[f'/{TEST[0]}'] = good
     assert go('coco-lt', tmp_path, coco).fetched == 1
 
 
-def test_many_failures_end_early_and_go_to_a_file(web, coco, tmp_path):
+@pytest.fixture
+def unavailable(web, coco):
+    "200 listed images that the server does not have"
     paths = [f'train2017/{i:03d}.jpg' for i in range(200)]
-    text = ''.join(f'{p} 0\n' for p in paths).encode()
-    web.files['/lists/coco_lt_train.txt'] = text
-    coco['coco-lt'].lists['coco_lt_train.txt'] = sha(text)
-    with pytest.raises(PrepareError) as e: go('coco-lt', tmp_path, coco)
-    assert sum(p.startswith('/train2017') for p in web.paths()) < 60
-    rows = [r.split('\t') for r in (tmp_path/'coco-lt/missing.tsv').read_text().splitlines()]
-    assert {(u, f) for u, f in rows} >= {(f'{web.url}/{p}', str(tmp_path/'coco-lt'/p)) for p in paths}
-    assert 'missing.tsv' in str(e.value) and len(str(e.value).splitlines()) < 20
-    web.files |= {f'/{p}': jpeg(1) for p in paths}
+    lists = serve_lists(web, {'coco_lt_train.txt': ''.join(f'{path} 0\n' for path in paths).encode()})
+    coco['coco-lt'].lists.update(lists)
+    return paths
+
+
+def test_many_failures_end_early(web, coco, unavailable, tmp_path):
+    failure('coco-lt', tmp_path, coco)
+    assert sum(path.startswith('/train2017') for path in web.paths()) < 60
+
+
+def test_many_failures_go_to_a_file(web, coco, unavailable, tmp_path):
+    text = failure('coco-lt', tmp_path, coco)
+    assert 'missing.tsv' in text
+    assert len(text.splitlines()) < 20
+    rows = [tuple(row.split('\t')) for row in (tmp_path/'coco-lt/missing.tsv').read_text().splitlines()]
+    assert rows[:200] == [(f'{web.url}/{path}', str(tmp_path/'coco-lt'/path)) for path in unavailable]
+
+
+def test_the_file_of_failures_goes_when_all_is_there(web, coco, unavailable, tmp_path):
+    failure('coco-lt', tmp_path, coco)
+    web.files |= {f'/{path}': jpeg(1) for path in unavailable}
     go('coco-lt', tmp_path, coco)
     assert not (tmp_path/'coco-lt/missing.tsv').exists()
 
 
-def test_images_from_a_folder_are_linked(web, coco, tmp_path):
-    have = tmp_path/'have'
-    for p in TRAIN + TEST[1:]:
-        (have/p).parent.mkdir(parents=True, exist_ok=True)
-        (have/p).write_bytes(web.files[f'/{p}'])
-    (have/TRAIN[4]).write_bytes(web.files[f'/{TRAIN[4]}'][:400])
-    before = sorted((f, f.read_bytes()) for f in have.rglob('*.jpg'))
+# ---- COCO: images that are there already
+
+@pytest.fixture
+def have(web, coco, tmp_path):
+    "A folder with eight of the ten images, and half of another"
+    folder = tmp_path/'have'
+    for path in TRAIN + TEST[1:]:
+        (folder/path).parent.mkdir(parents=True, exist_ok=True)
+        (folder/path).write_bytes(web.files[f'/{path}'])
+    (folder/TRAIN[4]).write_bytes(web.files[f'/{TRAIN[4]}'][:400])
+    return folder
+
+
+def test_images_from_a_folder_are_linked(coco, have, tmp_path):
     done = go('coco-lt', tmp_path/'data', coco, images=have)
     assert (done.linked, done.fetched) == (8, 2)
     assert (tmp_path/'data/coco-lt'/TRAIN[0]).resolve() == (have/TRAIN[0]).resolve()
     assert not (tmp_path/'data/coco-lt'/TRAIN[4]).is_symlink()
-    assert sorted((f, f.read_bytes()) for f in have.rglob('*.jpg')) == before
     assert len(load_benchmark('coco-lt', 'train', root=tmp_path/'data')) == 6
-    wrong = {tmp_path/'data/coco-lt/lists': 'holds none of the 10 images', tmp_path/'nowhere': 'given as images is not there'}
-    for images, why in wrong.items():
-        with pytest.raises(PrepareError, match=why): go('coco-lt', tmp_path/'other', coco, images=images)
+
+
+def test_the_folder_of_images_stays_as_it_was(coco, have, tmp_path):
+    before = {file: file.read_bytes() for file in have.rglob('*.*')}
+    go('coco-lt', tmp_path/'data', coco, images=have)
+    assert {file: file.read_bytes() for file in have.rglob('*.*')} == before
+
+
+def test_a_damaged_image_is_replaced_by_a_link(web, coco, have, tmp_path):
+    image = tmp_path/'data/coco-lt'/TRAIN[0]
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b'half')
+    go('coco-lt', tmp_path/'data', coco, images=have)
+    assert image.is_symlink()
+    assert image.read_bytes() == web.files[f'/{TRAIN[0]}']
+
+
+@pytest.mark.parametrize('images, why', [
+    ('empty', 'holds none of the 10 images'), ('nowhere', 'given as images is not there')])
+def test_a_folder_without_the_images_is_refused(coco, tmp_path, images, why):
+    (tmp_path/'empty').mkdir()
+    assert why in failure('coco-lt', tmp_path/'data', coco, images=tmp_path/images)
 
 
 # ---- lists
 
-def test_wrong_checksums_are_refused(web, coco, tmp_path):
-    good, web.files['/lists/coco_labels.txt'] = web.files['/lists/coco_labels.txt'], b'dog 0\r\ncat 1'
-    with pytest.raises(PrepareError, match=r'sha256 is [0-9a-f]{64}, expected'): go('coco-lt', tmp_path, coco, retries=2)
-    assert not (tmp_path/'coco-lt/lists/coco_labels.txt').exists() and not parts(tmp_path)
-    mine = tmp_path/'mine'
-    mine.mkdir()
-    for name in coco['coco-lt'].lists: (mine/name).write_bytes(web.files[f'/lists/{name}'])
-    with pytest.raises(PrepareError, match="mine/coco_labels.txt is not the benchmark's list"):
-        go('coco-lt', tmp_path, coco, lists=mine)
-    (mine/'coco_labels.txt').unlink()
-    with pytest.raises(PrepareError, match='has no coco_labels.txt; expected'): go('coco-lt', tmp_path, coco, lists=mine)
-    (mine/'coco_labels.txt').write_bytes(good)
-    web.requests.clear()
+def test_a_list_with_a_wrong_checksum_is_refused(web, coco, tmp_path):
+    web.files['/lists/coco_labels.txt'] = b'dog 0\r\ncat 1'
+    text = failure('coco-lt', tmp_path, coco, retries=2)
+    assert re.search('sha256 is [0-9a-f]{64}, expected', text)
+    assert not (tmp_path/'coco-lt/lists/coco_labels.txt').exists()
+    assert not parts(tmp_path)
+
+
+@pytest.fixture
+def mine(web, coco, tmp_path):
+    "A folder with the lists"
+    folder = tmp_path/'mine'
+    folder.mkdir()
+    for name in coco['coco-lt'].lists: (folder/name).write_bytes(web.files[f'/lists/{name}'])
+    return folder
+
+
+def test_lists_from_a_folder_are_copied(web, coco, mine, tmp_path):
     go('coco-lt', tmp_path, coco, lists=mine)
-    assert not any(p.startswith('/lists') for p in web.paths())
+    assert not any(path.startswith('/lists') for path in web.paths())
+
+
+def test_another_list_in_the_folder_is_refused(coco, mine, tmp_path):
+    (mine/'coco_labels.txt').write_bytes(b'dog 0\r\ncat 1')
+    text = failure('coco-lt', tmp_path, coco, lists=mine)
+    assert "mine/coco_labels.txt is not the benchmark's list" in text
+
+
+def test_a_folder_without_a_list_is_refused(coco, mine, tmp_path):
+    (mine/'coco_labels.txt').unlink()
+    assert 'has no coco_labels.txt; expected' in failure('coco-lt', tmp_path, coco, lists=mine)
 
 
 def test_an_edited_list_is_fetched_again(web, coco, tmp_path):
@@ -260,95 +386,132 @@ def test_an_edited_list_is_fetched_again(web, coco, tmp_path):
 
 
 def test_a_list_that_leads_out_is_refused(web, coco, tmp_path):
-    text = b'../../evil.jpg 0\n'
-    web.files['/lists/coco_lt_train.txt'] = text
-    coco['coco-lt'].lists['coco_lt_train.txt'] = sha(text)
-    with pytest.raises(PrepareError, match='leads out of its folder'): go('coco-lt', tmp_path, coco)
+    coco['coco-lt'].lists.update(serve_lists(web, {'coco_lt_train.txt': b'../../evil.jpg 0\n'}))
+    assert 'leads out of its folder' in failure('coco-lt', tmp_path, coco)
 
 
 # ---- VOC: tar files
 
-def test_voc_unpacks_only_what_is_listed(web, voc, tmp_path):
+def test_voc_unpacks_only_what_is_listed(voc, tmp_path):
     root = tmp_path/'deep/data'
     done = go('voc-lt', root, voc)
-    assert done.images == {'train': 5, 'test': 3} and done.fetched == 8 and not parts(tmp_path)
-    found = sorted(p.relative_to(root/'voc-lt').as_posix() for p in (root/'voc-lt').rglob('*.jpg'))
-    assert found == sorted(VOC12 + VOC07) and not list(tmp_path.rglob('escaped.jpg'))
-    web.requests.clear()
-    (root/'voc-lt'/VOC07[1]).unlink()
-    assert go('voc-lt', root, voc, offline=True).fetched == 1 and not web.requests
+    assert done.images == {'train': 5, 'test': 3}
+    assert done.fetched == 8
+    assert not parts(tmp_path)
+    images = [p.relative_to(root/'voc-lt').as_posix() for p in (root/'voc-lt').rglob('*.jpg')]
+    assert sorted(images) == sorted(VOC12 + VOC07)
+    assert not list(tmp_path.rglob('escaped.jpg'))
     assert load_benchmark('voc-lt', 'test', root=root).classes == ['bird', 'cat']
 
 
-def test_voc_tar_resumes_and_is_verified(web, voc, tmp_path):
-    data = web.files['/a.tar']
-    down = tmp_path/'voc-lt/downloads'
-    down.mkdir(parents=True)
-    (down/'a.tar.part').write_bytes(data[:20_000])
-    (down/'b.tar').write_bytes(web.files['/b.tar'][:5_000])
+def test_a_lost_image_comes_from_the_tar_file_again(web, voc, tmp_path):
     go('voc-lt', tmp_path, voc)
-    assert ('/a.tar', 'bytes=20000-') in web.requests and ('/b.tar', 'bytes=5000-') in web.requests
-    assert (down/'a.tar').read_bytes() == data
+    web.requests.clear()
+    (tmp_path/'voc-lt'/VOC07[1]).unlink()
+    assert go('voc-lt', tmp_path, voc, offline=True).fetched == 1
+    assert not web.requests
 
 
-def test_voc_wrong_tar_is_refused(web, voc, tmp_path):
+def test_half_a_tar_file_is_completed(web, voc, tmp_path):
+    downloads = tmp_path/'voc-lt/downloads'
+    downloads.mkdir(parents=True)
+    (downloads/'a.tar.part').write_bytes(web.files['/a.tar'][:20_000])
+    (downloads/'b.tar').write_bytes(web.files['/b.tar'][:5_000])
+    go('voc-lt', tmp_path, voc)
+    assert {('/a.tar', 'bytes=20000-'), ('/b.tar', 'bytes=5000-')} <= set(web.requests)
+    assert (downloads/'a.tar').read_bytes() == web.files['/a.tar']
+
+
+def test_a_wrong_tar_file_is_refused(web, voc, tmp_path):
     web.files['/b.tar'] += b'more'
-    with pytest.raises(PrepareError, match=r'md5 is [0-9a-f]{32}, expected') as e: go('voc-lt', tmp_path, voc, retries=2)
-    assert f'{web.url}/b.tar' in str(e.value) and str(tmp_path/'voc-lt/downloads/b.tar') in str(e.value) and 'a.tar' not in str(e.value)
-    assert len(list((tmp_path/'voc-lt/VOCdevkit/VOC2012').rglob('*.jpg'))) == 5 and not parts(tmp_path)
+    text = failure('voc-lt', tmp_path, voc, retries=2)
+    assert re.search('md5 is [0-9a-f]{32}, expected', text)
+    assert f'{web.url}/b.tar' in text
+    assert str(tmp_path/'voc-lt/downloads/b.tar') in text
+    assert 'a.tar' not in text
+    assert len(list((tmp_path/'voc-lt/VOCdevkit/VOC2012').rglob('*.jpg'))) == 5
+    assert not parts(tmp_path)
 
 
-def test_voc_devkit_elsewhere(web, voc, tmp_path):
-    for i, p in enumerate(VOC12 + VOC07):
-        (tmp_path/'have'/p).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path/'have'/p).write_bytes(jpeg(i))
-    for n, images in enumerate((tmp_path/'have', tmp_path/'have/VOCdevkit')):
-        assert go('voc-lt', tmp_path/str(n), voc, images=images).linked == 8
+@pytest.mark.parametrize('images', ['have', 'have/VOCdevkit'])
+def test_a_devkit_elsewhere_is_linked(web, voc, tmp_path, images):
+    for i, path in enumerate(VOC12 + VOC07):
+        (tmp_path/'have'/path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/'have'/path).write_bytes(jpeg(i))
+    assert go('voc-lt', tmp_path/'data', voc, images=tmp_path/images).linked == 8
     assert '/a.tar' not in web.paths()
 
 
 # ---- no network
 
-@pytest.mark.parametrize('offline', [True, False])
-def test_without_a_network_the_message_says_it_all(web, coco, voc, tmp_path, offline):
+OFFLINE = pytest.mark.parametrize('offline, why', [
+    (True, 'the network is not used'), (False, 'cannot reach 127.0.0.1')])
+
+
+@OFFLINE
+@pytest.mark.parametrize('kind, name', [('coco', 'coco-lt'), ('voc', 'voc-lt')])
+def test_without_a_network_the_message_says_it_all(request, web, tmp_path, kind, name, offline, why):
+    sources = request.getfixturevalue(kind)
+    source = sources[name]
     web.stop()
-    why = 'the network is not used' if offline else 'cannot reach 127.0.0.1'
-    for name, source in (coco | voc).items():
-        with pytest.raises(PrepareError) as e: go(name, tmp_path, {name: source}, offline=offline, retries=2)
-        text = str(e.value)
-        assert why in text and '--lists DIR' in text and '--images DIR' in text
-        for f, s in source.lists.items(): assert f"{source.lists_url}/{f}\n    -> {tmp_path/name/'lists'/f}  (sha256 {s})" in text
-        for a in source.archives: assert f"{a.url}\n    -> {tmp_path/name/'downloads'/Path(a.url).name}  (md5 {a.md5})" in text
-        if not source.archives: assert f'{web.url}/PATH' in text
+    text = failure(name, tmp_path, sources, offline=offline, retries=2)
+    for part in (why, '--lists DIR', '--images DIR'): assert part in text
+    base = tmp_path/name
+    for file, checksum in source.lists.items():
+        assert f"{source.lists_url}/{file}\n    -> {base/'lists'/file}  (sha256 {checksum})" in text
+    for archive in source.archives:
+        assert f"{archive.url}\n    -> {base/'downloads'/Path(archive.url).name}  (md5 {archive.md5})" in text
+    if source.images_url: assert f'{web.url}/PATH' in text
 
 
-def test_files_put_in_place_by_hand(web, voc, tmp_path):
+@pytest.fixture
+def by_hand(web, voc, tmp_path):
+    "All files of VOC-LT in their places, but b.tar is half"
     base = tmp_path/'voc-lt'
-    for d in ('lists', 'downloads'): (base/d).mkdir(parents=True)
-    for path, data in web.files.items(): (base/('downloads' if path.endswith('.tar') else 'lists')/Path(path).name).write_bytes(data)
+    for folder in ('lists', 'downloads'): (base/folder).mkdir(parents=True)
+    for path, data in web.files.items():
+        folder = 'downloads' if path.endswith('.tar') else 'lists'
+        (base/folder/Path(path).name).write_bytes(data)
     (base/'downloads/b.tar').write_bytes(b'half')
-    with pytest.raises(PrepareError, match='b.tar is there, but its md5 is'): go('voc-lt', tmp_path, voc, offline=True)
-    (base/'downloads/b.tar').write_bytes(web.files['/b.tar'])
-    assert go('voc-lt', tmp_path, voc, offline=True).images == {'train': 5, 'test': 3} and not web.requests
+    return base
 
 
-def test_names_and_places_that_cannot_be(tmp_path):
-    with pytest.raises(PrepareError, match="'lvis', available: voc-lt, coco-lt"): prepare_benchmark('lvis', tmp_path)
-    with pytest.raises(PrepareError, match='nothing to prepare'): prepare_benchmark('shapes-lt', tmp_path)
+def test_half_a_file_put_in_place_by_hand_is_refused(voc, by_hand, tmp_path):
+    assert 'b.tar is there, but its md5 is' in failure('voc-lt', tmp_path, voc, offline=True)
+
+
+def test_files_put_in_place_by_hand_are_used(web, voc, by_hand, tmp_path):
+    (by_hand/'downloads/b.tar').write_bytes(web.files['/b.tar'])
+    assert go('voc-lt', tmp_path, voc, offline=True).images == {'train': 5, 'test': 3}
+    assert not web.requests
+
+
+# ---- what cannot be
+
+@pytest.mark.parametrize('name, why', [
+    ('lvis', "'lvis', available: voc-lt, coco-lt"), ('shapes-lt', 'nothing to prepare')])
+def test_other_names_are_refused(tmp_path, name, why): assert why in failure(name, tmp_path, None)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path/'file').write_text('in the way')
-    lists = tmp_path/'lists'
-    lists.mkdir()
+    (tmp_path/'lists').mkdir()
+    (tmp_path/'lists/x_labels.txt').write_bytes(b'a 0')
     source = Source('http://127.0.0.1:9', {'x_labels.txt': sha(b'a 0')})
-    (lists/'x_labels.txt').write_bytes(b'a 0')
-    with pytest.raises(PrepareError, match='cannot write below'):
-        prepare_benchmark('x', tmp_path/'file', lists, sources={'x': source}, offline=True)
+    text = failure('x', tmp_path/'file', {'x': source}, lists=tmp_path/'lists', offline=True)
+    assert 'cannot write below' in text
 
 
-@pytest.mark.skipif(not (SHARED/'lists').is_dir(), reason='the benchmark lists are not here (set CPRFL_SHARED)')
-def test_checksums_are_those_of_the_benchmark_lists(tmp_path):
-    for source in SOURCES.values():
-        assert {f: digest(SHARED/'lists'/f) for f in source.lists} == source.lists
-    with pytest.raises(PrepareError) as e: prepare_benchmark('coco-lt', tmp_path, lists=SHARED/'lists', offline=True)
-    assert 'http://images.cocodataset.org/train2017/000000' in str(e.value) and 'and 6,903 more; all 6,909 are in' in str(e.value)
-    with pytest.raises(PrepareError) as e: prepare_benchmark('voc-lt', tmp_path, lists=SHARED/'lists', offline=True)
-    assert 'VOCtrainval_11-May-2012.tar' in str(e.value) and 'b6e924de25625d8de591ea690078ad9f' in str(e.value)
+# ---- the lists of the paper
+
+@pytest.mark.parametrize('name', SOURCES)
+def test_checksums_are_those_of_the_benchmark_lists(lists, name):
+    assert {file: digest(lists/file) for file in SOURCES[name].lists} == SOURCES[name].lists
+
+
+@pytest.mark.parametrize('name, parts', [
+    ('coco-lt', ['http://images.cocodataset.org/train2017/000000', 'and 6,903 more; all 6,909 are in']),
+    ('voc-lt', ['VOCtrainval_11-May-2012.tar', 'b6e924de25625d8de591ea690078ad9f'])])
+def test_the_official_addresses_are_named(lists, tmp_path, name, parts):
+    text = failure(name, tmp_path, SOURCES, lists=lists, offline=True)
+    for part in parts: assert part in text

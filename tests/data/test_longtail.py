@@ -1,12 +1,12 @@
 "Groups, Pareto subsets and stratified splits"
 import json
-import time
 
 import numpy as np
 import pytest
-from helpers import FIXTURES, SHARED
+from helpers import FIXTURES
 
 from cprfl.data.longtail import (
+    GROUPS,
     class_counts,
     frequency_groups,
     imbalance_summary,
@@ -15,133 +15,190 @@ from cprfl.data.longtail import (
     stratified_split,
 )
 
-needs_lists = pytest.mark.skipif(not (SHARED/'lists').is_dir(), reason='the benchmark lists are not here (set CPRFL_SHARED)')
-CASES = {c['dataset']: c['class_freq'] for c in json.loads((FIXTURES/'losses.json').read_text())}
-
-
-def listed(name, num_classes):
-    rows = [line.split()[1:] for line in (SHARED/'lists'/name).read_text().splitlines() if line.strip()]
-    out = np.zeros((len(rows), num_classes), np.uint8)
-    for i, r in enumerate(rows): out[i, [int(c) for c in r]] = 1
-    return out
+COUNTS = {case['dataset']: case['class_freq'] for case in json.loads((FIXTURES/'losses.json').read_text())}
 
 
 def long_tailed(n, c, seed=0):
+    "[n, c] targets, from a class in half of the images to one in three images"
     p = np.geomspace(.5, 3 / n, c)
     return (np.random.default_rng(seed).random((n, c)) < p).astype(np.uint8)
 
 
+def keeps_its_share(kept, counts, fraction): return (kept >= np.ceil((1 - fraction) * counts)).all()
+
+
+# ---- groups
+
 @pytest.mark.parametrize('name, sizes', [('voc', [6, 6, 8]), ('coco', [22, 33, 25])])
 def test_groups_of_the_benchmarks(name, sizes):
-    groups = frequency_groups(CASES[name])
-    assert list(groups) == ['head', 'medium', 'tail']
-    assert [len(v) for v in groups.values()] == sizes
+    groups = frequency_groups(COUNTS[name])
+    assert tuple(groups) == GROUPS == ('head', 'medium', 'tail')
+    assert [len(ids) for ids in groups.values()] == sizes
     assert sorted(np.concatenate(list(groups.values()))) == list(range(sum(sizes)))
 
 
 def test_group_limits_belong_to_the_upper_group():
-    groups = frequency_groups([100, 99, 20, 19, 0])
-    assert {k: v.tolist() for k, v in groups.items()} == {'head': [0], 'medium': [1, 2], 'tail': [3, 4]}
-    assert [len(v) for v in frequency_groups([5, 3, 1], head=5, tail=2).values()] == [1, 1, 1]
+    groups = {name: ids.tolist() for name, ids in frequency_groups([100, 99, 20, 19, 0]).items()}
+    assert groups == {'head': [0], 'medium': [1, 2], 'tail': [3, 4]}
+
+
+def test_group_limits_can_be_chosen():
+    assert [len(ids) for ids in frequency_groups([5, 3, 1], head=5, tail=2).values()] == [1, 1, 1]
+    with pytest.raises(ValueError, match='head: expected at least tail = 2, got 1'):
+        frequency_groups([1], head=1, tail=2)
 
 
 @pytest.mark.parametrize('bad', [[[1, 2]], 3])
 def test_groups_refuse_other_shapes(bad):
-    with pytest.raises(ValueError, match=r'counts must be \[C\]'): frequency_groups(bad)
-    with pytest.raises(ValueError, match='head must be at least tail'): frequency_groups([1], head=1, tail=2)
+    with pytest.raises(ValueError, match=r'counts: expected \[C\]'): frequency_groups(bad)
 
 
-def test_pareto_counts_fall_from_max_to_min():
-    for c, top, low in ((20, 775, 4), (80, 1128, 6), (1, 9, 9), (5, 10, 10)):
-        n = pareto_counts(c, top, low)
-        assert len(n) == c and n[0] == top and (np.diff(n) <= 0).all() and n[-1] == (low if c > 1 else top)
-    for args in ((5, 3, 4), (5, 10, 0)):
-        with pytest.raises(ValueError, match='min_count'): pareto_counts(*args)
-    with pytest.raises(ValueError, match='b must be positive'): pareto_counts(5, 10, b=0)
+# ---- Pareto
+
+@pytest.mark.parametrize('c, top, low', [(20, 775, 4), (80, 1128, 6), (1, 9, 9), (5, 10, 10)])
+def test_pareto_counts_fall_from_max_to_min(c, top, low):
+    n = pareto_counts(c, top, low)
+    assert len(n) == c
+    assert (np.diff(n) <= 0).all()
+    assert (n[0], n[-1]) == (top, low)
+
+
+def test_one_class_has_the_largest_count(): assert pareto_counts(1, 9, 4).tolist() == [9]
+
+
+@pytest.mark.parametrize('args, why', [
+    ((5, 3, 4), 'min_count'), ((5, 10, 0), 'min_count'), ((5, 10, 4, 0), 'b: expected a positive number')])
+def test_pareto_counts_refuse_what_cannot_be(args, why):
+    with pytest.raises(ValueError, match=why): pareto_counts(*args)
 
 
 @pytest.mark.parametrize('name, limit', [('voc', .07), ('coco', .4)])
 def test_benchmarks_lie_near_the_curve(name, limit):
-    have = np.sort(CASES[name])[::-1]
+    have = np.sort(COUNTS[name])[::-1]
     off = np.abs(np.log(have / pareto_counts(len(have), have[0], have[-1])))
     assert np.median(off) < limit
 
 
-def test_pareto_subset_keeps_its_promises():
-    world = (np.random.default_rng(0).random((8000, 12)) < np.linspace(.4, .06, 12)).astype(np.uint8)
+@pytest.fixture
+def world(): return (np.random.default_rng(0).random((8000, 12)) < np.linspace(.4, .06, 12)).astype(np.uint8)
+
+
+def test_a_pareto_subset_follows_the_curve(world):
     idx = pareto_subset(world, 500, seed=3)
     have, want = class_counts(world[idx]), pareto_counts(12, 500)
     assert (np.diff(idx) > 0).all()
     assert (have >= want).all()
     assert (have <= 1.6 * want + 5).all()
+
+
+def test_a_pareto_subset_depends_on_its_seed_alone(world):
+    idx = pareto_subset(world, 500, seed=3)
     assert np.array_equal(idx, pareto_subset(world, 500, seed=3))
     assert not np.array_equal(idx, pareto_subset(world, 500, seed=4))
 
 
-def test_pareto_subset_without_cooccurrence_is_exact():
+def test_a_pareto_subset_of_single_labels_is_exact():
     single = np.eye(5, dtype=np.uint8)[np.random.default_rng(1).integers(0, 5, 4000)]
     idx = pareto_subset(single, 300, min_count=10)
     assert sorted(class_counts(single[idx]))[::-1] == pareto_counts(5, 300, 10).tolist()
 
 
-def test_pareto_subset_takes_no_more_than_there_is():
+def test_a_pareto_subset_takes_no_more_than_there_is():
     world = np.zeros((50, 3), np.uint8)
     world[:30, 0], world[30:32, 1] = 1, 1
     assert class_counts(world[pareto_subset(world, 40)]).tolist() == [30, 2, 0]
 
 
+# ---- splits
+
 @pytest.mark.parametrize('seed', range(4))
 @pytest.mark.parametrize('fraction', [.1, .2, .5])
-def test_split_keeps_the_tail(fraction, seed):
+def test_a_split_keeps_the_tail(fraction, seed):
     y = long_tailed(3000, 20, seed)
     train, valid = stratified_split(y, fraction, seed)
     n, kept = class_counts(y), class_counts(y[train])
     assert sorted([*train, *valid]) == list(range(len(y)))
-    assert (kept >= np.ceil((1 - fraction) * n)).all() and (kept[n > 0] >= 1).all()
-    given = n - kept
+    assert keeps_its_share(kept, n, fraction)
+    assert (kept[n > 0] >= 1).all()
     head = n >= 100
-    assert (given[head] >= .7 * fraction * n[head]).all()
-    again = stratified_split(y, fraction, seed)
-    assert np.array_equal(train, again[0]) and np.array_equal(valid, again[1])
+    assert ((n - kept)[head] >= .7 * fraction * n[head]).all()
 
 
-def test_split_min_train_blank_images_and_bad_fractions():
+@pytest.mark.parametrize('seed', range(4))
+def test_a_split_depends_on_its_seed_alone(seed):
+    y = long_tailed(3000, 20)
+    for once, again in zip(stratified_split(y, seed=seed), stratified_split(y, seed=seed)):
+        assert np.array_equal(once, again)
+
+
+@pytest.fixture
+def sparse():
+    "20 images of one class, 6 of another, 14 of none"
     y = np.zeros((40, 2), np.uint8)
     y[:20, 0], y[20:26, 1] = 1, 1
-    train, _ = stratified_split(y, .5, min_train=5)
-    assert class_counts(y[train]).tolist() == [10, 5]
-    assert (y[train].sum(1) == 0).sum() == 7
-    one = np.eye(3, dtype=np.uint8)
-    assert len(stratified_split(one, .9)[1]) == 0
-    for f in (0, 1, -1, 20):
-        with pytest.raises(ValueError, match='between 0 and 1'): stratified_split(y, f)
+    return y
 
 
-def test_large_sets_take_seconds():
+def test_a_class_keeps_min_train_images(sparse):
+    train, _ = stratified_split(sparse, .5, min_train=5)
+    assert class_counts(sparse[train]).tolist() == [10, 5]
+
+
+def test_unlabelled_images_are_shared_in_proportion(sparse):
+    train, _ = stratified_split(sparse, .5)
+    assert (sparse[train].sum(1) == 0).sum() == 7
+
+
+def test_classes_of_one_image_stay_in_train():
+    _, valid = stratified_split(np.eye(3, dtype=np.uint8), .9)
+    assert len(valid) == 0
+
+
+@pytest.mark.parametrize('fraction', [0, 1, -1, 20])
+def test_a_split_refuses_a_fraction_that_is_none(sparse, fraction):
+    with pytest.raises(ValueError, match='between 0 and 1'): stratified_split(sparse, fraction)
+
+
+def test_a_large_set_keeps_its_tail():
     y = long_tailed(100_000, 80)
-    began = time.perf_counter()
-    train, valid = stratified_split(y)
-    idx = pareto_subset(y, 1200)
-    assert time.perf_counter() - began < 20
-    assert (class_counts(y[train]) >= np.ceil(.8 * class_counts(y))).all()
-    assert len(idx) < 10_000
+    train, _ = stratified_split(y)
+    assert keeps_its_share(class_counts(y[train]), class_counts(y), .2)
+    assert len(pareto_subset(y, 1200)) < 10_000
 
 
-def test_summary():
-    y = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0]])
-    s = imbalance_summary(y)
+# ---- summaries
+
+def test_a_summary():
+    s = imbalance_summary(np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0]]))
     assert (s['images'], s['classes'], s['unlabelled'], s['empty_classes']) == (3, 3, 1, 1)
-    assert s['labels_per_image'] == pytest.approx(1) and s['imbalance_ratio'] == 2 and s['min_count'] == 0
+    assert (s['min_count'], s['imbalance_ratio']) == (0, 2)
+    assert s['labels_per_image'] == pytest.approx(1)
+
+
+def test_a_summary_refuses_other_shapes():
     with pytest.raises(ValueError, match=r'\[N, C\]'): imbalance_summary(np.zeros(3))
 
 
-@needs_lists
-@pytest.mark.parametrize('name, c, images, labels, ratio, tail', [
-    ('voc_lt_train.txt', 20, 1142, 2.05, 775 / 4, (71, 71)), ('coco_lt_train.txt', 80, 1909, 4.36, 1128 / 6, (269, 267))])
-def test_summary_of_the_benchmarks(name, c, images, labels, ratio, tail):
-    y = listed(name, c)
+@pytest.fixture(params=['voc', 'coco'])
+def listed(request, lists):
+    "Name and targets of a benchmark's training list"
+    key, num_classes = request.param, {'voc': 20, 'coco': 80}[request.param]
+    rows = [line.split()[1:] for line in (lists/f'{key}_lt_train.txt').read_text().splitlines()]
+    targets = np.zeros((len(rows), num_classes), np.uint8)
+    for target, ids in zip(targets, rows): target[[int(c) for c in ids]] = 1
+    return key, targets
+
+
+def test_summaries_of_the_benchmarks(listed):
+    key, y = listed
+    expected = {'voc': (1142, 2.05, 775 / 4, 71, 71), 'coco': (1909, 4.36, 1128 / 6, 269, 267)}[key]
     s = imbalance_summary(y)
-    assert s['images'] == images and round(s['labels_per_image'], 2) == labels and s['imbalance_ratio'] == pytest.approx(ratio)
-    assert (s['tail_images'], s['tail_with_head']) == tail
+    names = 'images', 'labels_per_image', 'imbalance_ratio', 'tail_images', 'tail_with_head'
+    assert [s[name] for name in names] == pytest.approx(expected, abs=0.005)
+
+
+def test_splits_of_the_benchmarks(listed):
+    _, y = listed
     train, valid = stratified_split(y)
-    assert (class_counts(y[train]) >= np.ceil(.8 * class_counts(y))).all() and len(valid) > .15 * len(y)
+    assert keeps_its_share(class_counts(y[train]), class_counts(y), .2)
+    assert len(valid) > .15 * len(y)

@@ -28,7 +28,13 @@ from cprfl.model.baselines import ERM, LearnedContext, ZeroShotCLIP
 from cprfl.model.cprfl import CPRFL
 from cprfl.model.semantics import Clip, load_clip
 
-# geometry
+
+def small_cprfl():
+    torch.manual_seed(0)
+    return CPRFL('resnet18', torch.randn(4, 8), d=16, heads=2, head_dim=8, ffn_dim=16)
+
+
+# ---- geometry
 
 @pytest.mark.parametrize('grid,size', [((8, 8), (64, 64)), ((4, 6), (48, 96)), ((14, 14), (140, 140))])
 def test_a_lit_patch_stays_in_its_place(grid, size):
@@ -48,10 +54,12 @@ def test_a_lit_patch_stays_in_its_place(grid, size):
 def test_upsampling_keeps_leading_shape_and_the_peak():
     maps = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     up = upsample_maps(maps, (35, 35))
-    assert up.shape == (2, 3, 35, 35) and torch.allclose(up[..., 3::7, 3::7], maps, atol=1e-6)  # odd patches have a middle pixel
+    assert up.shape == (2, 3, 35, 35)
+    assert torch.allclose(up[..., 3::7, 3::7], maps, atol=1e-6)  # odd patches have a middle pixel
 
 
-@pytest.mark.parametrize('v,size,grid', [(49, (224, 224), (7, 7)), (6, (64, 96), (2, 3)), (1, (32, 32), (1, 1)), (512, (256, 128), (32, 16))])
+@pytest.mark.parametrize('v,size,grid', [
+    (49, (224, 224), (7, 7)), (6, (64, 96), (2, 3)), (1, (32, 32), (1, 1)), (512, (256, 128), (32, 16))])
 def test_patch_grid(v, size, grid):
     assert patch_grid(v, size) == grid
 
@@ -60,7 +68,7 @@ def test_patches_that_fill_no_grid():
     with pytest.raises(ValueError, match='50 patches'): patch_grid(50, (224, 224))
 
 
-# attention
+# ---- attention
 
 def _constructed_cprfl():
     "One head; q of class c is e_c, k of a patch is its own feature: attention is a softmax that one can write down"
@@ -68,7 +76,8 @@ def _constructed_cprfl():
     class Eye(nn.Module):
         def forward(self, x): return x
     with torch.no_grad():
-        m.fc.weight.copy_(torch.eye(3)); m.fc.bias.zero_()
+        m.fc.weight.copy_(torch.eye(3))
+        m.fc.bias.zero_()
         m.pi = Eye()
         m.vsi.layers[0].norm1 = Eye()
         m.vsi.layers[0].attention.to_qkv.weight.copy_(torch.cat([5 * torch.eye(3), torch.eye(3), torch.eye(3)]))
@@ -85,21 +94,24 @@ def test_known_attention():
     keys = torch.cat([F.avg_pool2d(image, 8)[0].flatten(1).T, torch.eye(3)])
     expected = (5 * torch.eye(3) @ keys.T / 3**0.5).softmax(-1)[:, :16]
     assert torch.allclose(a.heads[0, 0].flatten(1), expected, atol=1e-6)
-    assert torch.allclose(a.on_patches[0], expected.sum(-1), atol=1e-6) and a.on_patches.max() < 1
+    assert torch.allclose(a.on_patches[0], expected.sum(-1), atol=1e-6)
+    assert a.on_patches.max() < 1
     assert torch.allclose(a.mean[0, 2], a.mean[0, 2, 0, 0], atol=1e-6)  # nothing is blue: blue looks everywhere alike
 
 
 def test_attention_of_cached_patches_equals_that_of_images():
-    torch.manual_seed(0)
-    m = CPRFL('resnet18', torch.randn(4, 8), d=16, heads=2, head_dim=8, ffn_dim=16).eval()
+    m = small_cprfl().eval()
     images = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
     a, b = attention_maps(m, images), attention_maps(m, m.backbone.patches(images).detach())
-    assert torch.allclose(a.heads, b.heads, atol=1e-5) and torch.allclose(a.logits, m(images), atol=1e-4)
+    assert torch.allclose(a.heads, b.heads, atol=1e-5)
+    assert torch.allclose(a.logits, m(images), atol=1e-4)
 
 
-# Grad-CAM
+# ---- Grad-CAM
 
-def _images(n=2, size=64): return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def _images(n=2, size=64):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
 def test_grad_cam_of_pooling_and_a_linear_layer_in_closed_form():
@@ -108,7 +120,8 @@ def test_grad_cam_of_pooling_and_a_linear_layer_in_closed_form():
     with grad_cam(m) as cam: maps, logits = cam(images, [5, 2])
     A = m.backbone(images)
     expected = torch.einsum('bk,bkij->bij', m.fc.weight[[5, 2]], A).relu() / 4
-    assert torch.allclose(maps, expected, atol=1e-5) and torch.allclose(logits, m(images), atol=1e-4)
+    assert torch.allclose(maps, expected, atol=1e-5)
+    assert torch.allclose(logits, m(images), atol=1e-4)
 
 
 def test_grad_cam_agrees_with_the_package_up_to_its_stretching():
@@ -125,18 +138,20 @@ def test_grad_cam_agrees_with_the_package_up_to_its_stretching():
 
 
 def test_grad_cam_does_not_depend_on_the_rest_of_the_batch():
-    torch.manual_seed(0)
-    m, images = CPRFL('resnet18', torch.randn(4, 8), d=16, heads=2, head_dim=8, ffn_dim=16), _images(3, 96)
+    m, images = small_cprfl(), _images(3, 96)
     with grad_cam(m) as cam:
         together = cam(images, [0, 1, 2])[0]
         alone = torch.cat([cam(images[i:i + 1], [i])[0] for i in range(3)])
-    assert torch.allclose(together, alone, atol=1e-6) and together.shape == (3, 3, 3)
+    assert torch.allclose(together, alone, atol=1e-6)
+    assert together.shape == (3, 3, 3)
 
 
 def _tiny_vit_clip():
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
     torch.manual_seed(0)
-    model = CLIP(16, CLIPVisionCfg(layers=2, width=32, head_width=16, patch_size=16, image_size=64), CLIPTextCfg(context_length=8, vocab_size=40, width=16, heads=2, layers=1))
+    vision = CLIPVisionCfg(layers=2, width=32, head_width=16, patch_size=16, image_size=64)
+    text = CLIPTextCfg(context_length=8, vocab_size=40, width=16, heads=2, layers=1)
+    model = CLIP(16, vision, text)
     return Clip(model.eval(), lambda texts: torch.randint(1, 39, (len(texts), 8)), (0.5,) * 3, (0.5,) * 3, 64)
 
 
@@ -145,30 +160,42 @@ def test_every_family_has_maps_on_its_grid():
     models = {(2, 2): ERM('resnet18', 5), (4, 4): ERM(build_backbone('vit_tiny_patch16_224', img_size=64), 5)}
     for grid, m in models.items():
         with grad_cam(m) as cam: maps, _ = cam(_images(), [0, 1])
-        assert maps.shape == (2, *grid) and (maps >= 0).all() and maps.max() > 0
+        assert maps.shape == (2, *grid)
+        assert (maps >= 0).all()
+        assert maps.max() > 0
     vit = ZeroShotCLIP(_tiny_vit_clip(), list('abc'))
     with grad_cam(vit) as cam: maps, cosines = cam(_images(), [0, 1])
-    assert maps.shape == (2, 4, 4) and maps.max() > 0 and cosines.abs().max() <= 1
+    assert maps.shape == (2, 4, 4)
+    assert maps.max() > 0
+    assert cosines.abs().max() <= 1
 
 
 def test_clip_is_explained_by_its_cosine():
     test = shapes_lt('test')
     m, images = ZeroShotCLIP(load_clip('shapes'), test.classes), _images()
     with grad_cam(m) as cam: maps, cosines = cam(images, [3, 4])
-    assert maps.shape == (2, 4, 4) and torch.allclose(cosines * m.tower.logit_scale.exp(), m(images), atol=1e-3)
+    assert maps.shape == (2, 4, 4)
+    assert torch.allclose(cosines * m.tower.logit_scale.exp(), m(images), atol=1e-3)
     coop = LearnedContext(load_clip('shapes'), test.classes)
     with grad_cam(coop) as cam: maps, logits = cam(images, [3, 4])
-    assert maps.shape == (2, 4, 4) and torch.allclose(logits, coop(images), atol=1e-3)
+    assert maps.shape == (2, 4, 4)
+    assert torch.allclose(logits, coop(images), atol=1e-3)
 
 
-def test_cam_needs_a_backbone_and_a_category_per_image():
+def test_cam_needs_a_backbone():
     with pytest.raises(ValueError, match='has no backbone'), grad_cam(ERM(None, 3, feature_dim=8)): pass
-    with grad_cam(ERM('resnet18', 3)) as cam, pytest.raises(ValueError, match='2 images and 1 categories'): cam(_images(), [0])
 
 
-# what is left behind
+def test_cam_needs_a_category_per_image():
+    with grad_cam(ERM('resnet18', 3)) as cam:
+        with pytest.raises(ValueError, match='2 images and 1 categories'): cam(_images(), [0])
 
-def _hooks(m): return sum(len(x._forward_hooks) + len(x._backward_hooks) + len(x._forward_pre_hooks) for x in m.modules())
+
+# ---- what is left behind
+
+def _hooks(m):
+    kinds = '_forward_hooks', '_backward_hooks', '_forward_pre_hooks'
+    return sum(len(getattr(x, kind)) for x in m.modules() for kind in kinds)
 
 
 def _live_tensors():
@@ -177,17 +204,21 @@ def _live_tensors():
 
 
 def test_hooks_modes_and_gradients_are_as_before():
-    torch.manual_seed(0)
-    m = CPRFL('resnet18', torch.randn(4, 8), d=16, heads=2, head_dim=8, ffn_dim=16).train()
+    m = small_cprfl().train()
     m.backbone.eval()
     m.fc.weight.requires_grad_(False)
     m.fc.bias.grad = torch.ones_like(m.fc.bias)
     with pytest.raises(RuntimeError, match='on purpose'), grad_cam(m) as cam:
         cam(_images(), [0, 1])
-        assert _hooks(m) > 0 and not m.training
+        assert _hooks(m) > 0
+        assert not m.training
         raise RuntimeError('on purpose')
-    assert _hooks(m) == 0 and m.training and not m.backbone.training
-    assert not m.fc.weight.requires_grad and m.fc.bias.requires_grad and (m.fc.bias.grad == 1).all()
+    assert _hooks(m) == 0
+    assert m.training
+    assert not m.backbone.training
+    assert not m.fc.weight.requires_grad
+    assert m.fc.bias.requires_grad
+    assert (m.fc.bias.grad == 1).all()
     assert all(p.grad is None for n, p in m.named_parameters() if n != 'fc.bias')
 
 
@@ -197,8 +228,7 @@ def test_an_index_error_is_not_swallowed():
 
 @pytest.mark.parametrize('inside', [True, False], ids=['one context', 'a context each'])
 def test_no_tensor_is_left_after_twenty_calls(inside):
-    torch.manual_seed(0)
-    m, images = CPRFL('resnet18', torch.randn(4, 8), d=16, heads=2, head_dim=8, ffn_dim=16), _images()
+    m, images = small_cprfl(), _images()
     def calls(n):
         if not inside:
             for _ in range(n): explain_image(m, images[0], 1)
@@ -208,33 +238,39 @@ def test_no_tensor_is_left_after_twenty_calls(inside):
     calls(2)
     before = _live_tensors()
     calls(20)
-    assert _live_tensors() == before and _hooks(m) == 0
+    assert _live_tensors() == before
+    assert _hooks(m) == 0
 
 
 def test_explain_image_names_what_each_model_has():
-    torch.manual_seed(0)
-    out = explain_image(CPRFL('resnet18', torch.randn(4, 8), d=16, heads=2, head_dim=8, ffn_dim=16), _images()[0], 2, size=(50, 40))
-    assert {k: np.shape(v) for k, v in out.items()} == dict(logit=(), gradcam=(50, 40), attention=(50, 40), heads=(2, 50, 40))
+    out = explain_image(small_cprfl(), _images()[0], 2, size=(50, 40))
+    shapes = {name: np.shape(value) for name, value in out.items()}
+    assert shapes == dict(logit=(), gradcam=(50, 40), attention=(50, 40), heads=(2, 50, 40))
     assert set(explain_image(ERM('resnet18', 3), _images()[0], 2)) == {'logit', 'gradcam'}
 
 
-# scores
+# ---- scores
 
 def test_hits_and_energy_by_hand():
     m = torch.zeros(3, 4, 4)
-    m[0, 2, 1], m[1] = 1, 3
+    m[0, 2, 1] = 1
+    m[1] = 3
     scores = score_maps(m, [[(4, 8, 8, 12)]] * 3, (16, 16))
-    assert scores['hit'].tolist() == [1, 0, 0] and scores['area'].tolist() == [1 / 16] * 3
-    assert scores['energy'].tolist() == pytest.approx([(3 / 4)**2, 1 / 16, 0])  # per axis, interpolation keeps 3/4 of a patch within
+    assert scores['hit'].tolist() == [1, 0, 0]
+    assert scores['area'].tolist() == [1 / 16] * 3
+    inside = (3 / 4)**2  # of a patch, after interpolation
+    assert scores['energy'].tolist() == pytest.approx([inside, 1 / 16, 0])
     assert score_maps(-m[:1], [[(4, 8, 8, 12)]], (16, 16))['hit'].tolist() == [0]  # only what is positive points
 
 
 def test_the_point_is_the_centre_of_the_strongest_patch():
     m = torch.zeros(1, 2, 2)
     m[0, 0, 1] = 1  # its centre on 16 x 16 pixels: x 12, y 4
-    hit = lambda *box, **kw: score_maps(m, [[box]], (16, 16), **kw)['hit'].item()
-    assert hit(12, 4, 13, 5) == 1 and hit(11, 3, 12, 4) == 0  # ends are exclusive
-    assert hit(0, 0, 10, 10) == 0 and hit(0, 0, 10, 10, tolerance=2.5) == 1
+    def hit(*box, **kw): return score_maps(m, [[box]], (16, 16), **kw)['hit'].item()
+    assert hit(12, 4, 13, 5) == 1
+    assert hit(11, 3, 12, 4) == 0  # ends are exclusive
+    assert hit(0, 0, 10, 10) == 0
+    assert hit(0, 0, 10, 10, tolerance=2.5) == 1
     assert score_maps(m, [[(0, 0, 1, 1), (12, 4, 16, 8)]], (16, 16))['hit'].item() == 1
 
 
@@ -251,12 +287,16 @@ def test_images_of_several_sizes():
 
 def test_the_centre_map_peaks_in_the_centre():
     m = centre_map()
-    assert divmod(int(m.argmax()), 31) == (15, 15) and torch.allclose(m, m.flip(0)) and torch.allclose(m, m.T)
+    assert divmod(int(m.argmax()), 31) == (15, 15)
+    assert torch.allclose(m, m.flip(0))
+    assert torch.allclose(m, m.T)
 
 
 class Squares(nn.Module):
-    "Its images are noise with one bright square per class, in the class's channel; 'attends' to brightness in that channel"
-    def __init__(self, wrong=()): super().__init__(); self.vsi, self.one, self.wrong = None, nn.Parameter(torch.ones(1)), list(wrong)
+    "For noise with a bright square per class, in the class's channel: 'attends' to brightness in that channel"
+    def __init__(self, wrong=()):
+        super().__init__()
+        self.vsi, self.one, self.wrong = None, nn.Parameter(torch.ones(1)), list(wrong)
     def forward(self, x, return_attention=False):
         a = F.adaptive_avg_pool2d(x.float(), 8).flatten(2)
         a[:, self.wrong] = -a[:, self.wrong]
@@ -273,27 +313,40 @@ def _squares(n=30):
             if c == i % 3: continue
             x, y = rng.integers(0, 40, 2)
             images[i, y:y + 24, x:x + 24, c] = 255
-            boxes[i].append((c, x, y, x + 24, y + 24)); targets[i, c] = 1
-    return ArrayDataset(images, targets, ['red', 'green', 'blue'], groups=dict(head=[0], medium=[1], tail=[2]), boxes=boxes)
+            boxes[i].append((c, x, y, x + 24, y + 24))
+            targets[i, c] = 1
+    groups = dict(head=[0], medium=[1], tail=[2])
+    return ArrayDataset(images, targets, ['red', 'green', 'blue'], groups=groups, boxes=boxes)
 
 
-def test_a_model_that_looks_right_hits_always_and_one_that_looks_away_never():
-    data = _squares()
-    good, bad = pointing_game(Squares(), data, batch_size=7), pointing_game(Squares(wrong=[2]), data)
-    assert list(good.columns) == ['image', 'path', 'class', 'group', 'method', 'rank', 'hit', 'energy', 'area'] and len(good) == 60
-    assert good['hit'].mean() == 1 and good['energy'].mean() > 0.7 and (good['rank'] <= 2).all()
-    summary = pointing_summary(dict(good=good, bad=bad, baseline=pointing_baselines(data)))
-    assert summary.loc[('bad', 'attention'), ['head', 'medium', 'tail']].tolist() == [1, 1, 0]
-    assert summary.loc[('bad', 'attention'), 'total'] == pytest.approx(2 / 3)
-    assert summary.loc[('baseline', 'random'), 'total'] == pytest.approx((24 / 64)**2)
-    assert 0 < summary.loc[('baseline', 'centre'), 'total'] < 0.6
+def test_a_model_that_looks_at_the_object_always_hits():
+    good = pointing_game(Squares(), _squares(), batch_size=7)
+    assert list(good.columns) == ['image', 'path', 'class', 'group', 'method', 'rank', 'hit', 'energy', 'area']
+    assert len(good) == 60
+    assert good['hit'].mean() == 1
+    assert good['energy'].mean() > 0.7
+    assert (good['rank'] <= 2).all()
+
+
+def test_a_class_that_is_looked_away_from_is_never_hit():
+    bad = pointing_summary(dict(bad=pointing_game(Squares(wrong=[2]), _squares()))).loc['bad', 'attention']
+    assert bad[['head', 'medium', 'tail']].tolist() == [1, 1, 0]
+    assert bad['total'] == pytest.approx(2 / 3)
+
+
+def test_the_baselines_score_the_area_and_the_centre():
+    total = pointing_summary(dict(baseline=pointing_baselines(_squares())))['total']
+    assert total['baseline', 'random'] == pytest.approx((24 / 64)**2)
+    assert 0 < total['baseline', 'centre'] < 0.6
 
 
 def test_boxes_need_no_scaling_when_images_are_enlarged():
     small, large = _squares(), _squares()
     large.transform = resize(128)
     a, b = pointing_game(Squares(), small), pointing_game(Squares(), large)
-    assert a['hit'].equals(b['hit']) and a['area'].equals(b['area']) and np.allclose(a['energy'], b['energy'], atol=0.02)
+    assert a['hit'].equals(b['hit'])
+    assert a['area'].equals(b['area'])
+    assert np.allclose(a['energy'], b['energy'], atol=0.02)
 
 
 def test_grad_cam_plays_the_pointing_game_too():
@@ -301,14 +354,17 @@ def test_grad_cam_plays_the_pointing_game_too():
     m = ERM(Backbone(nn.AvgPool2d(8), 3, normalize=False), 3)
     with torch.no_grad(): m.fc.weight.copy_(torch.eye(3))
     t = pointing_game(m, data, 'gradcam', batch_size=16)
-    assert t['hit'].mean() == 1 and (t['method'] == 'gradcam').all()
+    assert t['hit'].mean() == 1
+    assert (t['method'] == 'gradcam').all()
     with pytest.raises(ValueError, match='expected one of attention, gradcam'): pointing_game(m, data, 'rollout')
 
 
 def test_the_same_images_are_drawn_for_every_model():
     data = _squares()
     a, b = pointing_game(Squares(), data, n=5), pointing_game(Squares([1]), data, n=5)
-    assert a['image'].equals(b['image']) and a['image'].nunique() == 5 and a['image'].equals(pointing_baselines(data, n=5).query("method == 'centre'")['image'])
+    assert a['image'].equals(b['image'])
+    assert a['image'].nunique() == 5
+    assert a['image'].equals(pointing_baselines(data, n=5).query("method == 'centre'")['image'])
 
 
 def test_images_without_boxes_are_refused():

@@ -6,8 +6,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.request
+from html import unescape
 from pathlib import Path
 
 import nbformat
@@ -17,16 +19,18 @@ import pytest
 from PIL import Image
 
 CHROMIUM = os.environ.get('CPRFL_CHROMIUM') or shutil.which('chromium') or shutil.which('chromium-browser')
-FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--no-first-run']
+FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--disable-background-networking',
+         '--disable-component-update', '--disable-sync', '--no-first-run']
 PICTURE = 'img.widget-image, .widget-image img'
 EVIL = ['<script>window.broken=1</script>', '<img src=x onerror=window.broken=1>', '$\\frac{1}$ & co']
 
 CELLS = dict(
     setup="""
         import numpy as np, torch
-        from cprfl.runs.recipe import load_data
+        from cprfl.runs.build import load_data
         from cprfl.runs.run import Run
-        from cprfl.look.explorers import *
+        from cprfl.look.explorers import AttentionExplorer, DriftExplorer, PredictionExplorer
+        from cprfl.look.monitor import TrainingMonitor
         from cprfl.model.cprfl import CPRFL
         from cprfl.data.dataset import ArrayDataset
         runs = {n: Run(f'runs/shapes-{n}') for n in ('erm', 'clip', 'cprfl')}
@@ -37,7 +41,9 @@ CELLS = dict(
     monitor="TrainingMonitor('growing', every=0.3)",
     evil=f"""
         evil = {EVIL!r}
-        pictures = ArrayDataset(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8), np.eye(4, 3, dtype=int) + np.eye(4, 3, -3, dtype=int), evil, paths=['<b onclick=x>' + e for e in evil + ['y']])
+        noise = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+        targets = np.eye(4, 3, dtype=int) + np.eye(4, 3, -3, dtype=int)
+        pictures = ArrayDataset(noise, targets, evil, paths=['<b onclick=x>' + e for e in evil + ['y']])
         AttentionExplorer(CPRFL('resnet18', torch.randn(3, 8), d=16, heads=2, head_dim=8, ffn_dim=16), pictures)""")
 
 
@@ -67,12 +73,15 @@ def workplace(chromium, tmp_path_factory):
     from cprfl.runs.run import run_recipe
     folder = tmp_path_factory.mktemp('lab')
     for name, epochs in (('clip', 1), ('erm', 1), ('cprfl', 3)):
-        recipe = get_recipe(f'shapes-{name}').with_(image_size=32, precision='fp32', batch_size=128, epochs=epochs, purity=0)
+        recipe = get_recipe(f'shapes-{name}')
+        recipe = recipe.with_(image_size=32, precision='fp32', batch_size=128, epochs=epochs, purity=0)
         run_recipe(recipe, folder / 'runs', progress=False)
     (folder / 'growing').mkdir()
     (folder / 'growing' / 'train_config.json').write_text(json.dumps(dict(epochs=5)))
-    nb = nbformat.v4.new_notebook(metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
-    nb.cells = [nbformat.v4.new_code_cell('\n'.join(line.removeprefix(' ' * 8) for line in source.strip().splitlines())) for source in CELLS.values()]
+    kernel = dict(name='python3', display_name='python3', language='python')
+    nb = nbformat.v4.new_notebook(metadata=dict(kernelspec=kernel))
+    sources = [textwrap.dedent(source).strip() for source in CELLS.values()]
+    nb.cells = [nbformat.v4.new_code_cell(source) for source in sources]
     nbformat.write(nb, folder / 'explorers.ipynb')
     return folder
 
@@ -85,7 +94,9 @@ def _free_port():
 
 def _settings(folder):
     "No news, nothing outside of the window left undrawn"
-    for plugin, values in (('apputils-extension/notification', dict(fetchNews='false', checkForUpdates=False)), ('notebook-extension/tracker', dict(windowingMode='none'))):
+    settings = {'apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False),
+                'notebook-extension/tracker': dict(windowingMode='none')}
+    for plugin, values in settings.items():
         file = folder / '@jupyterlab' / f'{plugin}.jupyterlab-settings'
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values))
@@ -96,17 +107,21 @@ def lab(workplace, tmp_path_factory):
     "One JupyterLab for all tests, with settings of its own: its address"
     own, port = tmp_path_factory.mktemp('jupyter'), _free_port()
     _settings(own / 'settings')
-    env = os.environ | dict(OMP_NUM_THREADS='1', JUPYTER_CONFIG_DIR=str(own / 'config'), JUPYTER_RUNTIME_DIR=str(own / 'runtime'), IPYTHONDIR=str(own / 'ipython'),
-                            JUPYTERLAB_SETTINGS_DIR=str(own / 'settings'), JUPYTERLAB_WORKSPACES_DIR=str(own / 'workspaces'))
-    options = ['--no-browser', '--ip=127.0.0.1', f'--port={port}', '--IdentityProvider.token=', '--ServerApp.password=', f'--ServerApp.root_dir={workplace}']
+    folders = dict(JUPYTER_CONFIG_DIR='config', JUPYTER_RUNTIME_DIR='runtime', IPYTHONDIR='ipython',
+                   JUPYTERLAB_SETTINGS_DIR='settings', JUPYTERLAB_WORKSPACES_DIR='workspaces')
+    env = os.environ | dict(OMP_NUM_THREADS='1') | {name: str(own / folder) for name, folder in folders.items()}
+    options = ['--no-browser', '--ip=127.0.0.1', f'--port={port}', '--IdentityProvider.token=',
+               '--ServerApp.password=', f'--ServerApp.root_dir={workplace}']
     if hasattr(os, 'geteuid') and os.geteuid() == 0: options.append('--allow-root')
     with open(own / 'log', 'w') as log:
-        server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', *options], env=env, cwd=workplace, stdout=log, stderr=log)
+        command = [sys.executable, '-m', 'jupyterlab', *options]
+        server = subprocess.Popen(command, env=env, cwd=workplace, stdout=log, stderr=log)
     try:
         for _ in range(240):
             assert server.poll() is None, (own / 'log').read_text()[-2000:]
-            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api', timeout=5).read(); break
+            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api', timeout=5).read()
             except OSError: time.sleep(0.5)
+            else: break
         else: pytest.fail('JupyterLab did not answer in two minutes: ' + (own / 'log').read_text()[-2000:])
         yield f'http://127.0.0.1:{port}'
     finally:
@@ -175,6 +190,14 @@ def pick(page, cell, label, option):
     return lambda: select.select_option(**({'index': option} if isinstance(option, int) else {'label': option}))
 
 
+def slide(page, cell, key):
+    "Move the slider of a cell by one step"
+    def act():
+        cell.locator('.noUi-handle').focus()
+        page.keyboard.press(key)
+    return act
+
+
 def snapshots(page, artefacts, cell, name):
     "The cell at two widths of the window"
     for width in (1920, 1280):
@@ -201,7 +224,8 @@ def nothing_goes_wrong(page):
 def test_predictions(page, artefacts):
     own = cell(page, 'predictions')
     digest, width, height = picture(own)
-    assert 500 < width <= 1080 and 140 < height < 320
+    assert 500 < width <= 1080
+    assert 140 < height < 320
     assert 'shapes-lt/test/00000' in own.inner_text()
     second = changed(page, own, own.get_by_text('Next ›').click)
     assert 'shapes-lt/test/00001' in own.inner_text()
@@ -216,9 +240,19 @@ def test_predictions_with_the_keyboard_alone(page):
     show.focus()
     page.keyboard.press('Home') # the first filter: all images
     own.get_by_text('of 1000)').wait_for()
-    changed(page, own, lambda: (number.focus(), number.press('Control+a'), page.keyboard.type('7'), page.keyboard.press('Enter')))
+
+    def type_seven():
+        number.focus()
+        number.press('Control+a')
+        page.keyboard.type('7')
+        page.keyboard.press('Enter')
+    changed(page, own, type_seven)
     assert 'shapes-lt/test/00007' in own.inner_text()
-    changed(page, own, lambda: (page.keyboard.press('Tab'), page.keyboard.press('Enter'))) # the button behind the number
+
+    def press_next(): # the button behind the number
+        page.keyboard.press('Tab')
+        page.keyboard.press('Enter')
+    changed(page, own, press_next)
     assert 'shapes-lt/test/00008' in own.inner_text()
     assert page.evaluate('document.activeElement.innerText').strip() == 'Next ›'
 
@@ -233,14 +267,17 @@ def test_your_own_images(page, tmp_path):
         chooser.value.set_files([tmp_path / 'mine.png', tmp_path / 'broken.png'])
     changed(page, own, upload)
     said = own.get_by_role('status').inner_text()
-    assert '1 of your images added' in said and 'broken.png is no image that can be read' in said
-    assert 'mine.png' in own.inner_text() and 'labels not known' in own.inner_text()
+    assert '1 of your images added' in said
+    assert 'broken.png is no image that can be read' in said
+    assert 'mine.png' in own.inner_text()
+    assert 'labels not known' in own.inner_text()
 
 
 def test_attention(page, artefacts):
     own = cell(page, 'attention')
     _, width, height = picture(own)
-    assert width > 500 and 0.3 < height / width < 0.7
+    assert width > 500
+    assert 0.3 < height / width < 0.7
     seen = {picture(own)[0]}
     seen.add(changed(page, own, pick(page, own, 'Category', 7), 'with the category the picture'))
     seen.add(changed(page, own, own.get_by_text('Next ›').click, 'with the image the picture'))
@@ -248,14 +285,16 @@ def test_attention(page, artefacts):
     seen.add(changed(page, own, pick(page, own, 'Map', 'Grad-CAM'), 'with the method the picture'))
     changed(page, own, pick(page, own, 'Map', 'attention, mean'))
     changed(page, own, pick(page, own, 'Show', 'with this category'))
-    assert len(seen) == 5 and 'what is boxed holds' in own.inner_text()
-    changed(page, own, lambda: (own.locator('.noUi-handle').focus(), page.keyboard.press('ArrowRight')), 'with the overlay the picture')
+    assert len(seen) == 5
+    assert 'the boxed area holds' in own.inner_text()
+    changed(page, own, slide(page, own, 'ArrowRight'), 'with the overlay the picture')
     snapshots(page, artefacts, own, 'attention')
 
 
 REDRAW = """async ([cell, label, to]) => {
     const img = cell.querySelector('img.widget-image, .widget-image img'), old = img.src
-    const list = [...cell.querySelectorAll('.widget-dropdown')].find(d => d.querySelector('label').innerText === label)?.querySelector('select')
+    const lists = [...cell.querySelectorAll('.widget-dropdown')]
+    const list = lists.find(d => d.querySelector('label').innerText === label)?.querySelector('select')
     const began = performance.now()
     if (list) { list.selectedIndex = to; list.dispatchEvent(new Event('change', {bubbles: true})) }
     else [...cell.querySelectorAll('button')].find(b => b.innerText.includes(label)).click()
@@ -273,13 +312,21 @@ def test_time_to_redraw(page, record_property, artefacts):
     own = cell(page, 'attention')
     where = own.element_handle()
     def quiet(): page.wait_for_timeout(300)
+
     def time_of(label, *to):
         out = []
-        for t in to: quiet(); out.append(page.evaluate(REDRAW, [where, label, t]))
+        for t in to:
+            quiet()
+            out.append(page.evaluate(REDRAW, [where, label, t]))
         return out
-    for label, option in (('Show', 0), ('Map', 0), ('Category', 0)): pick(page, own, label, option)(); quiet()
-    times = dict(category=time_of('Category', *range(1, 9)), head=time_of('Map', 1, 2, 3, 4, 0), image=time_of('Next', *range(8)), gradcam=time_of('Map', 5, 0, 5, 0)[::2])
-    summary = {name: dict(median=round(float(np.median(t))), worst=round(max(t)), n=len(t)) for name, t in times.items()}
+
+    for label in ('Show', 'Map', 'Category'):
+        pick(page, own, label, 0)()
+        quiet()
+    times = dict(category=time_of('Category', *range(1, 9)), head=time_of('Map', 1, 2, 3, 4, 0),
+                 image=time_of('Next', *range(8)), gradcam=time_of('Map', 5, 0, 5, 0)[::2])
+    summary = {}
+    for name, t in times.items(): summary[name] = dict(median=round(float(np.median(t))), worst=round(max(t)), n=len(t))
     for name, t in summary.items(): record_property(f'redraw_{name}_ms', t['median'])
     (artefacts / 'redraw.json').write_text(json.dumps(summary, indent=1))
     print('AttentionExplorer, ms from change to picture:', summary)
@@ -289,7 +336,7 @@ def test_time_to_redraw(page, record_property, artefacts):
 def test_drift(page, artefacts):
     own = cell(page, 'drift')
     assert 'at epoch 3' in own.inner_text()
-    changed(page, own, lambda: (own.locator('.noUi-handle').focus(), page.keyboard.press('ArrowLeft')), 'with the epoch the picture')
+    changed(page, own, slide(page, own, 'ArrowLeft'), 'with the epoch the picture')
     assert 'at epoch 2' in own.inner_text()
     changed(page, own, pick(page, own, 'Category', 12), 'with the category the picture')
     changed(page, own, own.get_by_text('Without their mean').click, 'without the mean the picture')
@@ -297,18 +344,22 @@ def test_drift(page, artefacts):
 
 
 def test_the_monitor_follows_a_folder(page, workplace, artefacts):
-    from cprfl.train.callbacks import write_atomic
+    from cprfl.files import write_text
     own = cell(page, 'monitor')
     assert 'no epoch yet' in own.inner_text()
-    rows = pd.DataFrame(dict(epoch=[1, 2, 3], loss=[.4, .2, .1], lr=1e-3, total=[.2, .3, .4], head=[.3, .4, .5], medium=[.2, .3, .35], tail=[.1, .2, .3], seconds=4.))
+    rows = pd.DataFrame(dict(epoch=[1, 2, 3], loss=[.4, .2, .1], lr=1e-3, seconds=4.))
+    rows = rows.assign(total=[.2, .3, .4], head=[.3, .4, .5], medium=[.2, .3, .35], tail=[.1, .2, .3])
+    metrics = workplace / 'growing' / 'metrics.csv'
+
+    def write(n): return lambda: write_text(metrics, rows[:n].to_csv(index=False))
     for n in (1, 3):
-        changed(page, own, lambda: write_atomic(workplace / 'growing' / 'metrics.csv', lambda p: rows[:n].to_csv(p, index=False)), 'with metrics.csv the picture')
+        changed(page, own, write(n), 'with metrics.csv the picture')
         assert f'epoch {n} of 5' in own.inner_text()
     snapshots(page, artefacts, own, 'monitor')
     own.get_by_role('button', name='Follow').click()
     page.wait_for_timeout(1500)
     still = picture(own)[0]
-    write_atomic(workplace / 'growing' / 'metrics.csv', lambda p: rows[:2].to_csv(p, index=False))
+    write(2)()
     page.wait_for_timeout(1500)
     assert picture(own)[0] == still
 
@@ -316,9 +367,12 @@ def test_the_monitor_follows_a_folder(page, workplace, artefacts):
 def test_names_stay_names(page, artefacts):
     "Classes and files called <script> are shown, not run"
     own = cell(page, 'evil')
-    assert EVIL[0] in own.locator('select').nth(1).inner_text() or EVIL[0] in own.inner_html().replace('&lt;', '<').replace('&gt;', '>')
+    options = own.locator('select').nth(1).inner_text() + unescape(own.inner_html())
+    assert EVIL[0] in options
     for i in (1, 2): changed(page, own, pick(page, own, 'Category', i))
     changed(page, own, own.get_by_text('Next ›').click)
-    assert EVIL[2] in own.inner_text() and '<b onclick=x>' in own.inner_text()
-    assert page.evaluate('window.broken') is None and not own.locator('script, img:not(.widget-image), [onclick]').count()
+    assert EVIL[2] in own.inner_text()
+    assert '<b onclick=x>' in own.inner_text()
+    assert page.evaluate('window.broken') is None
+    assert not own.locator('script, img:not(.widget-image), [onclick]').count()
     snapshots(page, artefacts, own, 'names')

@@ -50,7 +50,8 @@ def data(rng):
 
 
 @pytest.fixture
-def predictions(data, rng): return {m: rng.normal(size=(30, 6)) + up * data.targets for m, up in dict(erm=0, clip=1, cprfl=4).items()}
+def predictions(data, rng):
+    return {m: rng.normal(size=(30, 6)) + up * data.targets for m, up in dict(erm=0, clip=1, cprfl=4).items()}
 
 
 @pytest.fixture
@@ -75,12 +76,22 @@ def drawn(fig):
 
 # ---- style
 
-def test_groups_and_the_colour_map_can_be_told_apart_in_grey():
-    lightness = lambda colours: np.asarray(colours)[..., :3] @ [0.299, 0.587, 0.114]
+def lightness(colours): return np.asarray(colours)[..., :3] @ [0.299, 0.587, 0.114]
+
+
+def test_the_colour_map_can_be_read_in_grey():
     assert (np.diff(lightness(light_to_dark()(np.linspace(0, 1, 50)))) < 0).all()
+
+
+def test_groups_can_be_read_in_grey():
     groups = lightness([to_rgb(GROUP_COLOURS[g]) for g in ('head', 'medium', 'tail')])
-    assert (np.diff(groups) > 0.1).all() and len(set(GROUP_SIGNS.values())) == 3
-    assert signed('x', 'tail') == '▲ x' and signed('x', '') == 'x'
+    assert (np.diff(groups) > 0.1).all()
+    assert len(set(GROUP_SIGNS.values())) == 3
+
+
+def test_a_name_carries_the_sign_of_its_group():
+    assert signed('x', 'tail') == '▲ x'
+    assert signed('x', '') == 'x'
 
 
 @pytest.mark.parametrize('draw', [
@@ -90,45 +101,63 @@ def test_groups_and_the_colour_map_can_be_told_apart_in_grey():
     lambda axes, d, p: plot_heads(d[0][0], torch.rand(2, 4, 6), axes=axes)], ids=['report', 'flips', 'map', 'heads'])
 def test_axes_that_are_given_are_drawn_on(data, predictions, draw):
     fig, axes = plt.subplots(1, 4)
-    assert draw(axes, data, predictions)[0] is fig and len(plt.get_fignums()) == 1
+    assert draw(axes, data, predictions)[0] is fig
+    assert len(plt.get_fignums()) == 1
 
 
 # ---- top-3
 
 def test_right_and_wrong_differ_in_mark_filling_and_colour(data, predictions):
     table = top_k_table(predictions, data.targets, CLASSES, GROUPS)
-    fig, axes = plot_top_k(table, data, [3, 7], softmax=['clip'])
-    assert axes.shape == (2, 5) and texts(ax.title for ax in axes[0]) == [''] * 5  # titles are on the left
-    assert [ax.get_title(loc='left') for ax in axes[0]] == ['', 'truth', 'erm', 'clip (softmax)', 'cprfl']
+    fig, axes = plot_top_k(table, data, [3, 7])
     for row, i in zip(axes, (3, 7)):
-        assert row[1].texts[0].get_text().split('\n') == [signed(CLASSES[c], OF[c]) for c in np.flatnonzero(data.targets[i])]
         for ax, model in zip(row[2:], predictions):
             want = table[(table['image'] == i) & (table['model'] == model)].sort_values('rank')
-            assert texts(ax.get_yticklabels()) == [f"{'✓' if r else '✗'} {signed(c, g)}" for c, g, r in zip(want['class'], want['group'], want['right'])]
+            names = [signed(c, g) for c, g in zip(want['class'], want['group'])]
+            marks = ['✓ ' if right else '✗ ' for right in want['right']]
+            assert texts(ax.get_yticklabels()) == [mark + name for mark, name in zip(marks, names)]
             assert np.allclose([b.get_width() for b in ax.patches], want['score'])
             assert [b.get_hatch() == '////' for b in ax.patches] == (~want['right']).tolist()
             assert [to_hex(b.get_facecolor()) == RIGHT for b in ax.patches] == want['right'].tolist()
             assert ax.get_ylim()[0] > ax.get_ylim()[1], 'the best is on top'
 
 
+def test_columns_are_truth_and_models(data, predictions):
+    table = top_k_table(predictions, data.targets, CLASSES, GROUPS)
+    fig, axes = plot_top_k(table, data, [3, 7], softmax=['clip'])
+    assert axes.shape == (2, 5)
+    assert texts(ax.title for ax in axes[0]) == [''] * 5  # titles are on the left
+    assert [ax.get_title(loc='left') for ax in axes[0]] == ['', 'truth', 'erm', 'clip (softmax)', 'cprfl']
+    for row, i in zip(axes, (3, 7)):
+        labels = [signed(CLASSES[c], OF[c]) for c in np.flatnonzero(data.targets[i])]
+        assert row[1].texts[0].get_text().split('\n') == labels
+
+
 def test_without_truth_nothing_is_marked(data, predictions):
     table = top_k_table(predictions, data.targets, CLASSES, GROUPS)
     fig, axes = plot_top_k(table, data, [0], truth=False)
     labels = texts(axes[0, 1].get_yticklabels())
-    assert axes.shape == (1, 4) and len(labels) == 3 and not any(m in ''.join(labels) for m in '✓✗')
+    assert axes.shape == (1, 4)
+    assert len(labels) == 3
+    assert not any(m in ''.join(labels) for m in '✓✗')
     assert not any(b.get_hatch() for ax in axes[0, 1:] for b in ax.patches)
 
 
-def test_the_report_has_a_bar_per_model_and_group_and_its_own_order(data, predictions):
+def test_the_report_has_a_bar_per_model_and_group(data, predictions):
     report = top_k_report(predictions, data.targets, GROUPS)
     fig, axes = plot_top_k_report(report, ('recall', 'precision', 'class_recall'))
     assert [ax.get_ylabel() for ax in axes] == ['recall', 'precision', 'class recall']
     assert texts(axes[0].get_legend().get_texts()) == list(predictions)
     assert texts(axes[0].get_xticklabels()) == ['total', '● head', '■ medium', '▲ tail']
-    want = report.pivot(index='model', columns='group', values='recall').loc[list(predictions), ['total', 'head', 'medium', 'tail']]
-    assert np.allclose([b.get_height() for b in axes[0].patches], want.to_numpy().ravel())
-    look = lambda b: (to_hex(b.get_facecolor(), keep_alpha=True), b.get_hatch())
-    assert len({look(axes[0].patches[4 * j]) for j in range(3)}) == 3, 'models are told apart by their filling'
+    recall = report.set_index(['model', 'group'])['recall']
+    want = [recall[model, group] for model in predictions for group in ('total', *GROUPS)]
+    assert np.allclose([b.get_height() for b in axes[0].patches], want)
+
+
+def test_models_differ_in_their_filling(data, predictions):
+    fig, axes = plot_top_k_report(top_k_report(predictions, data.targets, GROUPS))
+    bars = [axes[0].patches[4 * j] for j in range(3)]
+    assert len({(to_hex(b.get_facecolor(), keep_alpha=True), b.get_hatch()) for b in bars}) == 3
 
 
 def test_flips_name_both_models_and_leave_the_diagonal_empty(data, predictions):
@@ -136,9 +165,11 @@ def test_flips_name_both_models_and_leave_the_diagonal_empty(data, predictions):
     fig, axes = plot_flips(flips)
     cells = texts(axes[0].texts)
     n = flips.query("group == 'total' and right == 'cprfl' and wrong == 'erm'").iloc[0]
-    assert len(cells) == 6 and cells[4] == f"{n['count']}\n{100 * n['share']:.0f} %"
+    assert len(cells) == 6
+    assert cells[4] == f"{n['count']}\n{100 * n['share']:.0f} %"
     assert (axes[0].get_ylabel(), axes[0].get_xlabel()) == ('found by', 'missed by')
-    assert len(axes) == 4 and texts(axes[0].get_yticklabels()) == list(predictions)
+    assert len(axes) == 4
+    assert texts(axes[0].get_yticklabels()) == list(predictions)
 
 
 # ---- drift
@@ -146,18 +177,27 @@ def test_flips_name_both_models_and_leave_the_diagonal_empty(data, predictions):
 def test_lines_are_medians_and_bands_quartiles(prompts):
     drift = prompt_drift(prompts, CLASSES, GROUPS)
     fig, ax = plot_by_epoch(drift, 'distance')
-    assert len(ax.lines) == 3 and len(ax.collections) == 3 and len({l.get_marker() for l in ax.lines}) == 3
+    assert len(ax.lines) == 3
+    assert len(ax.collections) == 3
+    assert len({line.get_marker() for line in ax.lines}) == 3
     for line, g in zip(ax.lines, GROUPS):
-        assert np.allclose(line.get_ydata(), drift[drift['group'] == g].groupby('epoch')['distance'].median()) and line.get_color() == GROUP_COLOURS[g]
+        assert np.allclose(line.get_ydata(), drift[drift['group'] == g].groupby('epoch')['distance'].median())
+        assert line.get_color() == GROUP_COLOURS[g]
     assert ax.get_ylabel() == 'distance from its start'
-    fig, ax = plot_by_epoch(drift, 'distance', classes=True)
-    assert len(ax.lines) == 3 + 6 and not ax.collections
+
+
+def test_classes_can_be_lines_instead_of_bands(prompts):
+    fig, ax = plot_by_epoch(prompt_drift(prompts, CLASSES, GROUPS), 'distance', classes=True)
+    assert len(ax.lines) == 3 + 6
+    assert not ax.collections
 
 
 def test_classes_are_rows_in_the_order_of_their_groups(prompts):
-    drift = prompt_drift(prompts, CLASSES, dict(tail=[0, 1], head=[2, 3, 4], medium=[]))  # and one class without a group
+    groups = dict(tail=[0, 1], head=[2, 3, 4], medium=[])  # and one class without a group
+    drift = prompt_drift(prompts, CLASSES, groups)
     fig, ax = plot_by_class(drift, 'cosine')
-    assert texts(ax.get_yticklabels()) == ['● class c', '● class d', '● class e', '▲ class a', '▲ class b', 'class f']
+    rows = ['● class c', '● class d', '● class e', '▲ class a', '▲ class b', 'class f']
+    assert texts(ax.get_yticklabels()) == rows
     assert len(ax.lines) == 2, 'a line between groups'
 
 
@@ -166,18 +206,21 @@ def test_both_cluster_maps_have_one_order(prompts):
     for by in ('before', 'after'):
         fig, ax = plot_similarity(change, GROUPS, by=by)
         rows, columns = texts(ax.get_yticklabels()), texts(ax.get_xticklabels())
-        assert sorted(r[2:] for r in rows) == CLASSES and columns == rows + [''] + rows
+        assert sorted(r[2:] for r in rows) == CLASSES
+        assert columns == rows + [''] + rows
         order = [CLASSES.index(r[2:]) for r in rows]
         shown = np.ma.filled(ax.collections[0].get_array().reshape(6, 13), np.nan)
         assert np.isnan(shown[:, 6]).all()
-        assert np.allclose(shown[:, :6], change['before'].to_numpy()[np.ix_(order, order)]) and np.allclose(shown[:, 7:], change['after'].to_numpy()[np.ix_(order, order)])
+        assert np.allclose(shown[:, :6], change['before'].to_numpy()[np.ix_(order, order)])
+        assert np.allclose(shown[:, 7:], change['after'].to_numpy()[np.ix_(order, order)])
 
 
 @pytest.mark.filterwarnings('ignore:Attempting to set identical')  # the dendrogram of equal prompts has no length
 def test_equal_prompts_make_no_trouble_for_the_clusters():
     same = torch.ones(6, 4)
     fig, ax = plot_similarity(similarity_change({0: same, 1: same}, CLASSES), GROUPS)
-    assert len(ax.get_yticklabels()) == 6 and drawn(fig).std() > 0
+    assert len(ax.get_yticklabels()) == 6
+    assert drawn(fig).std() > 0
 
 
 def test_paths_start_hollow_and_end_filled(prompts):
@@ -186,9 +229,16 @@ def test_paths_start_hollow_and_end_filled(prompts):
     way, start, end = ax.lines[:3]
     first = paths[paths['class'] == CLASSES[0]].sort_values('epoch')
     assert np.allclose(way.get_xydata(), first[['pc1', 'pc2']])
-    assert np.allclose(start.get_xydata()[0], first[['pc1', 'pc2']].iloc[0]) and start.get_markerfacecolor() == 'white'
-    assert np.allclose(end.get_xydata()[0], first[['pc1', 'pc2']].iloc[-1]) and end.get_markerfacecolor() == GROUP_COLOURS['head']
-    assert sorted(texts(ax.texts)) == CLASSES and f'{100 * explained[0]:.0f} %' in ax.get_xlabel()
+    assert np.allclose(start.get_xydata()[0], first[['pc1', 'pc2']].iloc[0])
+    assert start.get_markerfacecolor() == 'white'
+    assert np.allclose(end.get_xydata()[0], first[['pc1', 'pc2']].iloc[-1])
+    assert end.get_markerfacecolor() == GROUP_COLOURS['head']
+    assert sorted(texts(ax.texts)) == CLASSES
+    assert f'{100 * explained[0]:.0f} %' in ax.get_xlabel()
+
+
+def test_some_paths_can_be_named(prompts):
+    paths, _ = prompt_trajectories(prompts, CLASSES, GROUPS)
     fig, ax = plot_trajectories(paths, names=CLASSES[:2])
     assert sorted(texts(ax.texts)) == CLASSES[:2]
 
@@ -197,8 +247,13 @@ def test_positives_and_negatives_by_group(purity):
     fig, axes = plot_alignment(purity)
     assert [ax.get_title() for ax in axes] == ['● head', '■ medium', '▲ tail']
     for ax, g in zip(axes, GROUPS):
-        assert np.allclose(ax.lines[0].get_ydata(), purity[purity['group'] == g].groupby('epoch')['positive'].median())
-        assert ax.lines[0].get_linestyle() == '-' and ax.lines[1].get_linestyle() == '--'
+        median = purity[purity['group'] == g].groupby('epoch')['positive'].median()
+        assert np.allclose(ax.lines[0].get_ydata(), median)
+        assert ax.lines[0].get_linestyle() == '-'
+        assert ax.lines[1].get_linestyle() == '--'
+
+
+def test_a_group_that_is_missing_has_no_panel(purity):
     fig, axes = plot_alignment(purity[purity['group'] != 'medium'])
     assert [ax.get_title() for ax in axes] == ['● head', '▲ tail']
 
@@ -211,7 +266,8 @@ def lit(h, w, r, c):
     return m
 
 
-@pytest.mark.parametrize('grid,cell,at', [((4, 6), (1, 2), (9.5, 5.5)), ((2, 3), (1, 0), (3.5, 11.5)), ((16, 24), (3, 5), (5, 3))])
+@pytest.mark.parametrize('grid,cell,at', [
+    ((4, 6), (1, 2), (9.5, 5.5)), ((2, 3), (1, 0), (3.5, 11.5)), ((16, 24), (3, 5), (5, 3))])
 def test_the_cross_is_in_the_middle_of_the_strongest_patch(data, grid, cell, at):
     fig, ax = plot_map(data[0][0], lit(*grid, *cell))
     assert np.allclose(ax.lines[0].get_xydata(), [at])
@@ -220,7 +276,8 @@ def test_the_cross_is_in_the_middle_of_the_strongest_patch(data, grid, cell, at)
 def test_an_image_fades_to_white_but_for_the_lit_patch():
     black = torch.zeros(3, 16, 24, dtype=torch.uint8)
     shown = np.asarray(plot_map(black, lit(4, 6, 1, 2))[1].images[0].get_array())
-    assert shown[5:7, 9:11].max() < 0.35 and shown[12:, 18:].min() > 0.85
+    assert shown[5:7, 9:11].max() < 0.35
+    assert shown[12:, 18:].min() > 0.85
     assert (np.asarray(plot_map(black, None)[1].images[0].get_array()) == 0).all()
 
 
@@ -233,34 +290,53 @@ def test_boxes_follow_the_size_that_they_were_measured_in(data):
 @pytest.mark.parametrize('value', [0., 1.])
 def test_a_flat_map_points_nowhere(data, value):
     fig, ax = plot_map(data[0][0], torch.full((4, 6), value))
-    assert not ax.lines and np.isfinite(drawn(fig)).all()
+    assert not ax.lines
+    assert np.isfinite(drawn(fig)).all()
 
 
 def test_a_colour_map_is_laid_over_grey(data):
     fig, ax = plot_map(data[0][0], lit(4, 6, 1, 2), cmap='magma')
-    assert len(ax.images) == 2 and ax.images[1].get_cmap().name == 'magma' and np.asarray(ax.images[0].get_array()).ndim == 2
+    assert len(ax.images) == 2
+    assert ax.images[1].get_cmap().name == 'magma'
+    assert np.asarray(ax.images[0].get_array()).ndim == 2
 
 
 def test_a_row_per_image_and_a_column_per_method(data):
     images, a, b = [data[i][0] for i in range(2)], lit(4, 6, 0, 0), lit(2, 3, 1, 1)
-    fig, axes = plot_maps(images, [dict(attention=a, gradcam=b), dict(gradcam=b)], names=['dog', 'cat'], boxes=[[(0, 0, 4, 4)], []], notes=[dict(gradcam='rank 2'), dict(gradcam='rank 9')])
-    assert axes.shape == (2, 3) and [ax.get_title() for ax in axes.flat] == ['dog', 'attention', 'gradcam\nrank 2', 'cat', '', 'rank 9']
-    assert [len(ax.patches) for ax in axes[0]] == [1, 1, 1] and not axes[1, 1].images
+    maps, notes = [dict(attention=a, gradcam=b), dict(gradcam=b)], [dict(gradcam='rank 2'), dict(gradcam='rank 9')]
+    fig, axes = plot_maps(images, maps, ['dog', 'cat'], [[(0, 0, 4, 4)], []], notes=notes)
+    assert axes.shape == (2, 3)
+    assert [ax.get_title() for ax in axes.flat] == ['dog', 'attention', 'gradcam\nrank 2', 'cat', '', 'rank 9']
+    assert [len(ax.patches) for ax in axes[0]] == [1, 1, 1]
+    assert not axes[1, 1].images
 
 
 def test_heads_stand_beside_their_mean(data):
     heads = torch.stack([0.5 * lit(4, 6, 0, 0), 0.25 * lit(4, 6, 3, 5)])
     fig, axes = plot_heads(data[0][0], heads, name='dog')
     assert [ax.get_title() for ax in axes] == ['dog', 'mean, 38 %', 'head 1, 50 %', 'head 2, 25 %']
-    assert np.allclose(axes[1].lines[0].get_xydata(), axes[2].lines[0].get_xydata()) and not np.allclose(axes[2].lines[0].get_xydata(), axes[3].lines[0].get_xydata())
+    assert np.allclose(axes[1].lines[0].get_xydata(), axes[2].lines[0].get_xydata())
+    assert not np.allclose(axes[2].lines[0].get_xydata(), axes[3].lines[0].get_xydata())
 
 
-def test_baselines_are_lines_and_models_bars():
-    rows = [('ERM', 'gradcam'), ('CPRFL', 'gradcam'), ('CPRFL', 'attention'), ('baseline', 'centre'), ('baseline', 'random')]
-    summary = pd.DataFrame([dict(name=n, method=m, total=0.1 * i, head=0.2, tail=0.3, pairs=5) for i, (n, m) in enumerate(rows)]).set_index(['name', 'method'])
+@pytest.fixture
+def summary():
+    rows = [('ERM', 'gradcam'), ('CPRFL', 'gradcam'), ('CPRFL', 'attention')]
+    rows += [('baseline', 'centre'), ('baseline', 'random')]
+    table = pd.DataFrame(rows, columns=['name', 'method']).assign(total=0.1 * np.arange(5), head=0.2, tail=0.3, pairs=5)
+    return table.set_index(['name', 'method'])
+
+
+def test_baselines_are_lines_and_models_bars(summary):
     fig, ax = plot_pointing(summary, 'hits')
     assert texts(ax.get_legend().get_texts()) == ['ERM', 'CPRFL, Grad-CAM', 'CPRFL, attention', 'centre', 'random']
-    assert len(ax.patches) == 3 * 3 and texts(ax.get_xticklabels()) == ['total', '● head', '▲ tail'] and ax.get_ylabel() == 'hits'
-    assert len(ax.collections) == 2 and np.allclose(ax.collections[0].get_segments()[0][:, 1], 0.3)
+    assert len(ax.patches) == 3 * 3
+    assert texts(ax.get_xticklabels()) == ['total', '● head', '▲ tail']
+    assert ax.get_ylabel() == 'hits'
+    assert len(ax.collections) == 2
+    assert np.allclose(ax.collections[0].get_segments()[0][:, 1], 0.3)
+
+
+def test_without_baselines_there_are_no_lines(summary):
     fig, ax = plot_pointing(summary.iloc[:3])
     assert not ax.collections

@@ -9,11 +9,12 @@ from torch import nn
 
 from cprfl.losses import build_loss
 from cprfl.model.cprfl import CPRFL, GRAD_PATHS, PromptInitializer, similarity_scores
-from cprfl.model.vsi import Dropout, PromptAttention, VisualSemanticInteraction, VSILayer
+from cprfl.model.vsi import PromptAttention, VisualSemanticInteraction, VSILayer
 
 FIGURES = sorted(FIXTURES.glob('vsi_*.npz'))
 OURS = {'fc': 'fc', 'pi.0': 'pi.0', 'pi.3': 'pi.2', 'encoder.layers.0.0.norm': 'vsi.layers.0.norm1',
-        'encoder.layers.0.0.fn.to_qkv': 'vsi.layers.0.attention.to_qkv', 'encoder.layers.0.0.fn.to_out.0': 'vsi.layers.0.attention.to_out',
+        'encoder.layers.0.0.fn.to_qkv': 'vsi.layers.0.attention.to_qkv',
+        'encoder.layers.0.0.fn.to_out.0': 'vsi.layers.0.attention.to_out',
         'encoder.layers.0.1.norm': 'vsi.layers.0.norm2', 'encoder.layers.0.1.fn.net.0': 'vsi.layers.0.ffn.0',
         'encoder.layers.0.1.fn.net.3': 'vsi.layers.0.ffn.3'}
 SMALL = dict(d=24, heads=3, head_dim=5, ffn_dim=16, feature_dim=10)
@@ -38,7 +39,8 @@ def relative(a, b): return ((a - b).norm() / b.norm()).item()
 # ---- the authors' figures
 
 def test_all_six_figures_are_here():
-    assert [p.stem for p in FIGURES] == [f'vsi_{i}_{m}' for i in (0, 1) for m in ('dual', 'only_classifier', 'only_interaction')]
+    modes = ('dual', 'only_classifier', 'only_interaction')
+    assert [p.stem for p in FIGURES] == [f'vsi_{i}_{m}' for i in (0, 1) for m in modes]
 
 
 @pytest.mark.parametrize('path', FIGURES, ids=lambda p: p.stem)
@@ -46,11 +48,12 @@ def test_scores_loss_and_gradients_are_the_authors(path):
     figures = np.load(path)
     cfg, mode = json.loads(str(figures['config'])), path.stem.split('_', 2)[2].removeprefix('only_')
     tensor = lambda k: torch.from_numpy(figures[k])
-    model = CPRFL(None, tensor('semantics'), d=cfg['d'], heads=cfg['h'], head_dim=cfg['dh'], ffn_dim=cfg['mlp'], tau=cfg['expand'], dropout=0.,
-                  scale='head', grad_path=mode, feature_dim=cfg['din'])
+    sizes = dict(d=cfg['d'], heads=cfg['h'], head_dim=cfg['dh'], ffn_dim=cfg['mlp'], feature_dim=cfg['din'])
+    model = CPRFL(None, tensor('semantics'), **sizes, tau=cfg['expand'], dropout=0., scale='head', grad_path=mode)
     state = {renamed(k.removeprefix('param.')): tensor(k) for k in figures.files if k.startswith('param.')}
     missing, unknown = model.load_state_dict(state, strict=False)
-    assert missing == ['semantics'] and not unknown
+    assert missing == ['semantics']
+    assert not unknown
 
     scores = model.from_features(tensor('features'))
     loss = build_loss('asl', gamma_neg=4, gamma_pos=0, clip=0.05)(scores, tensor('targets'))
@@ -66,18 +69,25 @@ def test_scores_loss_and_gradients_are_the_authors(path):
 
 def test_shapes_from_names_to_logits():
     model = small()
-    assert model.prompts().shape == (6, 24) and model.num_classes == 6
+    assert model.prompts().shape == (6, 24)
+    assert model.num_classes == 6
     assert model.category_features(patches()).shape == (3, 6, 24)
     logits, attention = model.from_features(patches(), return_attention=True)
-    assert logits.shape == (3, 6) and attention.shape == (3, 3, 6, 7)
+    assert logits.shape == (3, 6)
+    assert attention.shape == (3, 3, 6, 7)
 
 
 def test_defaults_are_the_papers():
     model = CPRFL(None, torch.randn(2, 8), feature_dim=4)
     attention, ffn = model.vsi.layers[0].attention, model.vsi.layers[0].ffn
     assert [p.shape[0] for p in model.pi.parameters() if p.ndim == 2] == [1024, 2048]
-    assert attention.to_qkv.weight.shape == (3 * 8 * 512, 2048) and attention.to_qkv.bias is None and attention.scale == 2048**-0.5
-    assert ffn[0].weight.shape == (2048, 2048) and len(model.vsi.layers) == 1 and not model.vsi.layers[0].residual and ffn[2].p == 0.1
+    assert attention.to_qkv.weight.shape == (3 * 8 * 512, 2048)
+    assert attention.to_qkv.bias is None
+    assert attention.scale == 2048**-0.5
+    assert ffn[0].weight.shape == (2048, 2048)
+    assert len(model.vsi.layers) == 1
+    assert not model.vsi.layers[0].residual
+    assert ffn[2].p == 0.1
 
 
 def test_bf16_autocast_gives_float32_logits():
@@ -93,42 +103,23 @@ def test_bf16_autocast_trains():
     model = small()
     with torch.autocast('cpu', torch.bfloat16): logits = model.from_features(patches())
     logits.square().mean().backward()
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+    for name, p in model.named_parameters():
+        assert p.grad.dtype == torch.float32, name
+        assert p.grad.isfinite().all(), name
 
 
 @pytest.mark.parametrize('C, B', [(1, 4), (6, 1), (1, 1)])
 def test_one_class_and_one_image(C, B):
     logits, attention = small(C).from_features(patches(B), return_attention=True)
-    assert logits.shape == (B, C) and attention.shape == (B, 3, C, 7)
+    assert logits.shape == (B, C)
+    assert attention.shape == (B, 3, C, 7)
     logits.sum().backward()
 
 
 def test_images_are_independent_of_their_neighbours():
     model, x = small().eval(), patches(5)
-    assert torch.allclose(torch.cat([model.from_features(x[i:i + 1]) for i in range(5)]), model.from_features(x), atol=1e-6)
-
-
-@pytest.mark.parametrize('p', [0.1, 0.3, 0.75])
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
-def test_dropout_keeps_as_many_as_it_says_and_their_gradient(p, dtype):
-    torch.manual_seed(0)
-    x = torch.ones(301, 997, dtype=dtype, requires_grad=True)
-    y = Dropout(p)(x)
-    y.sum().backward()
-    scale = torch.tensor(1 / (1 - p), dtype=dtype)
-    assert set(y.unique().tolist()) == {0., scale.item()} and y.dtype == dtype and torch.equal(x.grad, y)
-    assert abs((y == 0).float().mean().item() - p) < 5 * (p * (1 - p) / x.numel())**0.5
-    halves = (y == 0).float()
-    assert abs(torch.corrcoef(torch.stack([halves[:, :-1].flatten(), halves[:, 1:].flatten()]))[0, 1]) < 0.01, 'neighbours, who share a draw, fall independently'
-
-
-def test_dropout_takes_any_shape_and_depends_on_the_seed_alone():
-    for x in (torch.ones(0, 4), torch.ones(()), torch.ones(7), torch.ones(6, 5).T, torch.ones(2, 3, 5)[:, ::2]):
-        torch.manual_seed(3); a = Dropout(0.5)(x)
-        torch.manual_seed(3); b = Dropout(0.5)(x)
-        assert a.shape == x.shape and torch.equal(a, b)
-    x = torch.randn(50)
-    assert torch.equal(Dropout(0.)(x), x) and not Dropout(1.)(x).any() and torch.equal(Dropout(0.5).eval()(x), x)
+    alone = torch.cat([model.from_features(x[i:i + 1]) for i in range(5)])
+    assert torch.allclose(alone, model.from_features(x), atol=1e-6)
 
 
 def test_dropout_is_only_there_in_training():
@@ -144,7 +135,8 @@ def oracle(model, x):
     "Logits and attention on the patches, row by row, in float64, without any shortcut"
     w = {k: v.double() for k, v in model.state_dict().items()}
     lin = lambda t, n: t @ w[n + '.weight'].T + (w[n + '.bias'] if n + '.bias' in w else 0)
-    norm = lambda t, n: (t - t.mean(-1, keepdim=True)) / (t.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt() * w[n + '.weight'] + w[n + '.bias']
+    std = lambda t: (t.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    norm = lambda t, n: (t - t.mean(-1, keepdim=True)) / std(t) * w[n + '.weight'] + w[n + '.bias']
     gelu = lambda t: t * 0.5 * (1 + torch.erf(t / 2**0.5))
     P = lin(gelu(lin(w['semantics'], 'pi.0')), 'pi.2')
     z, v = torch.cat([lin(x.double(), 'fc'), P.expand(len(x), -1, -1)], 1), x.shape[1]
@@ -153,7 +145,8 @@ def oracle(model, x):
         q, k, val = lin(norm(z, at + 'norm1'), at + 'attention.to_qkv').chunk(3, -1)
         out, maps = [], []
         for qh, kh, vh in zip(*(t.chunk(H, -1) for t in (q, k, val))):
-            maps.append((qh @ kh.mT * layer.attention.scale).softmax(-1)); out.append(maps[-1] @ vh)
+            maps.append((qh @ kh.mT * layer.attention.scale).softmax(-1))
+            out.append(maps[-1] @ vh)
         a = lin(torch.cat(out, -1), at + 'attention.to_out') + (z if layer.residual else 0)
         z = lin(gelu(lin(norm(a, at + 'norm2'), at + 'ffn.0')), at + 'ffn.3') + (a if layer.residual else 0)
     return (z[:, v:] * P).sum(-1), torch.stack(maps, 1)[:, :, v:]
@@ -174,10 +167,11 @@ def test_model_equals_the_oracle(depth, residual, scale):
 def test_only_the_prompt_rows_are_computed_and_they_are_the_same():
     torch.manual_seed(0)
     layer, z = VSILayer(24, 3, 5, 16, 0.), torch.randn(2, 13, 24)
-    assert torch.allclose(layer(z, start=7), layer(z)[:, 7:], atol=1e-6)
+    assert torch.allclose(layer(z, query_start=7), layer(z)[:, 7:], atol=1e-6)
     rows = []
-    handles = [layer.attention.to_out.register_forward_hook(lambda m, i, o: rows.append(o.shape[1])), layer.ffn.register_forward_hook(lambda m, i, o: rows.append(o.shape[1]))]
-    layer(z, start=7)
+    count = lambda module, args, out: rows.append(out.shape[1])
+    handles = [m.register_forward_hook(count) for m in (layer.attention.to_out, layer.ffn)]
+    layer(z, query_start=7)
     for h in handles: h.remove()
     assert rows == [6, 6]
 
@@ -186,8 +180,10 @@ def test_only_the_prompt_rows_are_computed_and_they_are_the_same():
 def test_attention_rows_and_the_share_of_the_prompts_make_one():
     torch.manual_seed(0)
     attention = PromptAttention(24, 3, 5)
-    _, maps = attention(torch.randn(2, 13, 24) * 3, start=7, return_attention=True)
-    assert maps.shape == (2, 3, 6, 13) and torch.allclose(maps.sum(-1), torch.ones(2, 3, 6)) and (maps >= 0).all()
+    _, maps = attention(torch.randn(2, 13, 24) * 3, query_start=7, return_attention=True)
+    assert maps.shape == (2, 3, 6, 13)
+    assert torch.allclose(maps.sum(-1), torch.ones(2, 3, 6))
+    assert (maps >= 0).all()
     on_patches = small().from_features(patches(), return_attention=True)[1].sum(-1)
     assert ((on_patches > 0) & (on_patches < 1)).all()
 
@@ -195,13 +191,15 @@ def test_attention_rows_and_the_share_of_the_prompts_make_one():
 @pytest.mark.parametrize('depth', [1, 2])
 def test_asking_for_attention_does_not_change_the_logits(depth):
     model, x = small(depth=depth), patches()
-    assert torch.allclose(model.from_features(x), model.from_features(x, return_attention=True)[0], rtol=1e-5, atol=1e-6)
+    logits, _ = model.from_features(x, return_attention=True)
+    assert torch.allclose(model.from_features(x), logits, rtol=1e-5, atol=1e-6)
     assert torch.allclose(model(x), model(x, return_attention=True)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_scale_is_of_the_model_or_of_a_head():
     model, head, x = small(scale='model'), small(scale='head'), patches() * 4
-    assert model.vsi.layers[0].attention.scale == 24**-0.5 and head.vsi.layers[0].attention.scale == 5**-0.5
+    assert model.vsi.layers[0].attention.scale == 24**-0.5
+    assert head.vsi.layers[0].attention.scale == 5**-0.5
     model.load_state_dict(head.state_dict())
     assert not torch.allclose(model.from_features(x), head.from_features(x))
 
@@ -226,13 +224,16 @@ def gradients(path, **kw):
 @pytest.mark.parametrize('depth', [1, 2])
 def test_the_two_paths_add_up_to_both(depth):
     logits, grads = zip(*(gradients(p, depth=depth) for p in GRAD_PATHS))
-    assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[0], logits[2])
     dual, interaction, classifier = grads
     for name in dual:
         if name.startswith('pi.'):
             assert relative(interaction[name] + classifier[name], dual[name]) < 1e-5
-            assert min(relative(interaction[name], dual[name]), relative(classifier[name], dual[name])) > 1e-3, 'a path is cut, not both'
-        else: assert torch.equal(dual[name], interaction[name]) and torch.equal(dual[name], classifier[name])
+            for path in (interaction, classifier): assert relative(path[name], dual[name]) > 1e-3, 'one path is cut'
+        else:
+            assert torch.equal(dual[name], interaction[name])
+            assert torch.equal(dual[name], classifier[name])
 
 
 def test_gradients_are_those_of_finite_differences():
@@ -249,9 +250,11 @@ def test_gradients_are_those_of_finite_differences():
 def test_semantics_are_frozen_and_saved():
     W = torch.randn(6, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
     model = CPRFL(None, W, **SMALL)
-    assert 'semantics' in model.state_dict() and 'semantics' not in dict(model.named_parameters())
+    assert 'semantics' in model.state_dict()
+    assert 'semantics' not in dict(model.named_parameters())
     model.from_features(patches()).sum().backward()
-    assert W.grad is None and not model.semantics.requires_grad
+    assert W.grad is None
+    assert not model.semantics.requires_grad
     with torch.no_grad(): W.zero_()
     assert model.semantics.any(), 'the model keeps a copy of its own'
     assert CPRFL(None, W.detach().half(), **SMALL).semantics.dtype == torch.float32
@@ -261,7 +264,9 @@ def test_semantics_are_frozen_and_saved():
 
 class Grid(nn.Module):
     num_features = 10
-    def __init__(self): super().__init__(); self.conv = nn.Conv2d(3, 10, 8, stride=8)
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 10, 8, stride=8)
     def forward(self, x): return self.conv(x)
 
 
@@ -276,10 +281,12 @@ def test_feature_maps_and_patches_are_the_same_to_the_model():
     kw = {k: v for k, v in SMALL.items() if k != 'feature_dim'}
     a, b = CPRFL(grid, W, **kw).eval(), CPRFL(tokens, W, **kw).eval()
     b.load_state_dict(a.state_dict())
-    assert torch.equal(a(x), b(x)) and torch.equal(a(x), a.from_features(tokens(x)))
+    assert torch.equal(a(x), b(x))
+    assert torch.equal(a(x), a.from_features(tokens(x)))
     assert torch.equal(a(tokens(x)), a(x)), 'three dimensions are cached patches'
     logits, attention = a(x, return_attention=True)
-    assert logits.shape == (2, 6) and attention.shape == (2, 3, 6, 2 * 3)
+    assert logits.shape == (2, 6)
+    assert attention.shape == (2, 3, 6, 2 * 3)
 
 
 def test_gradient_reaches_the_backbone():
@@ -291,17 +298,20 @@ def test_gradient_reaches_the_backbone():
 
 # ---- errors say what was expected
 
+def vsi(): return VisualSemanticInteraction(24, 3, 5, 16)
+
+
 @pytest.mark.parametrize('make, words', [
-    (lambda: small(scale='sqrt'), "scale: expected 'model'"),
+    (lambda: small(scale='sqrt'), 'scale: expected one of model, head'),
     (lambda: small(grad_path='both'), "expected one of dual, interaction, classifier, got 'both'"),
-    (lambda: small(depth=0), 'depth must be at least 1, got 0'),
+    (lambda: small(depth=0), 'depth: expected at least 1, got 0'),
     (lambda: PromptInitializer(8, 4, tau=0.1), 'tau=0.1, d=4'),
     (lambda: CPRFL(None, torch.randn(8), **SMALL), r'expected \[C, m\], got \[8\]'),
     (lambda: CPRFL(None, torch.randn(6, 8), d=24), 'pass feature_dim=D'),
     (lambda: CPRFL(nn.Conv2d(3, 8, 3), torch.randn(6, 8), d=24), 'no `num_features`'),
     (lambda: CPRFL('resnet1000', torch.randn(6, 8)), "timm has no model 'resnet1000'"),
-    (lambda: VisualSemanticInteraction(24, 3, 5, 16)(torch.randn(2, 7, 24), torch.randn(6, 23)), r'got \[2, 7, 24\] and \[6, 23\]'),
-    (lambda: VisualSemanticInteraction(24, 3, 5, 16)(torch.randn(7, 24), torch.randn(6, 24)), r'expected features \[B, v, d\]')])
+    (lambda: vsi()(torch.randn(2, 7, 24), torch.randn(6, 23)), r'got \[2, 7, 24\] and \[6, 23\]'),
+    (lambda: vsi()(torch.randn(7, 24), torch.randn(6, 24)), r'expected features \[B, v, d\]')])
 def test_errors_name_what_was_expected(make, words):
     with pytest.raises(ValueError, match=words): make()
 
@@ -310,4 +320,5 @@ def test_a_backbone_that_gives_pooled_features_is_refused():
     class Pooled(Grid):
         def forward(self, x): return self.conv(x).mean((2, 3))
     kw = {k: v for k, v in SMALL.items() if k != 'feature_dim'}
-    with pytest.raises(ValueError, match=r'expected a feature map \[B, D, h, w\]'): CPRFL(Pooled(), torch.randn(6, 8), **kw)(torch.rand(2, 3, 16, 16))
+    with pytest.raises(ValueError, match=r'expected a feature map \[B, D, h, w\]'):
+        CPRFL(Pooled(), torch.randn(6, 8), **kw)(torch.rand(2, 3, 16, 16))

@@ -1,17 +1,24 @@
 "Recipes: a share of the training images in place of the test set, and a frozen backbone whose last stages learn"
+import json
+import shutil
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from cprfl.model.backbones import TunedBackbone, build_backbone
-from cprfl.runs.recipe import Recipe, build_model, load_data
-from cprfl.runs.run import Run, run_or_open, run_recipe
+from cprfl.runs.build import Splits, build_model, load_data
+from cprfl.runs.recipe import GLOBAL_HEAD, RECIPES, Recipe, get_recipe
+from cprfl.runs.run import Run, find_runs, run_or_open, run_recipe
 from cprfl.train.config import TrainConfig
 from cprfl.train.trainer import predict
 
-SMALL = Recipe(name='small', backbone='timm:resnet10t', backbone_args=dict(channels=(8, 8, 16, 16)), image_size=32, model_args=dict(d=16, heads=2, head_dim=8, ffn_dim=16),
-               semantics='random:8', frozen=True, views=2, train=TrainConfig(epochs=1, select='last', ema=0., lr=1e-2))
+SMALL = Recipe(
+    name='small', backbone='timm:resnet10t', backbone_args=dict(channels=(8, 8, 16, 16)), image_size=32,
+    model_args=dict(d=16, heads=2, head_dim=8, ffn_dim=16), semantics='random:8', frozen=True, views=2,
+    train=TrainConfig(epochs=1, select='last', ema=0., lr=1e-2))
 
 
 @pytest.fixture(scope='module')
@@ -21,70 +28,197 @@ def cache(tmp_path_factory): return tmp_path_factory.mktemp('cache')
 def features(cache): return sorted(f.name for f in cache.glob('*.npy'))
 
 
-def test_held_out_images_take_the_test_sets_place(tmp_path, cache):
-    recipe = SMALL.with_(held_out=0.3)
-    run = run_recipe(recipe, tmp_path, cache=cache, progress=False)
-    train, held = load_data(recipe)
+# ---- recipes
+
+def test_recipes_come_back_from_a_file_as_they_were():
+    "What is read from config.json equals what was written"
+    changed = [name for name, r in RECIPES.items() if Recipe(**json.loads(json.dumps(asdict(r)))) != r]
+    assert not changed
+
+
+def test_the_variant_is_cprfl_with_a_global_head():
+    plain, variant = get_recipe('frozen-cprfl'), get_recipe('frozen-global')
+    assert variant.model_args == plain.model_args | GLOBAL_HEAD
+
+
+def test_a_recipe_from_a_file(tmp_path):
+    file = tmp_path / 'r.yaml'
+    file.write_text('base: shapes-erm\nepochs: 7\nimage_size: 96\n')
+    assert get_recipe(str(file)) == get_recipe('shapes-erm').with_(epochs=7, image_size=96)
+
+
+@pytest.mark.parametrize('text, words', [
+    ('base: shapes-erm\nepoch: 7\n', 'recipe: unknown settings epoch; there are name, '),
+    ('base: shapes\n', 'recipe: expected one of shapes-cprfl'),
+    ('epochs', 'expected lines `name: value`')])
+def test_a_file_that_is_no_recipe_is_named(tmp_path, text, words):
+    file = tmp_path / 'r.yaml'
+    file.write_text(text)
+    with pytest.raises(ValueError) as error: Recipe.from_yaml(file)
+    assert str(error.value).startswith(f'{file}: {words}')
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(held_out=1.), 'held_out: expected a share'),
+    (dict(frozen=False, views=1, tune=1), 'need frozen=True'),
+    (dict(cache_images=True), 'cache_images: a frozen backbone has its features cached')])
+def test_settings_that_contradict_each_other(change, words):
+    with pytest.raises(ValueError, match=words): SMALL.with_(**change)
+
+
+# ---- images that are held out
+
+@pytest.fixture(scope='module')
+def held_out_run(tmp_path_factory, cache):
+    return run_recipe(SMALL.with_(held_out=0.3), tmp_path_factory.mktemp('runs'), cache=cache, progress=False)
+
+
+def test_held_out_images_take_the_test_sets_place(held_out_run):
+    train, held = load_data(held_out_run.recipe)
+    assert (held_out_run.num_train, held_out_run.report['num_test']) == (len(train), len(held))
+    assert held_out_run.predictions['path'].tolist() == list(held.paths)
+
+
+def test_a_run_knows_what_it_was_tested_on(held_out_run):
+    assert held_out_run.predictions['path'].tolist() == list(held_out_run.test_set().paths)
+
+
+def test_both_shares_are_all_training_images():
+    train, held = load_data(SMALL.with_(held_out=0.3))
     everything, _ = load_data(SMALL)
-    assert (run.num_train, run.report['num_test']) == (len(train), len(held)) and sorted(train.paths + held.paths) == sorted(everything.paths)
-    assert run.predictions['path'].tolist() == list(held.paths)
-    assert len(features(cache)) == 1, 'the test set is not even looked at'
-    assert np.array_equal(run.class_counts, train.targets.sum(0)) and all((train.targets.sum(0) > 0) == (everything.targets.sum(0) > 0))
+    assert sorted(train.paths + held.paths) == sorted(everything.paths)
 
 
-def test_every_share_finds_the_features_of_all_images(tmp_path, cache):
+def test_a_test_set_is_not_read_where_images_are_held_out(held_out_run, cache):
+    assert Splits.read(SMALL.with_(held_out=0.3)).whole_test is None
+    assert len(features(cache)) == 1
+
+
+def test_every_class_stays_in_what_is_trained_on(held_out_run):
+    train, _ = load_data(held_out_run.recipe)
+    everything, _ = load_data(SMALL)
+    assert np.array_equal(held_out_run.class_counts, train.targets.sum(0))
+    assert np.array_equal(train.targets.any(0), everything.targets.any(0))
+
+
+def test_every_share_finds_the_features_of_all_images(held_out_run, tmp_path, cache):
     before = features(cache)
     run_recipe(SMALL.with_(name='half', held_out=0.5), tmp_path, cache=cache, progress=False)
-    assert before and features(cache) == before
+    assert features(cache) == before
 
 
-def test_the_last_stage_learns_and_the_others_do_not(tmp_path, cache):
-    recipe = SMALL.with_(name='tuned', tune=1)
-    run = run_recipe(recipe, tmp_path, cache=cache, progress=False)
-    before, after = build_model(recipe, run.classes), run.model()
-    assert isinstance(after.backbone, TunedBackbone)
-    changed = {n.split('.')[0] for n, v in after.backbone.state_dict().items() if not torch.equal(v, before.backbone.state_dict()[n])}
+# ---- a last stage that learns
+
+@pytest.fixture(scope='module')
+def tuned_run(tmp_path_factory, cache):
+    return run_recipe(SMALL.with_(name='tuned', tune=1), tmp_path_factory.mktemp('runs'), cache=cache, progress=False)
+
+
+def test_the_last_stage_learns_and_the_others_do_not(tuned_run):
+    before, after = build_model(tuned_run.recipe, tuned_run.classes).backbone, tuned_run.model().backbone
+    assert isinstance(after, TunedBackbone)
+    old = before.state_dict()
+    changed = {name.split('.')[0] for name, v in after.state_dict().items() if not torch.equal(v, old[name])}
     assert changed == {'net'}
-    logits = run.predictions[run.classes].to_numpy()
-    assert np.allclose(predict(after, load_data(recipe)[1]).numpy(), logits, atol=2e-2), 'from images, through both parts, as from cached maps'
-    assert run_or_open(recipe, tmp_path).folder == run.folder and Run(run.folder).recipe.tune == 1
 
 
-def test_a_tuned_backbone_is_the_backbone():
+def test_a_tuned_model_gives_its_logits_from_images(tuned_run):
+    "Through both parts of the backbone, as in training from cached maps"
+    logits = predict(tuned_run.model(), load_data(tuned_run.recipe)[1]).numpy()
+    assert np.allclose(logits, tuned_run.predictions[tuned_run.classes].to_numpy(), atol=2e-2)
+
+
+def test_a_tuned_run_is_opened_again(tuned_run):
+    assert run_or_open(tuned_run.recipe, tuned_run.folder.parent).folder == tuned_run.folder
+    assert Run(tuned_run.folder).recipe.tune == 1
+
+
+@pytest.mark.parametrize('stages', [1, 2])
+@pytest.mark.parametrize('name, kw', [
+    ('timm:resnet10t', dict(channels=(8, 8, 16, 16))), ('torchvision:resnet18', {}), ('shapes', {})])
+def test_a_tuned_backbone_is_the_backbone(name, kw, stages):
     images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
-    for name, kw in ('timm:resnet10t', dict(channels=(8, 8, 16, 16))), ('torchvision:resnet18', {}), ('shapes', {}):
-        for stages in (1, 2):
-            net = build_backbone(name, **kw).eval()
-            with torch.no_grad(): whole = net(images)
-            tuned = TunedBackbone(net, stages).train()
-            assert tuned.net.training and not any(m.training for m in tuned.fixed.modules())
-            tuned.eval()
-            with torch.no_grad(): maps = tuned.fixed(images)
-            assert maps.shape[1] == tuned.fixed.num_features and torch.allclose(tuned(maps.half()), whole, atol=2e-2 * whole.abs().max()) and torch.allclose(tuned(images), whole, atol=1e-5)
-    assert not [n for n, p in tuned.named_parameters() if p.requires_grad != n.startswith('net.')]
+    net = build_backbone(name, **kw).eval()
+    with torch.no_grad(): whole = net(images)
+    tuned = TunedBackbone(net, stages).eval()
+    with torch.no_grad(): maps = tuned.fixed(images)
+    assert maps.shape[1] == tuned.fixed.num_features
+    assert torch.allclose(tuned(maps.half()), whole, atol=2e-2 * whole.abs().max())
+    assert torch.allclose(tuned(images), whole, atol=1e-5)
 
 
-@pytest.mark.parametrize('make, words', [
-    (lambda: SMALL.with_(held_out=1.), 'held_out: expected a share'), (lambda: SMALL.with_(frozen=False, views=1, tune=1), 'need frozen=True'),
-    (lambda: TunedBackbone(build_backbone('resnet18'), 4), 'expected 1, 2 or 3 stages, got 4'),
-    (lambda: TunedBackbone(build_backbone('vit_tiny_patch16_224', img_size=32)), 'expected a ResNet')])
-def test_bad_settings(make, words):
-    with pytest.raises(ValueError, match=words): make()
+def test_only_the_tuned_stages_are_in_training_mode():
+    tuned = TunedBackbone(build_backbone('shapes'), 1).train()
+    assert tuned.net.training
+    assert not any(m.training for m in tuned.fixed.modules())
+
+
+def test_only_the_tuned_stages_have_gradients():
+    tuned = TunedBackbone(build_backbone('shapes'), 2)
+    assert not [name for name, p in tuned.named_parameters() if p.requires_grad != name.startswith('net.')]
+
+
+@pytest.mark.parametrize('name, kw, stages, words', [
+    ('resnet18', {}, 4, 'expected one of 1, 2, 3, got 4'),
+    ('vit_tiny_patch16_224', dict(img_size=32), 1, 'expected a ResNet')])
+def test_a_backbone_that_cannot_be_tuned(name, kw, stages, words):
+    with pytest.raises(ValueError, match=words): TunedBackbone(build_backbone(name, **kw), stages)
 
 
 # ---- images decoded once
 
-def test_a_run_on_cached_images_is_the_same_run(tmp_path):
-    rng = np.random.default_rng(0)
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    "A recipe for sixteen JPEGs in two folders"
+    folder, rng = tmp_path_factory.mktemp('photos'), np.random.default_rng(0)
     for name in 'ab':
-        (tmp_path / 'photos' / name).mkdir(parents=True)
-        for i in range(8): Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(tmp_path / 'photos' / name / f'{name}{i}.jpg')
-    recipe = SMALL.with_(name='photos', benchmark=None, train_file=str(tmp_path / 'photos'), frozen=False, views=1, held_out=0.25, batch_size=4, epochs=2, device='cpu')
-    plain = run_recipe(recipe, tmp_path / 'plain', progress=False)
-    kept = run_recipe(recipe.with_(cache_images=True), tmp_path / 'kept', progress=False)
-    assert kept.predictions.equals(plain.predictions) and kept.metrics['loss'].tolist() == plain.metrics['loss'].tolist()
-    assert [f.stem[-7:] for f in (tmp_path / 'kept' / 'cache').glob('*.npy')] == ['-images']
-    state = {f: f.stat().st_mtime_ns for f in (kept.folder / 'state').iterdir()}
-    again = run_recipe(recipe, tmp_path / 'kept', resume=True, progress=False)
-    assert state == {f: f.stat().st_mtime_ns for f in (kept.folder / 'state').iterdir()} and again.predictions.equals(plain.predictions), 'a cache changes no result, so a run may go on without'
-    with pytest.raises(ValueError, match='cache_images: a frozen backbone has its features cached'): recipe.with_(frozen=True, cache_images=True)
+        (folder / name).mkdir()
+        for i in range(8):
+            pixels = rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f'{name}{i}.jpg')
+    return SMALL.with_(name='photos', benchmark=None, train_file=str(folder), frozen=False, views=1, held_out=0.25,
+                       batch_size=4, epochs=2, device='cpu')
+
+
+@pytest.fixture(scope='module')
+def plain_and_cached(photos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('runs')
+    plain = run_recipe(photos, folder / 'plain', progress=False)
+    return plain, run_recipe(photos.with_(cache_images=True), folder / 'cached', progress=False)
+
+
+def test_a_run_on_cached_images_is_the_same_run(plain_and_cached):
+    plain, cached = plain_and_cached
+    assert cached.predictions.equals(plain.predictions)
+    assert cached.metrics['loss'].tolist() == plain.metrics['loss'].tolist()
+
+
+def test_the_pixels_are_in_one_file(plain_and_cached):
+    files = (plain_and_cached[1].folder.parent / 'cache').glob('*.npy')
+    assert [f.stem[-7:] for f in files] == ['-images']
+
+
+def test_a_finished_run_may_be_resumed_without_its_cache(photos, plain_and_cached):
+    "A cache changes no result"
+    plain, cached = plain_and_cached
+    state = {f: f.stat().st_mtime_ns for f in (cached.folder / 'state').iterdir()}
+    again = run_recipe(photos, cached.folder.parent, resume=True, progress=False)
+    assert {f: f.stat().st_mtime_ns for f in (cached.folder / 'state').iterdir()} == state
+    assert again.predictions.equals(plain.predictions)
+
+
+def test_runs_are_found_by_name_and_by_what_they_have(plain_and_cached, tmp_path):
+    plain = plain_and_cached[0].folder
+    assert find_runs(plain.parent, 'pho*', 'report.json') == [plain]
+    assert find_runs(plain.parent, '*-s0') == []
+    assert find_runs(tmp_path / 'nothing') == []
+
+
+def test_the_seconds_of_a_run_count_what_came_before_a_stop(photos, plain_and_cached, tmp_path):
+    folder = shutil.copytree(plain_and_cached[0].folder, tmp_path / photos.name)
+    [*_, file] = sorted((folder / 'state').iterdir())
+    state = torch.load(file, weights_only=True)
+    state['history'][0]['seconds'] = 5000.0
+    torch.save(state, file)
+    again = run_recipe(photos, tmp_path, resume=True, progress=False)
+    assert again.report['seconds'] >= 5000

@@ -1,0 +1,364 @@
+"Lists, tables, COCO JSON and class folders, and all problems of each at once"
+import json
+import pickle
+
+import pytest
+from pictures import noise
+from PIL import Image
+
+from cprfl.data.dataset import from_coco, from_csv, from_folder, from_list
+from cprfl.data.images import BadDataError, Problem
+from cprfl.data.readers import Row, check_listing, read_classes, read_list
+
+CLASSES = ['cat', 'dining table', 'dog']
+
+
+def problems_of(read, *args, **kw):
+    with pytest.raises(BadDataError) as e: read(*args, **kw)
+    return e.value.problems
+
+
+# ---- list files
+
+def test_list_quirks_are_read(root):
+    "A byte order mark, tabs, trailing spaces, several kinds of line ends, no final newline"
+    (root/'list.txt').write_bytes(b'\xef\xbb\xbfa.jpg 0 2 \r\nb.jpg\t1\r\nc.jpg\r\n  e.png   2  0')
+    ds = from_list(root/'list.txt', CLASSES)
+    assert ds.paths == ['a.jpg', 'b.jpg', 'c.jpg', 'e.png']
+    assert ds.classes == CLASSES
+    assert ds.targets.tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0], [1, 0, 1]]
+    assert ds.skipped == []
+
+
+BAD = [ # text of the line, and what is said about it
+    ('a.jpg 0 2', None),
+    ('none.jpg 1', 'none.jpg: image is missing'),
+    ('half.jpg 0', 'half.jpg: image is truncated'),
+    ('half.png 0', 'half.png: image is truncated'),
+    ('fake.jpg 0', 'fake.jpg: image is truncated or broken'),
+    ('b.jpg 3', 'label 3 is out of range, expected 0 to 2'),
+    ('f.jpg -1', 'label -1 is out of range'),
+    ('c.jpg dog', "label 'dog' is not an integer"),
+    ('g.jpg 1.0', "label '1.0' is not an integer"),
+    ('a.jpg 1', "duplicate image 'a.jpg', first on line 1"),
+    ('./a.jpg 1', "duplicate image './a.jpg', first on line 1"),
+    ('d.jpg 1 2 1', 'duplicate label 1'),
+    ('', 'empty line'),
+    ('../outside.jpg 0', "path '../outside.jpg' leaves the image root"),
+    ('x/../../outside.jpg 0', 'leaves the image root'),
+    ('/etc/hostname 0', 'is absolute'),
+    ('link.jpg 0', 'leaves the image root through a link'),
+    ('folder/outside.jpg 0', 'leaves the image root through a link'),
+    ('inner.jpg 0', None),
+    ('e.png', None),
+]
+WRONG = [(n, message) for n, (_, message) in enumerate(BAD, 1) if message]
+
+
+@pytest.fixture
+def bad_list(root):
+    (root/'link.jpg').symlink_to(root.parent/'outside.jpg')
+    (root/'folder').symlink_to(root.parent)
+    Image.fromarray(noise(7)).save(root/'target.jpg')
+    (root/'inner.jpg').symlink_to(root/'target.jpg')
+    (root/'bad.txt').write_text('\n'.join(text for text, _ in BAD) + '\n')
+    return root/'bad.txt'
+
+
+def test_all_problems_of_a_list_are_found_at_once(bad_list):
+    problems = problems_of(from_list, bad_list, CLASSES)
+    assert [p.line for p in problems] == [n for n, _ in WRONG]
+    for problem, (_, message) in zip(problems, WRONG):
+        assert isinstance(problem, Problem)
+        assert problem.file == str(bad_list)
+        assert message in problem.message
+
+
+def test_the_error_has_file_and_line_of_every_problem(bad_list):
+    with pytest.raises(ValueError) as e: from_list(bad_list, CLASSES)
+    for n, message in WRONG:
+        assert f'{bad_list}:{n}: ' in str(e.value)
+        assert message in str(e.value)
+
+
+def test_the_error_survives_another_process(bad_list):
+    with pytest.raises(BadDataError) as e: from_list(bad_list, CLASSES)
+    assert str(pickle.loads(pickle.dumps(e.value))) == str(e.value) # noqa: S301 - pickled on this line
+
+
+def test_skip_bad_drops_and_records(bad_list):
+    ds = from_list(bad_list, CLASSES, skip_bad=True)
+    assert ds.paths == ['a.jpg', 'inner.jpg', 'e.png']
+    assert [p.line for p in ds.skipped] == [n for n, _ in WRONG]
+    assert repr(ds).endswith(f', {len(ds.skipped)} problems skipped')
+    assert all(ds[i][0].shape == (3, 48, 48) for i in range(3))
+
+
+def test_links_may_be_allowed_but_not_dots(bad_list):
+    ds = from_list(bad_list, CLASSES, skip_bad=True, follow_links=True)
+    assert {'link.jpg', 'folder/outside.jpg'} <= set(ds.paths)
+    assert '../outside.jpg' not in ds.paths
+
+
+def test_checking_leaves_the_listing_as_it_was(bad_list):
+    listing = read_list(bad_list, CLASSES)
+    once = check_listing(listing, skip_bad=True)
+    again = check_listing(listing, skip_bad=True)
+    assert once.skipped == again.skipped
+    assert listing.rows[1] == Row(2, 'none.jpg', [1])
+
+
+def test_several_problems_of_one_row(root):
+    (root/'list.txt').write_text('none.jpg 7 x 1 1\n')
+    assert [p.line for p in problems_of(from_list, root/'list.txt', CLASSES)] == [1] * 4
+
+
+def test_long_reports_are_cut(root):
+    (root/'list.txt').write_text(''.join(f'{i}.jpg 0\n' for i in range(600)))
+    problems = problems_of(from_list, root/'list.txt', CLASSES)
+    lines = str(BadDataError(problems)).splitlines()
+    assert len(problems) == 600
+    assert len(lines) == 52
+    assert lines[-1] == 'and 550 more'
+
+
+def test_an_empty_list_is_refused(root):
+    (root/'list.txt').write_text('\n')
+    with pytest.raises(BadDataError, match='no image is listed'): from_list(root/'list.txt', CLASSES)
+
+
+def test_a_list_without_a_sound_image_is_refused(root):
+    (root/'list.txt').write_text('none.jpg 0\n')
+    with pytest.raises(BadDataError, match='list.txt:1: none.jpg: image is missing'):
+        from_list(root/'list.txt', CLASSES, skip_bad=True)
+
+
+def test_a_missing_root_is_refused_unless_unchecked(root):
+    (root/'list.txt').write_text('none.jpg 0\n')
+    args = root/'list.txt', CLASSES, root/'nowhere'
+    with pytest.raises(BadDataError, match='root is not a folder'): from_list(*args)
+    assert len(from_list(*args, check='none')) == 1
+
+
+def test_other_encodings_are_refused_by_line(root):
+    (root/'list.txt').write_bytes(b'a.jpg 0\n\xff\xfe 1\n')
+    with pytest.raises(BadDataError, match='list.txt:2: expected UTF-8'): from_list(root/'list.txt', CLASSES)
+
+
+def test_thousands_of_images_are_checked(coco_mini):
+    files = [coco_mini/f'coco_lt_{split}.txt' for split in ('train', 'test')]
+    train, test = (from_list(file, coco_mini/'classes.txt') for file in files)
+    assert len(train) + len(test) == 6909
+    assert [len(ids) for ids in train.groups.values()] == [21, 34, 25]
+
+
+# ---- class names
+
+@pytest.mark.parametrize('text, names', [
+    (' dining table 1 \r\ncat 0\r\n\r\nhot dog  2', ['cat', 'dining table', 'hot dog']),
+    ('cat\ndining table\n', ['cat', 'dining table']),
+    ('route 66\nroute 67\n', ['route 66', 'route 67']),
+    ('a_b 0\nc 1', ['a_b', 'c'])])
+def test_read_classes(tmp_path, text, names):
+    (tmp_path/'c.txt').write_text(text)
+    assert read_classes(tmp_path/'c.txt') == names
+
+
+@pytest.mark.parametrize('text, why', [
+    ('cat 0\ndog 1\ncat 2\n', "c.txt:3: class 'cat' is already on line 1"), ('\n', 'no class')])
+def test_class_names_that_are_refused(tmp_path, text, why):
+    (tmp_path/'c.txt').write_text(text)
+    with pytest.raises(BadDataError, match=why): read_classes(tmp_path/'c.txt')
+
+
+# ---- CSV
+
+@pytest.mark.parametrize('text', [
+    'path,labels\na.jpg,dog|cat\nb.jpg,\ne.png, dog \n',
+    'Labels,IMAGE\r\ncat;dog,a.jpg\r\n,b.jpg\r\ndog,e.png\r\n',
+    'filename,cat,dog\na.jpg,1,1\nb.jpg,0,0.0\ne.png,False,1\n',
+    'image\tlabels\na.jpg\tcat;dog\ne.png\tdog\nb.jpg\t\n'])
+def test_csv(root, text):
+    (root/'t.csv').write_text(text)
+    ds = from_csv(root/'t.csv', root)
+    assert ds.classes == ['cat', 'dog']
+    assert dict(zip(ds.paths, ds.targets.tolist())) == {'a.jpg': [1, 1], 'b.jpg': [0, 0], 'e.png': [0, 1]}
+
+
+BAD_CSV = [ # the record, and what is said about it
+    ('a.jpg,cat', None),
+    ('b.jpg,zebra', "label 'zebra' is unknown, expected one of cat, dog"),
+    ('', 'empty line'),
+    ('c.jpg,cat|cat', "duplicate label 'cat'"),
+    ('a.jpg,dog', 'duplicate image'),
+    ('d.jpg', 'expected 2 fields, got 1'),
+    ('"../outside.jpg",cat', 'leaves the image root'),
+    (',cat', 'the path is empty'),
+    ('none.jpg,cat', 'image is missing'),
+]
+
+
+@pytest.fixture
+def bad_csv(root):
+    (root/'t.csv').write_text('\n'.join(['path,labels', *(text for text, _ in BAD_CSV)]) + '\n')
+    return root/'t.csv'
+
+
+def test_csv_problems_have_lines(bad_csv):
+    wrong = [(n, message) for n, (_, message) in enumerate(BAD_CSV, 2) if message]
+    problems = problems_of(from_csv, bad_csv, classes=['cat', 'dog'])
+    assert [p.line for p in problems] == [n for n, _ in wrong]
+    for problem, (_, message) in zip(problems, wrong): assert message in problem.message
+
+
+def test_csv_without_its_bad_records(bad_csv):
+    ds = from_csv(bad_csv, classes=['cat', 'dog'], skip_bad=True)
+    assert ds.paths == ['a.jpg']
+    assert len(ds.skipped) == 8
+
+
+@pytest.fixture
+def flags_csv(root):
+    (root/'t.csv').write_text('path,split,cat,dog\na.jpg,train,1,0\nb.jpg,test,x,1\n')
+    return root/'t.csv'
+
+
+def test_given_classes_select_columns(flags_csv):
+    ds = from_csv(flags_csv, classes=['dog', 'cat'], skip_bad=True)
+    assert ds.targets.tolist() == [[0, 1]]
+
+
+def test_a_flag_that_is_no_flag_is_refused(flags_csv):
+    with pytest.raises(BadDataError, match="t.csv:3: column 'cat' is 'x', expected 0 or 1"):
+        from_csv(flags_csv, classes=['dog', 'cat'])
+
+
+def test_a_class_without_a_column_is_refused(flags_csv):
+    with pytest.raises(BadDataError, match='no column cow; the columns are path, split'):
+        from_csv(flags_csv, classes=['cow'])
+
+
+@pytest.mark.parametrize('text, why', [
+    ('file,cat\na.jpg,1\n', 'no column path, image or filename'),
+    ('path\na.jpg\n', 'no column holds labels'),
+    ('path,split\na.jpg,train\n', r'no column labels \(with names\), nor one of 0 and 1 for each class'),
+    ('path,cat,cat\na.jpg,1,1\n', 'two columns'),
+    ('', 'no column path')])
+def test_tables_that_are_refused(root, text, why):
+    (root/'t.csv').write_text(text)
+    with pytest.raises(BadDataError, match=why): from_csv(root/'t.csv')
+
+
+# ---- COCO JSON
+
+COCO = {
+    'images': [
+        {'id': 7, 'file_name': 'a.jpg'}, {'id': 9, 'file_name': 'b.jpg'}, {'id': 2, 'file_name': 'c.jpg'},
+    ],
+    'annotations': [
+        {'id': 1, 'image_id': 7, 'category_id': 18}, {'id': 2, 'image_id': 7, 'category_id': 3},
+        {'id': 3, 'image_id': 7, 'category_id': 3}, {'id': 4, 'image_id': 2, 'category_id': 18},
+    ],
+    'categories': [{'id': 18, 'name': 'dog'}, {'id': 3, 'name': 'car'}],
+}
+
+
+@pytest.fixture
+def coco(root):
+    (root/'c.json').write_text(json.dumps(COCO))
+    return root/'c.json'
+
+
+def test_coco(coco):
+    ds = from_coco(coco, coco.parent)
+    assert ds.classes == ['car', 'dog']
+    assert ds.paths == ['a.jpg', 'b.jpg', 'c.jpg']
+    assert ds.targets.tolist() == [[1, 1], [0, 0], [0, 1]]
+
+
+def test_given_classes_select_categories(coco):
+    assert from_coco(coco, classes=['dog']).targets.tolist() == [[1], [0], [1]]
+    with pytest.raises(BadDataError, match='no category cow; there are car, dog'):
+        from_coco(coco, classes=['cow'])
+
+
+def test_coco_without_annotations(coco):
+    coco.write_text(json.dumps({key: value for key, value in COCO.items() if key != 'annotations'}))
+    assert from_coco(coco).class_counts.tolist() == [0, 0]
+
+
+@pytest.fixture
+def bad_coco(coco):
+    images = [*COCO['images'], {'id': 7, 'file_name': 'd.jpg'}, {'id': 11, 'file_name': 'none.jpg'}]
+    lost = {'id': 5, 'image_id': 99, 'category_id': 3}
+    unknown = {'id': 6, 'image_id': 9, 'category_id': 4}
+    annotations = [*COCO['annotations'], lost, unknown]
+    coco.write_text(json.dumps(COCO | {'images': images, 'annotations': annotations}))
+    return coco
+
+
+def test_coco_problems_name_the_image(bad_coco):
+    problems = problems_of(from_coco, bad_coco)
+    assert [p.message for p in problems] == [
+        'annotation 6 of image 9: category 4 is unknown',
+        'duplicate image id 7',
+        'none.jpg: image is missing',
+        'annotations belong to image 99, which is not among the images',
+    ]
+
+
+def test_coco_without_its_bad_images(bad_coco):
+    assert from_coco(bad_coco, skip_bad=True).paths == ['a.jpg', 'c.jpg']
+
+
+@pytest.mark.parametrize('text, why', [
+    ('{\n"images": [,]}', 'c.json:2: not JSON'), ('[]', 'not COCO'),
+    ('{"images": [{}], "categories": []}', 'not COCO')])
+def test_other_json_is_refused(root, text, why):
+    (root/'c.json').write_text(text)
+    with pytest.raises(BadDataError, match=why): from_coco(root/'c.json', root)
+
+
+# ---- folders
+
+@pytest.fixture
+def zoo(tmp_path):
+    "cat/1.jpg and dog/1.jpg are one image"
+    files = {
+        'cat/1.jpg': 1, 'dog/1.jpg': 1, 'dog/sub/2.png': 2, '3.jpg': 3, 'ox/4.jpg': 4, '.hidden/5.jpg': 5,
+    }
+    root = tmp_path/'zoo'
+    for name, seed in files.items():
+        (root/name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise(seed)).save(root/name)
+    (root/'dog/notes.txt').write_text('not an image')
+    (root/'yak').mkdir()
+    return root
+
+
+def test_folders(zoo):
+    ds = from_folder(zoo)
+    assert ds.classes == ['cat', 'dog', 'ox', 'yak']
+    assert ds.class_counts.tolist() == [1, 2, 1, 0]
+    labels = {path: ds.labels(i) for i, path in enumerate(ds.paths)}
+    assert labels == {'3.jpg': [], 'cat/1.jpg': ['cat', 'dog'], 'dog/sub/2.png': ['dog'], 'ox/4.jpg': ['ox']}
+
+
+def test_given_classes_select_folders(zoo):
+    assert from_folder(zoo, classes=['ox', 'cat']).class_counts.tolist() == [1, 1]
+    with pytest.raises(BadDataError, match='no folder cow; there are cat, dog, ox, yak'):
+        from_folder(zoo, classes=['cow'])
+
+
+def test_equal_names_with_other_pixels_are_refused(zoo):
+    Image.fromarray(noise(6)).save(zoo/'dog/1.jpg')
+    with pytest.raises(BadDataError, match='cat/1.jpg and dog/1.jpg have one name but differ'):
+        from_folder(zoo)
+    assert len(from_folder(zoo, union=False)) == 5
+
+
+def test_a_folder_without_classes_is_refused(zoo):
+    with pytest.raises(BadDataError, match='not a folder'): from_folder(zoo/'none')
+    (zoo/'yak/list.csv').write_text('path,labels\n')
+    with pytest.raises(BadDataError, match='no folder of a class in it; did you mean .*list.csv'):
+        from_folder(zoo/'yak')
