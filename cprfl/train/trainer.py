@@ -218,7 +218,7 @@ def build_loader(
 
 def states_to_resume(
     callbacks:list, # whose `Checkpoint`, if any, knows a folder
-    source:bool|str|Path|None # None, True or a file, see `Loop.fit`
+    source:bool|str|Path|None # None, True or a file, see `fit`
 ) -> list: # of files, the best first
     "Where a training can go on from"
     if not source: return []
