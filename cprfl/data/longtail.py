@@ -115,9 +115,9 @@ def pareto_subset(
     return np.flatnonzero(taken)
 
 # %% ../../nbs/data/longtail.ipynb #6dfe141f
-def _valid_room(counts, fraction, min_train):
+def _valid_room(counts, fraction):
     "[C] how many images each class can give away"
-    keep = np.maximum(np.ceil((1 - fraction) * counts).astype(np.int64), max(min_train, 1))
+    keep = np.maximum(np.ceil((1 - fraction) * counts).astype(np.int64), 1)
     return counts - np.minimum(keep, counts)
 
 # %% ../../nbs/data/longtail.ipynb #b6d52b36
@@ -125,13 +125,12 @@ def stratified_split(
     targets:ArrayLike, # [N, C] zeros and ones
     fraction:float=0.2, # share of the images that validation should get
     seed:int=0, # shuffles the images before they are dealt out
-    min_train:int=1, # a class keeps at least this many images in train, if it has them
 ) -> tuple: # train indices [N - V] and validation indices [V], both rising
     "Train and validation indices by iterative stratification; every class keeps its share in train"
     if not 0 < fraction < 1: raise ValueError(f'fraction: expected a number between 0 and 1, got {fraction}')
     targets = np.asarray(targets).astype(bool)
     left = class_counts(targets)
-    room = _valid_room(left, fraction, min_train)
+    room = _valid_room(left, fraction)
     order = np.random.default_rng(seed).permutation(len(targets))
     waiting, valid = targets.sum(1) > 0, np.zeros(len(targets), bool)
     unlabelled = order[~waiting[order]]

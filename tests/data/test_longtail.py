@@ -139,11 +139,6 @@ def sparse():
     return y
 
 
-def test_a_class_keeps_min_train_images(sparse):
-    train, _ = stratified_split(sparse, .5, min_train=5)
-    assert class_counts(sparse[train]).tolist() == [10, 5]
-
-
 def test_unlabelled_images_are_shared_in_proportion(sparse):
     train, _ = stratified_split(sparse, .5)
     assert (sparse[train].sum(1) == 0).sum() == 7
