@@ -46,14 +46,14 @@ from .config import PRECISIONS, TrainConfig, param_groups
 def class_aware_weights(
     targets # [n, C] labels, 0 or 1
 ) -> list: # [n], how often each image is drawn, relative to the others
-    "Weights under which every class that has an image is drawn equally often"
+    "Weights with which every class that has an image is drawn equally often"
     counts = targets.sum(0)
     if not counts.any(): raise ValueError(f"sampler='class_aware': none of the {len(targets)} images carries a class")
     return (targets / counts.clip(min=1)).sum(1).tolist()
 
 # %% ../../nbs/train/trainer.ipynb #572b45d4
 class EpochSampler(Sampler):
-    "The images of an epoch, which depend on (seed, epoch) only: a permutation, or with `targets` a class-aware draw"
+    "The order of an epoch's images, a function of (seed, epoch): a permutation, or with `targets` a class-aware draw"
     def __init__(self,
         n:int, # number of images
         seed:int=0, # of the run
@@ -62,7 +62,7 @@ class EpochSampler(Sampler):
         self.n = n
         self.seed = seed
         self.epoch = 0
-        self.start = 0 # images of the epoch that were seen before a stop
+        self.start = 0 # images of the epoch that were seen before the training was stopped
         self.weights = None if targets is None else class_aware_weights(targets)
 
     def __len__(self): return self.n
@@ -78,7 +78,7 @@ class EpochSampler(Sampler):
 def evaluating(
     model:torch.nn.Module # any model
 ): # gives the model's device
-    "The model in eval mode; afterwards every part of it is in the mode that it was in"
+    "The model in eval mode; afterwards each part is back in the mode that it had"
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try: yield next(model.parameters()).device
@@ -129,7 +129,7 @@ def evaluate(
 def build_accelerator(
     config:TrainConfig # precision, device, batches per step
 ):
-    "Accelerate, as the settings ask"
+    "An accelerator with these settings, and with a state of its own"
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState, PartialState
     from accelerate.utils import DataLoaderConfiguration
@@ -151,7 +151,7 @@ def build_accelerator(
 def in_use(
     accelerator # of a trainer; None changes nothing
 ):
-    "What Accelerate makes inside belongs to this accelerator"
+    "Inside, Accelerate uses the settings of this accelerator"
     from accelerate.state import AcceleratorState, GradientState
     before = AcceleratorState._shared_state, GradientState._shared_state
     if accelerator is not None:
@@ -166,7 +166,7 @@ def training_and_validation(
     valid, # the validation set, or None
     config:TrainConfig # how an epoch is selected
 ) -> tuple: # both sets; the second is None where none is needed
-    "The sets to train and to select on"
+    "The set to train on, and the set that selects the epoch"
     if not len(train): raise ValueError('Trainer: the training set is empty')
     if config.select == 'test':
         if valid is None: raise ValueError("select='test': pass the test set as `valid`")
@@ -187,7 +187,7 @@ def default_callbacks(
     folder=None, # the run's folder
     progress:bool=True # show a bar
 ) -> list: # of `Callback`
-    "What a training needs beside the loop"
+    "The callbacks that the settings ask for"
     callbacks:list = [Seed(), Views() if hasattr(train, 'draw_views') else Augment(), Finite(), MeanLoss(), OneCycle(),
                  Select(), Timer(), StopOnSignal()]
     if config.clip_grad: callbacks.append(ClipGrad())
@@ -204,7 +204,7 @@ def build_loader(
     config:TrainConfig, # batch size, order, processes that decode
     device:torch.device # where batches go
 ) -> tuple: # the sampler and the loader
-    "Batches of the training set; where there are enough images, all are of one size"
+    "Batches of the training set, all of one size if there are more images than fit into one"
     targets = train.targets if config.sampler == 'class_aware' else None
     sampler = EpochSampler(len(train), config.seed, targets)
     loader = DataLoader(train, config.batch_size, sampler=sampler, num_workers=config.num_workers,
@@ -215,7 +215,7 @@ def states_to_resume(
     callbacks:list, # whose `Checkpoint`, if any, knows a folder
     source # None, True or a file, see `Loop.fit`
 ) -> list: # of files, the best first
-    "Where a training can go on from"
+    "The saved states from which a training can go on"
     if not source: return []
     if source is not True: return [Path(source)]
     return [file for cb in callbacks if isinstance(cb, Checkpoint) for file in saved_states(cb.folder)]
@@ -231,7 +231,7 @@ def is_frozen(
 def train_mode(
     model:torch.nn.Module # its backbone, if any, is `model.backbone`
 ):
-    "Put a model into train mode, but for a frozen backbone"
+    "Put a model into train mode, except for a frozen backbone"
     model.train()
     if is_frozen(model): model.get_submodule('backbone').eval()
 
@@ -247,7 +247,7 @@ def total_loss(
 
 # %% ../../nbs/train/trainer.ipynb #f1f4ee55
 class Parts:
-    "What a training consists of, and where it is"
+    "What a training consists of, and how far it is"
     config:TrainConfig
     model:Any # as Accelerate wrapped it
     evaluated:Any # what is evaluated: the moving average, or the model itself
@@ -267,7 +267,7 @@ class Parts:
     step = 0 # batches of this epoch that are done
     best = -1. # mAP on the validation set
     best_epoch = 0
-    stop = False # a callback asks for an end
+    stop = False # a callback sets it to end the training after this epoch
     paused = False # stopped between two steps; fit(resume=True) goes on
     history:list # a row per epoch
 
@@ -290,10 +290,10 @@ class Parts:
 
 # %% ../../nbs/train/trainer.ipynb #3f8b16ff
 class Processes(Parts):
-    "What the processes of a training do together"
+    "What several processes do together"
     @property
     def is_main(self) -> bool:
-        "Whether this process is the one that writes and speaks"
+        "Whether this process is the one that writes files and prints"
         return self.accelerator.is_main_process
 
     def over_processes(self,
@@ -307,7 +307,7 @@ class Processes(Parts):
     def on_any_process(self,
         flag:bool # of this process
     ) -> bool:
-        "Whether the flag is set on one of the processes; all ask together"
+        "Whether the flag is set on any of the processes; all of them must call this"
         if self.accelerator.num_processes == 1: return flag
         if flag: self.accelerator.set_trigger()
         return self.accelerator.check_trigger()
@@ -351,7 +351,7 @@ class Events(Parts):
     def __call__(self,
         event:str, # name of the method
         *args # for it, after the trainer
-    ) -> list: # what the callbacks answered
+    ) -> list: # what the callbacks returned
         "Let every callback that defines `event` act"
         return [self.act(cb, event, *args) for cb in self.callbacks if hasattr(cb, event)]
 
@@ -394,7 +394,7 @@ class Loop(Events, Processes):
         self('after_epoch')
 
     def one_batch(self, batch): # images or features, targets [B, C], indices [B]
-        "One batch, and a step of the optimiser where a group of `accumulate` batches is complete"
+        "One batch, and a step of the optimiser once a group of `accumulate` batches is complete"
         with self.accelerator.accumulate(self.model):
             try: self.learn(batch)
             except Exception as error:
@@ -427,7 +427,7 @@ class Trainer(Loop, Weights):
     def __init__(self, # noqa: PLR0913 - the parts of a training, each with its default
         model:torch.nn.Module, # images or features in, logits [B, C] out
         train, # training set, with `targets`, `class_counts`, `groups`
-        valid=None, # validation set; carved from `train` when left out and `config.select` asks for one
+        valid=None, # validation set; split off `train` if left out and `config.select` needs one
         config:TrainConfig|None=None, # settings
         callbacks=(), # besides the `default_callbacks`
         folder:str|Path|None=None, # the run's folder; None writes nothing
@@ -446,7 +446,7 @@ class Trainer(Loop, Weights):
         self.history = []
 
     def start(self, source): # see `fit`
-        "Begin, or be where a state was taken"
+        "Start from the beginning, or from a saved state"
         self.callbacks.sort(key=lambda cb: cb.order)
         if not (source is True and self.paused):
             files = states_to_resume(self.callbacks, source)
@@ -459,7 +459,7 @@ class Trainer(Loop, Weights):
         self.paused = False
 
     def prepare(self):
-        "Optimiser and loader, on the device"
+        "Make the optimiser and the loader, and move everything to the device"
         self.sampler, loader = build_loader(self.train, self.config, self.accelerator.device)
         optimizer = torch.optim.AdamW(param_groups(self.model, self.config), lr=self.config.lr, fused=True)
         self.model, self.optimizer, self.loader = self.accelerator.prepare(self.model, optimizer, loader)
@@ -469,7 +469,7 @@ class Trainer(Loop, Weights):
         self.steps = math.ceil(len(self.loader) / self.config.accumulate)
 
     def batches(self):
-        "What is left of the epoch"
+        "The batches that are left of the epoch"
         self.sampler.epoch = self.epoch
         self.sampler.start = self.step * self.config.batch_size
         loader = iter(self.loader) if self.step < len(self.loader) else iter(())
