@@ -31,7 +31,7 @@ def data_key(
 def collect_state(
     trainer # the `Trainer`, between two steps of the optimiser
 ) -> dict: # tensors and plain numbers
-    "Everything that the next step depends on; all processes must ask for it together"
+    "Everything that the next step depends on; all processes must call this together"
     scaler = trainer.accelerator.scaler
     states = {cb.key: state for cb in trainer.callbacks if (state := cb.state(trainer)) is not None}
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -43,7 +43,7 @@ def collect_state(
 # %% ../../nbs/train/checkpoint.ipynb #3be35812
 def check_same_training(
     state:dict, # as `collect_state` gave it
-    trainer, # the `Trainer` that shall go on
+    trainer, # the `Trainer` that is to go on
     file # where the state came from
 ):
     "Raise if the state belongs to other settings or other images"
@@ -78,7 +78,7 @@ def restore_state(
 def saved_states(
     folder:str|Path # of a run
 ) -> list: # of files, the newest first
-    "What a run can be resumed from"
+    "The states that a run can be resumed from"
     return sorted((Path(folder) / 'state').glob('epoch_*.pt'), key=lambda f: f.stem, reverse=True)
 
 def refuse_another_training(
