@@ -42,7 +42,7 @@ def write_text(
 
 def write_json(
     path:str|Path, # the file to (re)place
-    data # lists, dictionaries, texts and numbers
+    data:dict|list # lists, dictionaries, texts and numbers
 ):
     "Write a JSON file whole or not at all"
     write_text(path, json.dumps(data, indent=1))

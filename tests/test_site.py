@@ -394,11 +394,13 @@ CALLABLES = [(name, thing) for name, thing in SYMBOLS.items() if callable(thing)
 def arguments(thing):
     "Name, annotation and comment of each argument or field"
     if inspect.isclass(thing) and '__init__' not in vars(thing): return
-    variadic = set()
-    if not dataclasses.is_dataclass(thing):
-        variadic = {arg.name for arg in inspect.signature(thing).parameters.values() if arg.kind in VARIADIC}
+    left_out = {'self', 'return'}
+    if dataclasses.is_dataclass(thing): # what is inherited has its comment in the base
+        left_out |= {f.name for f in dataclasses.fields(thing)} - set(vars(thing)['__annotations__'])
+    else:
+        left_out |= {arg.name for arg in inspect.signature(thing).parameters.values() if arg.kind in VARIADIC}
     for name, doc in docments(thing, full=True, returns=False).items():
-        if name not in variadic | {'self', 'return'}: yield name, doc.anno, doc.docment
+        if name not in left_out: yield name, doc.anno, doc.docment
 
 
 def methods(name, thing):
@@ -471,7 +473,7 @@ def test_picture_tags_have_alternative_text():
 # ---- words
 
 DICTIONARY = Path('/usr/share/dict/words') # where the system has one
-RIGHT = set('computing demonstration leaving operation smallest surprises talk'.split()) # used in one heading only
+RIGHT = set('computing demonstration emphasises leaving operation smallest surprises talk'.split()) # one heading
 ENDINGS = ('s', 'es', 'ed', 'd', 'ing', 'ly')
 NOT_WORDS = re.compile(r'`[^`]*`|\$[^$]*\$|\]\([^)]*\)|\{[^}]*\}')
 

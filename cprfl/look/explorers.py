@@ -120,7 +120,7 @@ def draw_best(
         ax.barh(y + 0.58, max(score, 0.004), 0.24, edgecolor=INK, linewidth=0.6, **style)
 
 def draw_predictions(
-    table:pd.DataFrame, # as `PredictionExplorer.table` gives it
+    table:pd.DataFrame, # as the explorer's `table` gives it
     pixels:np.ndarray, # uint8 [H, W, 3]
     labels:dict, # name of a class -> its label
     titles:dict, # name of a model -> its title
@@ -411,7 +411,7 @@ def draw_names(
 
 def draw_neighbours(
     ax, # matplotlib axes
-    near:pd.DataFrame, # as `DriftExplorer.neighbours` gives it
+    near:pd.DataFrame, # as the explorer's `neighbours` gives it
     labels:list # of these classes
 ):
     "Cosines of the nearest prompts: a bar for now, a hollow mark for the start"

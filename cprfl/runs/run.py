@@ -158,22 +158,24 @@ def run_recipe(
     model = build_model(recipe, data.classes, targets=data.train.targets)
     if writes: _start_folder(path, recipe, data)
     data = data.cached(recipe, model, cache or Path(folder) / 'cache', progress)
-    model, accelerator = _fit(recipe, model, data, path, callbacks, resume, progress)
+    model, accelerator, earlier = _fit(recipe, model, data, path, callbacks, resume, progress)
     if data.test is not None:
         c = recipe.train
         logits = predict(model, data.test, 2 * c.batch_size, accelerator, c.num_workers, progress)
-        if writes: _write_report(path, data.test, logits, time.perf_counter() - began)
+        if writes: _write_report(path, data.test, logits, time.perf_counter() - began + earlier)
     if accelerator: accelerator.wait_for_everyone()
     return Run(path)
 
 def _fit(recipe, model, data, path, callbacks, resume, progress):
-    "The trained model, and the accelerator that trained it; zero-shot CLIP is ready as it is"
-    if recipe.model == 'clip': return model, None
+    "The trained model, the accelerator that trained it, and seconds of training before it was stopped, if it was"
+    if recipe.model == 'clip': return model, None, 0. # ready as it is
     if recipe.model == 'cprfl' and recipe.purity and data.test is not None:
         callbacks = [*callbacks, PurificationRecorder(data.test, recipe.purity, path)]
     valid = data.test if recipe.train.select == 'test' else None
+    began = time.perf_counter()
     trainer = Trainer(model, data.train, valid, recipe.train, callbacks, path, progress=progress).fit(resume)
-    return trainer.evaluated, trainer.accelerator
+    earlier = sum(row['seconds'] for row in trainer.history) - (time.perf_counter() - began)
+    return trainer.evaluated, trainer.accelerator, max(0., earlier)
 
 # %% ../../nbs/runs/run.ipynb #3eaf7d1b
 def run_or_open(

@@ -22,7 +22,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'trainer': ['class_aware_weights', 'EpochSampler', 'evaluating', 'prepared', 'predict', 'evaluate',
                 'build_accelerator', 'in_use', 'training_and_validation', 'default_callbacks', 'build_loader',
                 'states_to_resume', 'is_frozen', 'train_mode', 'total_loss', 'Parts', 'Processes', 'Weights',
-                'Events', 'Loop', 'Trainer'],
+                'Events', 'Preparation', 'Loop', 'Trainer'],
     'alignment': ['roc_auc', 'alignment_table', 'purification', 'spread_images', 'PurificationRecorder',
                   'read_purity'],
 })

@@ -7,6 +7,7 @@ __all__ = ['roc_auc', 'alignment_table', 'purification', 'spread_images', 'Purif
 
 # %% ../../nbs/train/alignment.ipynb #3f7787ca
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
+from ..data.dataset import MultiLabelDataset
 from ..data.longtail import group_names
 from ..files import write_text
 from ..model.backbones import to_patches
@@ -62,7 +64,7 @@ def _logits_and_cosines(model, dataset, batch_size, device):
 
 def purification(
     model:torch.nn.Module, # CPRFL
-    dataset, # images with targets, or cached features
+    dataset:MultiLabelDataset, # images with targets, or cached features
     batch_size:int=64 # images per forward pass
 ) -> pd.DataFrame: # class, group, auc, positive, negative, positives; see `alignment_table`
     "Alignment of P' with P on positive and negative images, for one model"
@@ -94,12 +96,12 @@ def spread_images(
 class PurificationRecorder(Callback):
     "Writes `purity.csv` while a model trains: epoch, class, group, auc, positive, negative, positives"
     def __init__(self,
-        dataset, # images with targets (or cached features), such as the test set
+        dataset:MultiLabelDataset, # images with targets (or cached features), such as the test set
         n:int=200, # images to measure on, see `spread_images`; 0: all
         folder:str|Path|None=None, # where the file goes; the trainer's folder when left out
         batch_size:int=64 # images per forward pass
     ):
-        self.dataset = dataset.subset(spread_images(dataset.targets, n)) if n else dataset
+        self.dataset = dataset.subset(spread_images(dataset.targets, n).tolist()) if n else dataset
         self.folder, self.batch_size, self.table = folder, batch_size, pd.DataFrame()
 
     def before_fit(self, trainer):
@@ -121,7 +123,7 @@ class PurificationRecorder(Callback):
 
 # %% ../../nbs/train/alignment.ipynb #91edabcb
 def read_purity(
-    run # a `Run`, or its folder
+    run:Any # a `Run`, or its folder
 ) -> pd.DataFrame: # epoch, class, group, auc, positive, negative, positives
     "The table that a `PurificationRecorder` wrote"
     file = Path(getattr(run, 'folder', run)) / 'purity.csv'

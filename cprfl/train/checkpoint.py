@@ -12,24 +12,26 @@ import warnings
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
+from ..data.dataset import MultiLabelDataset
 from ..files import write_atomic, write_csv, write_json, write_tensors
 from .callbacks import Callback
 from .config import MAY_CHANGE_ON_RESUME, TrainConfig
 
 # %% ../../nbs/train/checkpoint.ipynb #9c5ee889
 def data_key(
-    train # the training set
+    train:MultiLabelDataset # the training set
 ) -> str: # 16 hexadecimal digits
     "A fingerprint of the training images' paths and labels"
     paths = '\n'.join(map(str, train.paths)).encode()
     return hashlib.sha256(paths + train.targets.tobytes()).hexdigest()[:16]
 
 def collect_state(
-    trainer # the `Trainer`, between two steps of the optimiser
+    trainer:Any # the `Trainer`, between two steps of the optimiser
 ) -> dict: # tensors and plain numbers
     "Everything that the next step depends on; all processes must call this together"
     scaler = trainer.accelerator.scaler
@@ -43,8 +45,8 @@ def collect_state(
 # %% ../../nbs/train/checkpoint.ipynb #3be35812
 def check_same_training(
     state:dict, # as `collect_state` gave it
-    trainer, # the `Trainer` that is to go on
-    file # where the state came from
+    trainer:Any, # the `Trainer` that is to go on
+    file:str|Path # where the state came from
 ):
     "Raise if the state belongs to other settings or other images"
     then = asdict(TrainConfig()) | state['config'] # a state may be older than a setting
@@ -59,7 +61,7 @@ def check_same_training(
 
 # %% ../../nbs/train/checkpoint.ipynb #7a703817
 def restore_state(
-    trainer, # the `Trainer`
+    trainer:Any, # the `Trainer`
     state:dict # as `collect_state` gave it
 ):
     "Put a trainer where the state was taken"
@@ -83,7 +85,7 @@ def saved_states(
 
 def refuse_another_training(
     folder:str|Path, # of the run
-    trainer # the `Trainer`, which is at its first step unless it was resumed
+    trainer:Any # the `Trainer`, which is at its first step unless it was resumed
 ):
     "Raise if a training from the start would overwrite what is in the folder"
     if saved_states(folder) and not trainer.epoch and not trainer.step:
@@ -99,7 +101,7 @@ def read_state(
     return torch.load(file, map_location='cpu', weights_only=True)
 
 def resume(
-    trainer, # the `Trainer`
+    trainer:Any, # the `Trainer`
     files:list # states, the best first
 ):
     "Go on from the first state that can be read"
@@ -133,7 +135,7 @@ class Checkpoint(Callback):
             if newer.stem > self.name(trainer): newer.unlink()
 
     def name(self,
-        trainer # the `Trainer`
+        trainer:Any # the `Trainer`
     ) -> str: # of the state's file, without its ending
         "The place in the training, so that names sort by time"
         return f'epoch_{trainer.epoch:04d}' + (f'_batch_{trainer.step:06d}' if trainer.step else '')
@@ -147,7 +149,7 @@ class Checkpoint(Callback):
     def on_stop(self, trainer): self.save(trainer)
 
     def save(self,
-        trainer # the `Trainer`, between two steps of the optimiser
+        trainer:Any # the `Trainer`, between two steps of the optimiser
     ):
         "Write a state, and remove the oldest one"
         state = collect_state(trainer)
@@ -196,7 +198,7 @@ class RunFolder(Callback):
         return {name: P for name, P in stored.items() if int(name.split('_')[1]) <= epoch}
 
     def record_prompts(self,
-        trainer # the `Trainer`
+        trainer:Any # the `Trainer`
     ):
         "Add the prompts as they are now"
         if not hasattr(trainer.evaluated, 'prompts'): return

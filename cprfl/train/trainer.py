@@ -5,26 +5,31 @@
 # %% auto #0
 __all__ = ['class_aware_weights', 'EpochSampler', 'evaluating', 'prepared', 'predict', 'evaluate', 'build_accelerator', 'in_use',
            'training_and_validation', 'default_callbacks', 'build_loader', 'states_to_resume', 'is_frozen',
-           'train_mode', 'total_loss', 'Parts', 'Processes', 'Weights', 'Events', 'Loop', 'Trainer']
+           'train_mode', 'total_loss', 'Parts', 'Processes', 'Weights', 'Events', 'Preparation', 'Loop', 'Trainer']
 
 # %% ../../nbs/train/trainer.ipynb #61cc984b
 import math
 import os
 import warnings
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, RandomSampler, Sampler, WeightedRandomSampler
 
+from ..data.dataset import MultiLabelDataset
 from ..data.longtail import stratified_split
 from ..losses import build_loss
 from ..metrics import multilabel_report
 from ..model.backbones import preferred_memory_format
+from .cache import FeatureDataset
 from cprfl.train.callbacks import (
     EMA,
     Augment,
+    Callback,
     ClipGrad,
     Compile,
     EarlyStopping,
@@ -44,7 +49,7 @@ from .config import PRECISIONS, TrainConfig, param_groups
 
 # %% ../../nbs/train/trainer.ipynb #69f494ac
 def class_aware_weights(
-    targets # [n, C] labels, 0 or 1
+    targets:np.ndarray # [n, C] labels, 0 or 1
 ) -> list: # [n], how often each image is drawn, relative to the others
     "Weights with which every class that has an image is drawn equally often"
     counts = targets.sum(0)
@@ -57,7 +62,7 @@ class EpochSampler(Sampler):
     def __init__(self,
         n:int, # number of images
         seed:int=0, # of the run
-        targets=None # [n, C] labels, for class-aware sampling
+        targets:np.ndarray|None=None # [n, C] labels, for class-aware sampling
     ):
         self.n = n
         self.seed = seed
@@ -96,15 +101,15 @@ def prepared(
 @torch.inference_mode()
 def predict(
     model:torch.nn.Module, # gives logits for a batch
-    dataset, # images or cached features
+    dataset:MultiLabelDataset, # images or cached features
     batch_size:int=64, # images per forward pass
-    accelerator=None, # precision and processes; without one the model's own device and float32
+    accelerator:Any=None, # precision and processes; without one the model's own device and float32
     num_workers:int=0, # processes that decode images
     progress:bool=False # show a bar
 ) -> torch.Tensor: # [N, C] logits on the CPU
     "Logits for every image of a dataset, in its order"
     from tqdm.auto import tqdm
-    if hasattr(dataset, 'draw_views'): dataset.view[:] = 0
+    if isinstance(dataset, FeatureDataset): dataset.view[:] = 0 # the plain images
     loader = DataLoader(dataset, batch_size, num_workers=num_workers)
     out = []
     with in_use(accelerator), evaluating(model) as device:
@@ -119,7 +124,7 @@ def predict(
 # %% ../../nbs/train/trainer.ipynb #688ce4d3
 def evaluate(
     model:torch.nn.Module, # gives logits for a batch
-    dataset, # images or cached features, with targets and groups
+    dataset:MultiLabelDataset, # images or cached features, with targets and groups
     **kw # keywords of `predict`
 ) -> dict: # see `multilabel_report`
     "The report of `multilabel_report` on a dataset"
@@ -149,7 +154,7 @@ def build_accelerator(
 # %% ../../nbs/train/trainer.ipynb #3d25e808
 @contextmanager
 def in_use(
-    accelerator # of a trainer; None changes nothing
+    accelerator:Any # of a trainer; None changes nothing
 ):
     "Inside, Accelerate uses the settings of this accelerator"
     from accelerate.state import AcceleratorState, GradientState
@@ -162,8 +167,8 @@ def in_use(
 
 # %% ../../nbs/train/trainer.ipynb #4ea3215b
 def training_and_validation(
-    train, # the training set
-    valid, # the validation set, or None
+    train:MultiLabelDataset, # the training set
+    valid:MultiLabelDataset|None, # the validation set, or None
     config:TrainConfig # how an epoch is selected
 ) -> tuple: # both sets; the second is None where none is needed
     "The set to train on, and the set that selects the epoch"
@@ -175,7 +180,7 @@ def training_and_validation(
     if config.select == 'valid' and valid is None:
         kept, held = stratified_split(train.targets, config.valid_fraction, config.seed)
         train, valid = train.subset(kept), train.subset(held)
-    if config.select != 'last' and not valid.targets.any():
+    if config.select != 'last' and valid is not None and not valid.targets.any():
         raise ValueError(f'select={config.select!r}: the {len(valid)} images to select on show no class at all, so no '
                          "epoch is better than another; use select='last', or give more images")
     return train, valid
@@ -183,8 +188,8 @@ def training_and_validation(
 # %% ../../nbs/train/trainer.ipynb #694b81b8
 def default_callbacks(
     config:TrainConfig, # what is asked for
-    train, # the training set
-    folder=None, # the run's folder
+    train:MultiLabelDataset, # the training set
+    folder:str|Path|None=None, # the run's folder
     progress:bool=True # show a bar
 ) -> list: # of `Callback`
     "The callbacks that the settings ask for"
@@ -200,7 +205,7 @@ def default_callbacks(
 
 # %% ../../nbs/train/trainer.ipynb #0a48c519
 def build_loader(
-    train, # the training set
+    train:MultiLabelDataset, # the training set
     config:TrainConfig, # batch size, order, processes that decode
     device:torch.device # where batches go
 ) -> tuple: # the sampler and the loader
@@ -213,7 +218,7 @@ def build_loader(
 
 def states_to_resume(
     callbacks:list, # whose `Checkpoint`, if any, knows a folder
-    source # None, True or a file, see `Loop.fit`
+    source:bool|str|Path|None # None, True or a file, see `fit`
 ) -> list: # of files, the best first
     "The saved states from which a training can go on"
     if not source: return []
@@ -237,7 +242,7 @@ def train_mode(
 
 # %% ../../nbs/train/trainer.ipynb #52b5d44f
 def total_loss(
-    loss_func, # logits [B, C], targets [B, C] -> loss
+    loss_func:Callable, # logits [B, C], targets [B, C] -> loss
     logits:torch.Tensor|tuple, # [B, C], or one such tensor for each path
     targets:torch.Tensor # [B, C] zeros and ones
 ) -> torch.Tensor: # []
@@ -340,7 +345,7 @@ class Weights(Parts):
         model.load_state_dict(state, strict=not self.frozen)
 
     def predict(self,
-        dataset # images or cached features
+        dataset:MultiLabelDataset # images or cached features
     ) -> torch.Tensor: # [N, C] logits on the CPU
         "Logits of the evaluated model"
         return predict(self.evaluated, dataset, 2 * self.config.batch_size, self.accelerator, self.config.num_workers)
@@ -365,11 +370,57 @@ class Events(Parts):
             if where in str(e): raise
             raise RuntimeError(f'{where}: {e}') from e
 
+# %% ../../nbs/train/trainer.ipynb #ffb6f297
+class Preparation(Events, Processes, Weights):
+    "How a training begins, and its batches"
+    def start(self, source): # see `fit`
+        "Start from the beginning, or from a saved state"
+        self.callbacks.sort(key=lambda cb: cb.order)
+        if not (source is True and self.paused):
+            files = states_to_resume(self.callbacks, source)
+            if (self.epoch or self.step) and not files:
+                raise RuntimeError('fit: this trainer has trained already, and there is no state to go on from; make '
+                                   'a new one, with a new model')
+            self.prepare()
+            self('setup')
+            resume(self, files)
+        self.paused = False
+
+    def prepare(self):
+        "Optimiser and loader, on the device"
+        self.sampler, loader = build_loader(self.train, self.config, self.accelerator.device)
+        optimizer = torch.optim.AdamW(param_groups(self.model, self.config), lr=self.config.lr, fused=True)
+        self.model, self.optimizer, self.loader = self.accelerator.prepare(self.model, optimizer, loader)
+        self.evaluated = self.accelerator.unwrap_model(self.model)
+        self.run = self.model
+        self.loss_func.to(self.accelerator.device)
+        self.steps = math.ceil(len(self.loader) / self.config.accumulate)
+
+    def batches(self):
+        "The batches that are left of the epoch"
+        self.sampler.epoch = self.epoch
+        self.sampler.start = self.step * self.config.batch_size
+        loader = iter(self.loader) if self.step < len(self.loader) else iter(())
+        while True:
+            try: batch = next(loader, None)
+            except Exception as error:
+                if self.accelerator.num_processes == 1 and self.step % self.config.accumulate == 0:
+                    self('on_error', error)
+                    self.pause()
+                raise
+            if batch is None: return
+            yield batch
+
+    def pause(self):
+        "Let callbacks save what they have, between two steps"
+        self.paused = True
+        self('on_stop')
+
 # %% ../../nbs/train/trainer.ipynb #7830beb4
-class Loop(Events, Processes):
+class Loop(Preparation):
     "The loop of a training"
     def fit(self,
-        resume=None # None: from the start; True: from the run's folder, or where this trainer stopped; or a state file
+        resume:bool|str|Path|None=None # a state file; True: the run's last state, or where this trainer stopped
     ):
         "Train, and return the trainer with the selected weights in `trainer.evaluated`"
         with in_use(self.accelerator):
@@ -416,20 +467,15 @@ class Loop(Events, Processes):
         self('after_loss')
         self.accelerator.backward(self.loss * self.group_weight)
 
-    def pause(self):
-        "Let callbacks save what they have, between two steps"
-        self.paused = True
-        self('on_stop')
-
 # %% ../../nbs/train/trainer.ipynb #c9eee628
-class Trainer(Loop, Weights):
+class Trainer(Loop):
     "Trains any model of this kit: `Trainer(model, train, valid, config).fit()`"
     def __init__(self, # noqa: PLR0913 - the parts of a training, each with its default
         model:torch.nn.Module, # images or features in, logits [B, C] out
-        train, # training set, with `targets`, `class_counts`, `groups`
-        valid=None, # validation set; split off `train` if left out and `config.select` needs one
+        train:MultiLabelDataset, # training set, with `targets`, `class_counts`, `groups`
+        valid:MultiLabelDataset|None=None, # validation set; split off `train` if one is needed and left out
         config:TrainConfig|None=None, # settings
-        callbacks=(), # besides the `default_callbacks`
+        callbacks:Sequence[Callback]=(), # besides the `default_callbacks`
         folder:str|Path|None=None, # the run's folder; None writes nothing
         loss:torch.nn.Module|None=None, # instead of `config.loss`
         progress:bool=True # show a bar
@@ -444,41 +490,3 @@ class Trainer(Loop, Weights):
         self.folder = None if folder is None else Path(folder)
         self.callbacks = [*default_callbacks(self.config, self.train, self.folder, progress), *callbacks]
         self.history = []
-
-    def start(self, source): # see `fit`
-        "Start from the beginning, or from a saved state"
-        self.callbacks.sort(key=lambda cb: cb.order)
-        if not (source is True and self.paused):
-            files = states_to_resume(self.callbacks, source)
-            if (self.epoch or self.step) and not files:
-                raise RuntimeError('fit: this trainer has trained already, and there is no state to go on from; make '
-                                   'a new one, with a new model')
-            self.prepare()
-            self('setup')
-            resume(self, files)
-        self.paused = False
-
-    def prepare(self):
-        "Make the optimiser and the loader, and move everything to the device"
-        self.sampler, loader = build_loader(self.train, self.config, self.accelerator.device)
-        optimizer = torch.optim.AdamW(param_groups(self.model, self.config), lr=self.config.lr, fused=True)
-        self.model, self.optimizer, self.loader = self.accelerator.prepare(self.model, optimizer, loader)
-        self.evaluated = self.accelerator.unwrap_model(self.model)
-        self.run = self.model
-        self.loss_func.to(self.accelerator.device)
-        self.steps = math.ceil(len(self.loader) / self.config.accumulate)
-
-    def batches(self):
-        "The batches that are left of the epoch"
-        self.sampler.epoch = self.epoch
-        self.sampler.start = self.step * self.config.batch_size
-        loader = iter(self.loader) if self.step < len(self.loader) else iter(())
-        while True:
-            try: batch = next(loader, None)
-            except Exception as error:
-                if self.accelerator.num_processes == 1 and self.step % self.config.accumulate == 0:
-                    self('on_error', error)
-                    self.pause()
-                raise
-            if batch is None: return
-            yield batch

@@ -1,5 +1,6 @@
 "Recipes: a share of the training images in place of the test set, and a frozen backbone whose last stages learn"
 import json
+import shutil
 from dataclasses import asdict
 
 import numpy as np
@@ -211,3 +212,13 @@ def test_runs_are_found_by_name_and_by_what_they_have(plain_and_cached, tmp_path
     assert find_runs(plain.parent, 'pho*', 'report.json') == [plain]
     assert find_runs(plain.parent, '*-s0') == []
     assert find_runs(tmp_path / 'nothing') == []
+
+
+def test_the_seconds_of_a_run_count_what_came_before_a_stop(photos, plain_and_cached, tmp_path):
+    folder = shutil.copytree(plain_and_cached[0].folder, tmp_path / photos.name)
+    [*_, file] = sorted((folder / 'state').iterdir())
+    state = torch.load(file, weights_only=True)
+    state['history'][0]['seconds'] = 5000.0
+    torch.save(state, file)
+    again = run_recipe(photos, tmp_path, resume=True, progress=False)
+    assert again.report['seconds'] >= 5000

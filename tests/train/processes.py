@@ -1,17 +1,20 @@
-"A small training that several processes share: `torchrun --nproc_per_node 2 tests/processes.py OUT`; with `stop` it is cut off, with `resume` it goes on, with `nan` or `fails` one of them breaks"
+"""A small training that several processes share
+
+`torchrun --nproc_per_node 2 tests/train/processes.py OUT`; a word after the folder says what happens to it:
+`whole` nothing, `stop` it is stopped, `resume` it goes on, `nan` or `fails` one of the processes breaks.
+"""
 import json
 import signal
 import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+from toys import build, picture_model
 
 from cprfl.data.shapes import shapes_lt
-from cprfl.model.backbones import build_backbone
-from cprfl.model.cprfl import CPRFL
 from cprfl.train.callbacks import Callback, MeanLoss
-from cprfl.train.config import TrainConfig
-from cprfl.train.trainer import Trainer, predict
+from cprfl.train.trainer import predict
 
 
 class Losses(Callback):
@@ -20,7 +23,9 @@ class Losses(Callback):
         self.mean = next(cb for cb in trainer.callbacks if isinstance(cb, MeanLoss))
         self.values = []
         self.last = float(self.mean.total) if trainer.step else 0.0
+
     def before_epoch(self, trainer): self.last = 0.0
+
     def after_batch(self, trainer):
         total, seen = trainer.over_processes(self.mean.total, self.mean.seen)
         self.values.append((float(total) - self.last) / (seen / trainer.step))
@@ -34,7 +39,7 @@ class Stops(Callback):
 
 
 class Breaks(Callback):
-    "The last process alone meets a loss that is no number, or fails"
+    "The last process alone has a loss that is no number, or fails"
     order = -85
     def __init__(self, how): self.how = how
     def after_loss(self, trainer):
@@ -43,23 +48,25 @@ class Breaks(Callback):
         trainer.loss = trainer.loss * float('nan')
 
 
-MORE = dict(stop=Stops(), nan=Breaks('nan'), fails=Breaks('fails'))
+MORE = dict(stop=[Stops()], nan=[Breaks('nan')], fails=[Breaks('fails')])
 
 
 def main(out, how=''):
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    backbone = build_backbone('resnet10t', channels=(8, 8, 16, 16))
-    for p in backbone.parameters(): p.requires_grad_(False)  # batch statistics are those of a process's own images
-    model = CPRFL(backbone, torch.randn(20, 12, generator=torch.Generator().manual_seed(0)), d=16, heads=2, head_dim=8, ffn_dim=16, dropout=0.2 if how else 0.0)
-    config = TrainConfig(epochs=5, batch_size=16, lr=2e-3, ema=0.9, device='cpu', select='valid', augment='none')
-    data, losses = shapes_lt('train'), Losses()
-    trainer = Trainer(model, data.subset(range(160)), data.subset(range(160, 197)), config, [losses, *([MORE[how]] if how in MORE else [])], Path(out) / 'run', progress=False).fit(resume=how == 'resume')
-    logits = predict(trainer.evaluated, data.subset(range(160, 197)), 16, trainer.accelerator)
-    if trainer.is_main:
-        from safetensors.torch import save_file
-        save_file({k: v.contiguous() for k, v in trainer.evaluated.state_dict().items()}, Path(out) / 'weights.safetensors')
-        (Path(out) / 'said.json').write_text(json.dumps(dict(processes=trainer.accelerator.num_processes, losses=losses.values, history=trainer.history, logits=logits.tolist())))
+    out, data, losses = Path(out), shapes_lt('train'), Losses()
+    model = picture_model(dropout=0.2 if how else 0.) # each process has a dropout of its own
+    model.backbone.requires_grad_(False) # batch statistics are those of a process's own images
+    valid = data.subset(range(160, 197))
+    settings = dict(epochs=5, lr=2e-3, select='valid', augment='none')
+    callbacks = [losses, *MORE.get(how, [])]
+    trainer = build(model, data.subset(range(160)), valid, out / 'run', callbacks, **settings)
+    trainer.fit(resume=how == 'resume')
+    logits = predict(trainer.evaluated, valid, 16, trainer.accelerator)
+    if not trainer.is_main: return
+    weights = {k: v.contiguous() for k, v in trainer.evaluated.state_dict().items()}
+    save_file(weights, out / 'weights.safetensors')
+    said = dict(processes=trainer.accelerator.num_processes, losses=losses.values, history=trainer.history)
+    (out / 'said.json').write_text(json.dumps(dict(said, logits=logits.tolist())))
 
 
 if __name__ == '__main__': main(*sys.argv[1:])

@@ -1,0 +1,62 @@
+"Settings that are wrong are refused at once, and parameters learn as the settings say"
+import pytest
+from toys import picture_model
+
+from cprfl.train.config import TrainConfig, param_groups
+
+WRONG = [
+    (dict(precision='int8'), "precision: expected one of fp32, bf16, fp16, got 'int8'"),
+    (dict(select='best'), 'select: expected one of valid, last, test'),
+    (dict(augment='crop'), 'augment: expected one of .*standard'),
+    (dict(loss='mse'), 'loss: expected one of .*asl'),
+    (dict(device='tpu'), 'device: expected one of auto, cpu, cuda'),
+    (dict(compile='fast'), "compile: expected one of None, default, reduce-overhead, max-autotune, got 'fast'"),
+    (dict(compile='reduce-overhead', accumulate=2), 'gradients cannot accumulate'),
+    (dict(sampler='balanced'), "sampler: expected one of uniform, class_aware, got 'balanced'"),
+    (dict(epochs=0), 'epochs: expected at least 1, got 0'),
+    (dict(batch_size=0), 'batch_size'),
+    (dict(lr=-1), 'lr: expected at least 0'),
+    (dict(ema=2), 'ema: expected 0 to 1, got 2'),
+    (dict(seed=-1), 'seed: expected at least 0'),
+    (dict(clip_grad=-1), 'clip_grad'),
+    (dict(warmup=1.5), 'warmup: expected 0 to 1'),
+    (dict(patience=3, select='last'), 'stopping early needs'),
+]
+
+
+@pytest.mark.parametrize('settings, words', WRONG, ids=[' '.join(settings) for settings, _ in WRONG])
+def test_settings_are_checked(settings, words):
+    with pytest.raises(ValueError, match=words): TrainConfig(**settings)
+
+
+# ---- parameter groups
+
+@pytest.fixture
+def model(): return picture_model()
+
+
+def grouped(model, **settings):
+    "The group of each parameter, by its name"
+    names = {p: name for name, p in model.named_parameters()}
+    groups = param_groups(model, TrainConfig(**settings))
+    return [(names[p], p, group) for group in groups for p in group['params']]
+
+
+def test_each_parameter_is_in_one_group(model):
+    got = sorted(name for name, _, _ in grouped(model, backbone_lr=0.1))
+    assert got == sorted(name for name, _ in model.named_parameters())
+
+
+def test_biases_and_norms_do_not_decay(model):
+    for name, p, group in grouped(model, backbone_lr=0.1, weight_decay=0.05):
+        assert group['weight_decay'] == (0.05 if p.ndim > 1 else 0), name
+
+
+def test_the_backbone_has_a_rate_of_its_own(model):
+    for name, _, group in grouped(model, lr=1e-3, backbone_lr=0.1):
+        assert group['lr'] == pytest.approx(1e-4 if name.startswith('backbone.') else 1e-3), name
+
+
+def test_a_frozen_backbone_is_in_no_group(model):
+    model.backbone.requires_grad_(False)
+    assert not [name for name, _, _ in grouped(model) if name.startswith('backbone.')]
