@@ -19,7 +19,7 @@ from ..train.config import TrainConfig
 # %% ../../nbs/runs/recipe.ipynb #de68d862
 @dataclass
 class RunSettings:
-    "What a run is called, and what it records besides"
+    "What a run is called, and what else it records"
     name:str = 'run' # of the run's folder
     about:Suppress[str] = '' # hardware, time and expected result
     purity:int = 0 # test images on which the alignment of every epoch is recorded; 0: none

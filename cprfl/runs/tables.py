@@ -308,7 +308,7 @@ def all_tables(
 
 # %% ../../nbs/runs/tables.ipynb #9b7f98fa
 def default_workers() -> int:
-    "One process on a GPU; else one per core, as far as 2 GB of memory each allow"
+    "One process on a GPU; else one per core, if there are 2 GB of memory for each"
     if torch.cuda.is_available(): return 1
     return max(1, min(os.cpu_count() or 1, psutil.virtual_memory().available // 2**31))
 

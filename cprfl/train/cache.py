@@ -159,7 +159,7 @@ def cache_features( # noqa: PLR0913 - the keywords that recipes set
     dataset:MultiLabelDataset, # images, all of one size
     folder:str|Path, # where caches are kept
     size:int, # input size in pixels, part of the key
-    views:int=1, # 1: the plain image alone; more: augmented views besides
+    views:int=1, # 1: the plain image alone; more: also augmented views
     batch_size:int=64, # images per forward pass
     precision:str='bf16', # 'bf16' or 'fp32'
     num_workers:int=2, # processes that decode

@@ -475,7 +475,7 @@ class Trainer(Loop):
         train:MultiLabelDataset, # training set, with `targets`, `class_counts`, `groups`
         valid:MultiLabelDataset|None=None, # validation set; split off `train` if one is needed and left out
         config:TrainConfig|None=None, # settings
-        callbacks:Sequence[Callback]=(), # besides the `default_callbacks`
+        callbacks:Sequence[Callback]=(), # in addition to the `default_callbacks`
         folder:str|Path|None=None, # the run's folder; None writes nothing
         loss:torch.nn.Module|None=None, # instead of `config.loss`
         progress:bool=True # show a bar
