@@ -59,7 +59,7 @@ def race(
     repeats:int=5, # rounds, after one to warm up
     device:str|torch.device='cpu' # is waited for
 ) -> dict: # name -> seconds, the best of the rounds
-    "How long several calls take that take turns"
+    "How long several calls take, timed in turns"
     rounds = [{name: clock_once(step, device) for name, step in steps.items()} for _ in range(repeats + 1)]
     measured = rounds[1:]
     return {name: min(times[name] for times in measured) for name in steps}
@@ -238,7 +238,7 @@ def _normalised(images): # as the processes of a data loader leave them
 _PLAIN:dict = dict(precision='fp32', memory_format=torch.contiguous_format, fused=False, foreach=False)
 
 class ReferenceStep(KitStep):
-    "One training step after the released code's procedure; each habit can be switched off"
+    "One training step after the released code's procedure; each difference can be switched off"
     def __init__(self,
         setting:Setting, # model and batch
         encode_text:bool=True, # run the text encoder in every forward pass

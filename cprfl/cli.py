@@ -177,14 +177,14 @@ class PrepareOptions:
     "The options of `cprfl_prepare`"
     name:Positional[Annotated[str, arg(metavar='NAME')]] # voc-lt or coco-lt
     root:str = 'data' # where to put it
-    lists:str = '' # folder with the benchmark's list files, to do without downloading them
+    lists:str = '' # folder with the benchmark's list files, instead of a download
     images:str = '' # folder where the images are already (train2017 and val2017, or VOCdevkit)
     workers:int = 8 # parallel downloads
-    offline:bool = False # never touch the network; say what is missing
+    offline:bool = False # never use the network; say what is missing
 
 @console(PrepareOptions, 'cprfl_prepare voc-lt --root data')
 def prepare(o:PrepareOptions):
-    "Download and verify a benchmark; what is there already is kept"
+    "Download and verify a benchmark; files that are there already are kept"
     from cprfl.data.download import prepare_benchmark
     print(prepare_benchmark(o.name, o.root, lists=o.lists or None, images=o.images or None, workers=o.workers,
                             offline=o.offline))
@@ -206,7 +206,7 @@ class RunOptions(RunSettings):
     "Where a run is written"
     out:str = 'runs' # folder for runs
     cache:str|None = None # folder of cached features and images; OUT/cache when left out
-    resume:bool = False # go on where the run was cut off
+    resume:bool = False # go on with an unfinished run
 
 @dataclass
 class TrainOptions:

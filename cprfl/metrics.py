@@ -115,8 +115,8 @@ def multilabel_report(
     logits:ArrayLike|torch.Tensor, # [N, C] raw scores
     targets:ArrayLike|torch.Tensor, # [N, C] 0 or 1
     groups:dict|None=None, # name -> class indices
-    threshold:float=0.5, # a label is predicted where sigmoid(logit) >= threshold
-    topk:int=3 # second set of figures: and where it is among the k best of its image
+    threshold:float=0.5, # a label is predicted if sigmoid(logit) >= threshold
+    topk:int=3 # labels per image in the second set of figures, each also at the threshold
 ) -> dict: # fractions 0..1, see the table
     "mAP by group, and precision, recall and F1 over all labels and among the top k"
     x, y = _check_pair(logits, targets)

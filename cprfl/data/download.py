@@ -143,7 +143,7 @@ def fetch(
     wait:float=.5, # seconds before the second attempt, doubled each time
     bar:tqdm|None=None, # counts bytes
 ):
-    "Download a file: resumable, verified, renamed at the end; raises `PrepareError`"
+    "Download a file, resume an earlier attempt, verify it, and rename it at the end; raises `PrepareError`"
     file, problem = Path(file), None
     file.parent.mkdir(parents=True, exist_ok=True)
     part, host = _part(file), urlsplit(url).netloc
@@ -205,7 +205,7 @@ def _missing_archives(archives, base):
 
 # %% ../../nbs/data/download.ipynb #dafe6004
 def _get_lists(name, source, base, lists, download):
-    "Bring the lists to `base`/lists"
+    "Put the lists into `base`/lists"
     missing, reason = [], _OFFLINE
     for file, sha in source.lists.items():
         url, dest, check = f'{source.lists_url}/{file}', base/'lists'/file, _checksum('sha256', sha)
@@ -313,7 +313,7 @@ def _extract(archive, wanted):
 
 # %% ../../nbs/data/download.ipynb #a44da052
 def _get_archive(url, file, check, download):
-    "Bring a tar file to its place, unless it is there and complete"
+    "Put a tar file into its place, unless it is there and complete"
     if file.is_file():
         problem = check(file)
         if problem is None: return
@@ -400,7 +400,7 @@ def prepare_benchmark( # noqa: PLR0913 - the options of `cprfl_prepare`, and mir
     wait:float=.5, # seconds before the second attempt, doubled each time
     sources:dict|None=None, # `SOURCES`, or mirrors of them
 ) -> Prepared: # a summary, to be printed
-    "Bring a benchmark's lists and images to root/name, verified; run it again to go on where it stopped"
+    "Put a benchmark's lists and images into root/name, verified; if stopped, run it again to go on"
     sources = SOURCES if sources is None else sources
     if name == 'shapes-lt': raise PrepareError('shapes-lt is drawn when loaded, there is nothing to prepare')
     if name not in sources: raise PrepareError(f"unknown benchmark {name!r}, available: {', '.join(sources)}")

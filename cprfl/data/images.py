@@ -77,7 +77,7 @@ def _refuse_bomb(im):
 def open_image(
     file:str|Path, # path of the image
 ) -> Image.Image: # upright, 8-bit RGB
-    "Decode an image; whatever goes wrong, the error names the file"
+    "Decode an image; any error names the file"
     try:
         with Image.open(file) as im:
             _refuse_bomb(im)

@@ -249,7 +249,7 @@ def score_maps(
 
 # %% ../../nbs/look/attention.ipynb #99f0da74
 def _pairs(dataset, n, seed):
-    "(image, class, boxes) for every category of n images drawn blindly, or of all"
+    "(image, class, boxes) for every category of n random images, or of all"
     if getattr(dataset, 'boxes', None) is None:
         raise ValueError('pointing_game: these images have no boxes; '
                          "Shapes-LT has (load_benchmark('shapes-lt', 'test'))")
@@ -325,7 +325,7 @@ def pointing_baselines(
     n:int|None=None, # images to draw, as in `pointing_game`
     seed:int=0 # of the draw
 ) -> pd.DataFrame: # as `pointing_game` gives it, for the methods 'centre' and 'random'
-    "What maps score that have not seen the image"
+    "Scores of maps that do not depend on the image"
     pairs = _pairs(dataset, n, seed)
     centre = _scores_of(centre_map().expand(len(pairs), -1, -1), dataset, pairs)
     chance = centre.assign(hit=centre['area'], energy=centre['area'])

@@ -49,7 +49,7 @@ def class_similarity(
     classes:list, # C names
     centre:bool=False # subtract the mean prompt first
 ) -> pd.DataFrame: # [C, C], cosines
-    "How alike the prompts of any two classes are"
+    "How similar the prompts of any two classes are"
     P = torch.as_tensor(prompts).float()
     P = F.normalize(P - P.mean(0) if centre else P, dim=-1)
     return pd.DataFrame((P @ P.T).clamp(-1, 1).numpy(), index=list(classes), columns=list(classes))

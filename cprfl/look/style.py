@@ -45,7 +45,7 @@ def groups_in(
     return [g for g in (WITH_TOTAL if with_total else GROUPS) if g in known]
 
 # %% ../../nbs/look/style.ipynb #7ae8a44a
-INK, RIGHT, WRONG, UNKNOWN = '#1b3a5c', '#3a8fb7', '#c0492b', '#c9ced3' # UNKNOWN: neither right nor wrong
+INK, RIGHT, WRONG, UNKNOWN = '#1b3a5c', '#3a8fb7', '#c0492b', '#c9ced3' # UNKNOWN: not known to be right or wrong
 TEXT, FAINT = '#222222', '#bbbbbb'
 
 def light_to_dark():

@@ -85,7 +85,7 @@ class Backbone(nn.Module):
         num_features:int, # D
         mean:Sequence[float]=IMAGENET_MEAN, # of the weights' training images, per channel, in 0..1
         std:Sequence[float]=IMAGENET_STD, # their standard deviation
-        normalize:bool=True, # False feeds images in 0..1 as they are
+        normalize:bool=True, # False: images in 0..1 go in unchanged
         cam_layer:nn.Module|None=None # the layer that class activation maps look at; None: the last
     ):
         super().__init__()

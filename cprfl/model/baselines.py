@@ -136,7 +136,7 @@ class FrozenCLIP(nn.Module):
         self.eval()
 
     def train(self,
-        mode:bool=True # ignored: the towers' batch statistics stay as they are
+        mode:bool=True # ignored, so that the towers' batch statistics do not change
     ): return super().train(False)
 
     def patches(self,
@@ -187,7 +187,7 @@ class LearnedContext(PatchModel):
         clip:Clip, # see `cprfl.model.semantics.load_clip`; is frozen
         classes:list, # C names
         context:int|str=4, # number of random vectors, or words to start from, such as 'a photo of a'
-        offset:float=0.2 # of the cosines, at the start; rather too high than too low
+        offset:float=0.2 # of the cosines, at the start; too high does less harm than too low
     ):
         super().__init__()
         if isinstance(context, int): check_range('context', context, low=1)

@@ -62,7 +62,7 @@ class _CPRFLParts(PatchModel):
         attend:str='all', # 'all' of (F, P), the paper; or 'patches' alone
         score:str='dot', # 'dot', the paper; or 'cosine', see `CosineScores`
         patch_dropout:float=0., # share of the patches hidden in a training step, see `drop_patches`
-        global_path:bool=False # a linear head on the mean patch besides, see `GlobalHead`
+        global_path:bool=False # also a linear head on the mean patch, see `GlobalHead`
     ):
         super().__init__()
         check_choice('grad_path', grad_path, GRAD_PATHS)

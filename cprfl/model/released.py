@@ -136,9 +136,9 @@ def load_released(
     path:str|Path, # checkpoint of the released code: .ckpt, .pth or .safetensors
     semantics:torch.Tensor|None=None, # [C, m] category semantics; or give `classes`
     classes:list|None=None, # C class names, for semantics by the text encoder in the file
-    heads:int=8, # attention heads of the VSI, which no shape tells
+    heads:int=8, # attention heads of the VSI, which cannot be read from a shape
     template:str=TEMPLATE, # the sentence around a class name, with `classes`
-    normalize:bool=False, # the released code feeds images in 0..1 as they are
+    normalize:bool=False, # the released code does not normalise images
     dropout:float=0.1, # of the VSI, if the training goes on
     grad_path:str='dual' # which gradient paths reach the prompts, likewise
 ) -> CPRFL: # in eval mode; its `ignored` counts the text encoder's tensors, which it does not need

@@ -33,7 +33,7 @@ class Protocol:
     recipe:Recipe # CPRFL; every other row is a change of it
     linear:dict = field(default_factory=dict) # more settings of rows with a linear head, which train faster
     tuned:dict = field(default_factory=lambda: dict(tune=1, backbone_lr=0.1)) # of rows that tune the backbone
-    sources:dict = field(default_factory=dict) # semantics by short name; 'clip' is CPRFL's own
+    sources:dict = field(default_factory=dict) # semantics by short name; the recipe of CPRFL uses 'clip'
     loss_args:dict = field(default_factory=dict) # keywords of losses: the benchmark's constants
     inputs:dict = field(default_factory=dict) # other backbones and sizes: {'96 px': dict(image_size=96)}
     tower:bool = True # whether the source 'clip' has an image tower, for zero-shot CLIP and CoOp
@@ -174,7 +174,7 @@ ROWS = _METHODS | _ABLATIONS
 
 # %% ../../nbs/runs/tables.ipynb #ac51d710
 def _value(recipe, setting):
-    "A setting of a recipe, of its training or of CPRFL; None if it has none"
+    "A setting of a recipe, of its training or of CPRFL, or None"
     for owner in (recipe, recipe.train):
         if hasattr(owner, setting): return getattr(owner, setting)
     return recipe.model_args.get(setting, dict(d=2048).get(setting))
@@ -188,7 +188,7 @@ class Change:
 
     def __call__(self,
         recipe:Recipe # to be changed
-    ) -> Recipe|None: # None: it has no such value, or has it already
+    ) -> Recipe|None: # None: it lacks the setting, or has this value already
         "The changed recipe"
         old = _value(recipe, self.setting)
         new = self.to if self.times is None else old and type(old)(old * self.times)
@@ -302,13 +302,13 @@ def _input_rows(protocol):
 def all_tables(
     protocol:Protocol # its sources and inputs make some of the rows
 ) -> dict: # name -> `Table`
-    "Tables 1 to 3 and Figure 3 of the paper, the kit's own, and `search`, which is for held-out images"
+    "Tables 1 to 3 and Figure 3 of the paper, further ones, and `search`, which is for held-out images"
     inputs = Table('Backbone and input size', _input_rows(protocol))
     return _paper_tables(protocol) | dict(inputs=inputs) | _VARIANTS
 
 # %% ../../nbs/runs/tables.ipynb #9b7f98fa
 def default_workers() -> int:
-    "One process on a GPU; else one per core, as far as 2 GB of memory each allow"
+    "One process on a GPU; else one per core, if there are 2 GB of memory for each"
     if torch.cuda.is_available(): return 1
     return max(1, min(os.cpu_count() or 1, psutil.virtual_memory().available // 2**31))
 

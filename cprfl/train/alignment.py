@@ -27,7 +27,7 @@ def roc_auc(
     scores:np.ndarray, # [N, C], larger is more certain
     targets:np.ndarray # [N, C] zeros and ones
 ) -> np.ndarray: # [C] in 0..1, nan where a class has no positive or no negative
-    "Chance that a positive image scores above a negative one, for each class"
+    "Probability that a positive image scores above a negative one, for each class"
     from sklearn.metrics import roc_auc_score
     scores, y = np.asarray(scores), np.asarray(targets) != 0
     auc = np.full(y.shape[1], np.nan)
@@ -97,7 +97,7 @@ class PurificationRecorder(Callback):
     "Writes `purity.csv` while a model trains: epoch, class, group, auc, positive, negative, positives"
     def __init__(self,
         dataset:MultiLabelDataset, # images with targets (or cached features), such as the test set
-        n:int=200, # images to look at, see `spread_images`; 0 takes all
+        n:int=200, # images to measure on, see `spread_images`; 0: all
         folder:str|Path|None=None, # where the file goes; the trainer's folder when left out
         batch_size:int=64 # images per forward pass
     ):
@@ -125,7 +125,7 @@ class PurificationRecorder(Callback):
 def read_purity(
     run:Any # a `Run`, or its folder
 ) -> pd.DataFrame: # epoch, class, group, auc, positive, negative, positives
-    "What a `PurificationRecorder` wrote"
+    "The table that a `PurificationRecorder` wrote"
     file = Path(getattr(run, 'folder', run)) / 'purity.csv'
     if not file.is_file():
         raise FileNotFoundError(f'{file}: this run was trained without a PurificationRecorder; '

@@ -30,7 +30,7 @@ class Callback:
         return type(self).__name__
 
     def state(self, trainer):
-        "What the next step depends on: tensors and plain numbers, or None"
+        "What must be saved for an exact resumption: tensors and plain numbers, or None"
 
     def load_state(self, trainer, state): # what `state` gave
         "Go on from a saved state"
@@ -93,7 +93,7 @@ class Finite(Callback):
 
 # %% ../../nbs/train/callbacks.ipynb #64f961d1
 class MeanLoss(Callback):
-    "The mean loss of an epoch, over all processes"
+    "The mean loss of an epoch over the images of all processes"
     order = -70
 
     def before_epoch(self, trainer):
@@ -148,7 +148,7 @@ class OneCycle(Callback):
 
 # %% ../../nbs/train/callbacks.ipynb #d73ee910
 class EMA(Callback):
-    "What is evaluated: a moving average of the weights, with the decay `config.ema`"
+    "Evaluates a moving average of the weights, with the decay `config.ema`"
     order = -50
 
     def setup(self, trainer):
@@ -285,7 +285,7 @@ class ProgressBar(Callback):
 
 # %% ../../nbs/train/callbacks.ipynb #838edcc9
 class StopOnSignal(Callback):
-    "Stops between two steps when SIGINT (Ctrl-C) or SIGTERM arrives"
+    "Stops between two steps after SIGINT (Ctrl-C) or SIGTERM"
     order = 100
 
     def __init__(self):
@@ -314,7 +314,7 @@ class StopOnSignal(Callback):
     def stop_if_asked(self,
         trainer # the `Trainer`
     ):
-        "Let the others save, and end"
+        "If a signal arrived, let the other callbacks save, and end"
         if not trainer.on_any_process(self.name is not None): return
         trainer.pause()
         if trainer.is_main:

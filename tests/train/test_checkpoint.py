@@ -172,6 +172,13 @@ def test_a_setting_that_a_state_lacks_had_its_default(old):
         toy(old, sampler='class_aware', resume=True)
 
 
+def test_a_state_of_another_version_says_what_it_lacks(old):
+    [*_, file] = sorted((old / 'state').iterdir())
+    state = torch.load(file, weights_only=True)
+    torch.save({name: part for name, part in state.items() if name not in ('step', 'callbacks')}, file)
+    with pytest.raises(ValueError, match='another version of cprfl: it lacks step, callbacks'): toy(old, resume=True)
+
+
 # ---- the run's folder
 
 @pytest.fixture(scope='module')
