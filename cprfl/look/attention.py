@@ -11,6 +11,7 @@ __all__ = ['METHODS', 'patch_grid', 'upsample_maps', 'as_model', 'AttentionMaps'
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..checks import check_choice
+from ..data.dataset import MultiLabelDataset
 from ..data.longtail import GROUPS, group_names
 from ..model.baselines import LearnedContext, ZeroShotCLIP
 from ..model.semantics import Clip
@@ -54,7 +56,7 @@ def upsample_maps(
 
 # %% ../../nbs/look/attention.ipynb #f8a48773
 def as_model(
-    model # a model, or a `Run`, which is asked for its trained model
+    model:Any # a model, or a `Run`, which is asked for its trained model
 ) -> nn.Module:
     "The model itself"
     return model if isinstance(model, nn.Module) else model.model()
@@ -76,7 +78,7 @@ class AttentionMaps:
 
 @torch.no_grad()
 def attention_maps(
-    model, # CPRFL, or a `Run` of it
+    model:Any, # CPRFL, or a `Run` of it
     images:torch.Tensor # [B, 3, H, W] uint8 or 0..1; or cached patches [B, v, D] of square images
 ) -> AttentionMaps: # on the CPU
     "Attention of each category on the patches of each image, by head"
@@ -156,7 +158,7 @@ def _without_gradients(net):
 # %% ../../nbs/look/attention.ipynb #dc253ae0
 @contextmanager
 def grad_cam(
-    model, # any model of this kit, or a `Run`
+    model:Any, # any model of this kit, or a `Run`
     layer:nn.Module|None=None # to look at; the backbone's last when left out
 ): # gives a function: images [n, 3, H, W], classes [n] -> maps [n, h, w], logits (CLIP: cosines) [n, C]
     "Grad-CAM of one category per image, as long as the context lasts"
@@ -186,7 +188,7 @@ def grad_cam(
 
 # %% ../../nbs/look/attention.ipynb #42a8c9e2
 def explain_image(
-    model, # a model of this kit, or a `Run`
+    model:Any, # a model of this kit, or a `Run`
     image:torch.Tensor, # [3, H, W] uint8 or 0..1
     category:int, # class index
     size:tuple|None=None # (H, W) of the maps; the image's when left out
@@ -237,7 +239,7 @@ def _score_map(values, boxes, size, tolerance):
 def score_maps(
     maps:torch.Tensor, # [n, h, w] on any grid
     boxes:list, # n lists of (x0, y0, x1, y1), pixels, ends exclusive
-    size, # (H, W) of the image that the boxes are measured in; or n of them
+    size:tuple|list, # (H, W) of the image that the boxes are measured in; or n of them
     tolerance:float=0. # how far outside of a box still counts as a hit, pixels
 ) -> pd.DataFrame: # a row per map: hit (0 or 1), energy in 0..1, area (share of the image inside the boxes)
     "Pointing game and energy inside the boxes"
@@ -295,8 +297,8 @@ def _scores_of(maps, dataset, pairs):
     return score_maps(maps, [boxes for _, _, boxes in pairs], sizes)
 
 def pointing_game(
-    model, # a model of this kit, or a `Run`
-    dataset=None, # images with `boxes`; the run's own test set when left out
+    model:Any, # a model of this kit, or a `Run`
+    dataset:MultiLabelDataset|None=None, # images with `boxes`; the run's own test set when left out
     method:str='attention', # 'attention' (CPRFL) or 'gradcam' (any model)
     n:int|None=None, # images to draw; all when left out
     batch_size:int=64, # images, or pairs, per forward pass
@@ -321,7 +323,7 @@ def centre_map(
     return line[:, None] * line
 
 def pointing_baselines(
-    dataset, # images with `boxes`
+    dataset:MultiLabelDataset, # images with `boxes`
     n:int|None=None, # images to draw, as in `pointing_game`
     seed:int=0 # of the draw
 ) -> pd.DataFrame: # as `pointing_game` gives it, for the methods 'centre' and 'random'

@@ -14,6 +14,7 @@ from functools import lru_cache
 from html import escape, unescape
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ def new_figure(
     return Figure((width / 100, height / 100), dpi=100, facecolor='white')
 
 def panel(
-    figure, # as `new_figure` gives it
+    figure:Any, # as `new_figure` gives it
     x:float, # left edge, pixels
     y:float, # upper edge, pixels
     width:float, # pixels
@@ -49,7 +50,7 @@ def panel(
     return figure.add_axes((x / w, 1 - (y + height) / h, width / w, height / h), **kw)
 
 def to_png(
-    picture # matplotlib figure, or Pillow image
+    picture:Any # matplotlib figure, or Pillow image
 ) -> bytes:
     "PNG, lightly compressed, because time matters more than size"
     out = BytesIO()
@@ -298,7 +299,7 @@ class OwnImages(MultiLabelDataset):
     "Images from anywhere, without labels"
     _per_image = 'paths', 'targets', 'files'
     def __init__(self,
-        source, # a folder, a file, a list of files, or {name: bytes}
+        source:Any, # a folder, a file, a list of files, or {name: bytes}
         classes:list, # C class names of the model
         groups:dict, # head, medium, tail -> class indices
         size:int # edge that the images are squashed to, pixels
@@ -314,7 +315,7 @@ class OwnImages(MultiLabelDataset):
         return read_image(BytesIO(file) if isinstance(file, bytes) else file)
 
 def own_dataset(
-    source, # a dataset, which is given back; or what `OwnImages` takes
+    source:Any, # a dataset, which is given back; or what `OwnImages` takes
     classes:list, # C class names of the model
     groups:dict, # head, medium, tail -> class indices
     size:int # edge that the images are squashed to, pixels

@@ -9,6 +9,7 @@ __all__ = ['image_size', 'ComparedRuns', 'draw_best', 'draw_predictions', 'Predi
 # %% ../../nbs/look/explorers.ipynb #f5ca069d
 from functools import lru_cache
 from html import escape
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,7 +51,7 @@ from ..train.trainer import predict
 
 # %% ../../nbs/look/explorers.ipynb #e5a74801
 def image_size(
-    run # a `Run`
+    run:Any # a `Run`
 ) -> int: # pixels
     "Edge of the images that a run's model takes"
     return run.recipe.image_size or 64 # None: Shapes-LT as it is
@@ -59,7 +60,7 @@ class ComparedRuns:
     "What several runs predict: from their folders for a test set, by their models for images of your own"
     def __init__(self,
         runs:dict, # name -> `Run`, or a table of predictions
-        source=None # a dataset; or images of your own; the first run's test set when left out
+        source:Any=None # a dataset; or images of your own; the first run's test set when left out
     ):
         self.runs, self.model = runs, lru_cache(None)(lambda name: as_model(runs[name]))
         run = first_run(runs)
@@ -104,7 +105,7 @@ def _bare(ax):
     return ax
 
 def draw_best(
-    ax, # matplotlib axes
+    ax:Any, # matplotlib axes
     rows:list, # (label, score, right or None) of each label, the best first
     title:str # name of the model
 ):
@@ -145,7 +146,7 @@ class PredictionExplorer(ImageExplorer):
     controls = SHOW, BROWSE, UPLOAD
     def __init__(self,
         runs:dict, # name -> `Run`; or a table as `Run.predictions` gives it, which asks for `dataset`
-        dataset=None, # a test set; or a folder, files, {name: bytes}; the first run's test set when left out
+        dataset:Any=None, # a test set; or a folder, files, {name: bytes}; the first run's test set when left out
         k:int=3, # labels per image
         model:str|None=None # of the first filter; the first CPRFL run, or else the last, when left out
     ):
@@ -204,8 +205,8 @@ class PredictionExplorer(ImageExplorer):
 class ModelMaps:
     "Attention and Grad-CAM of a model, kept for the images that were looked at last"
     def __init__(self,
-        model, # a `Run`, or a model
-        image # index -> uint8 tensor [3, h, w]
+        model:Any, # a `Run`, or a model
+        image:Any # index -> uint8 tensor [3, h, w]
     ):
         self.model = model = as_model(model)
         with grad_cam(model): pass # what cannot be explained is said now; and the library is loaded
@@ -318,8 +319,8 @@ class AttentionExplorer(ImageExplorer):
     controls = (SHOW, BROWSE, ('category', 'choice', 'Category'), ('method', 'choice', 'Map'),
                 ('opacity', 'scale', 'Overlay'), UPLOAD)
     def __init__(self,
-        run, # a `Run`; or a model, which asks for `dataset`
-        dataset=None # a test set, with boxes or without; or your own images; the run's test set when left out
+        run:Any, # a `Run`; or a model, which asks for `dataset`
+        dataset:Any=None # a test set, with boxes or without; or your own images; the run's test set when left out
     ):
         super().__init__(*_images_for(run, dataset))
         self.maps = ModelMaps(run, self.tensor)
@@ -375,7 +376,7 @@ class AttentionExplorer(ImageExplorer):
 
 # %% ../../nbs/look/explorers.ipynb #7c46a729
 def draw_paths(
-    ax, # matplotlib axes
+    ax:Any, # matplotlib axes
     xy:np.ndarray, # [E, C, 2], places of the prompts
     now:int, # which epoch, as an index
     category:int, # whose path is drawn in full
@@ -396,7 +397,7 @@ def draw_paths(
     ax.legend(frameon=False, fontsize=8, loc='best')
 
 def draw_names(
-    ax, # matplotlib axes
+    ax:Any, # matplotlib axes
     xy:np.ndarray, # [E, C, 2], places of the prompts
     now:int, # which epoch, as an index
     names:dict # class index -> name; the first one is the category
@@ -410,7 +411,7 @@ def draw_names(
         ax.annotate(shorten(name), at, (-9 if left else 9, 5), **place, **style, **PLAIN)
 
 def draw_neighbours(
-    ax, # matplotlib axes
+    ax:Any, # matplotlib axes
     near:pd.DataFrame, # as the explorer's `neighbours` gives it
     labels:list # of these classes
 ):
@@ -429,7 +430,7 @@ class DriftExplorer(Explorer):
     controls = (('epoch', 'film', 'Epoch'), ('category', 'choice', 'Category'),
                 ('centre', 'toggle', 'Without their mean'))
     def __init__(self,
-        run, # a `Run` of CPRFL
+        run:Any, # a `Run` of CPRFL
         k:int=6 # neighbours
     ):
         try: self.prompts = run.prompts

@@ -8,10 +8,14 @@ __all__ = ['MEASURES', 'PLACES', 'plot_top_k', 'plot_top_k_report', 'plot_flips'
            'plot_pointing']
 
 # %% ../../nbs/look/model_plots.ipynb #5f51b163
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import torch
 
+from ..data.dataset import MultiLabelDataset
 from ..data.longtail import group_names
 from .attention import strongest_point, upsample_maps
 from cprfl.look.style import (
@@ -64,12 +68,12 @@ def _image_and_labels(row, dataset, i, truth):
 
 def plot_top_k(
     table:pd.DataFrame, # as `top_k_table` gives it
-    dataset, # the images
-    indices, # which of them
+    dataset:MultiLabelDataset, # the images
+    indices:Sequence[int], # which of them
     truth:bool=True, # whether the labels of the images are known: show them, and mark what is right
     softmax:tuple=(), # models whose scores are a softmax; said in their titles
     edge:float=1.2, # of an image, inches
-    axes=None # [images, (2 with truth, else 1) + models]
+    axes:Any=None # [images, (2 with truth, else 1) + models]
 ):
     "Images with their labels and the k best labels of each model, marked right or wrong"
     models, left, n = list(dict.fromkeys(table['model'])), 1 + truth, len(indices)
@@ -88,7 +92,7 @@ def plot_top_k(
 def plot_top_k_report(
     report:pd.DataFrame, # as `top_k_report` gives it
     measures:tuple=('recall', 'precision'), # columns to show
-    axes=None # one per measure
+    axes:Any=None # one per measure
 ):
     "Recall and precision of the k best labels: a cluster per group, a bar per model"
     fig, axes = new_axes(axes, (4.4 * len(measures), 3), ncols=len(measures), sharey=True, squeeze=False)
@@ -110,7 +114,7 @@ def _flip_texts(count, share):
 def plot_flips(
     flips:pd.DataFrame, # as `flip_table` gives it
     groups:tuple=WITH_TOTAL, # a panel each
-    axes=None # one per group
+    axes:Any=None # one per group
 ):
     "Which errors of one model another corrects, as counts and as shares of the group's labels"
     known = [g for g in groups if g in set(flips['group'])]
@@ -138,7 +142,7 @@ MEASURES = dict(
 def plot_by_epoch(
     table:pd.DataFrame, # epoch, class, group and the measure; as `prompt_drift` or `read_purity` give it
     measure:str='cosine', # column
-    ax=None, # matplotlib axes
+    ax:Any=None, # matplotlib axes
     classes:bool=False # a thin line for each class instead of the band
 ):
     "Median of a measure over the classes of each group, by epoch, with a band between the quartiles"
@@ -162,7 +166,7 @@ def plot_by_epoch(
 def plot_by_class(
     table:pd.DataFrame, # epoch, class, group and the measure
     measure:str='auc', # column
-    ax=None, # matplotlib axes
+    ax:Any=None, # matplotlib axes
     **kw # of seaborn's heatmap, such as vmin and vmax
 ):
     "A measure of every class at every epoch: a row per class, lines between the groups"
@@ -182,7 +186,7 @@ def plot_by_class(
 # %% ../../nbs/look/model_plots.ipynb #69c78740
 def plot_alignment(
     purity:pd.DataFrame, # as `read_purity` gives it
-    axes=None # one per group
+    axes:Any=None # one per group
 ):
     "Cosine of P' with its prompt on positive and negative images, by epoch; medians over classes"
     groups = groups_in(purity)
@@ -299,8 +303,8 @@ def _paths(ax, paths):
 # %% ../../nbs/look/model_plots.ipynb #0e159efb
 def plot_trajectories(
     paths:pd.DataFrame, # as `prompt_trajectories` gives it
-    explained=None, # share of the variance of each axis
-    ax=None, # matplotlib axes
+    explained:np.ndarray|None=None, # share of the variance of each axis
+    ax:Any=None, # matplotlib axes
     names:list|None=None # classes to label; when left out, all of them up to 24, else none
 ):
     "The way of each prompt, from a hollow mark at the start to a filled one at the end"
@@ -344,8 +348,8 @@ def _overlay(ax, pixels, values, cmap):
 
 def plot_map(
     image:torch.Tensor, # uint8 [3, H, W]
-    values=None, # map [h, w], on the patch grid or any other; None: the image alone
-    ax=None, # matplotlib axes
+    values:Any=None, # map [h, w], on the patch grid or any other; None: the image alone
+    ax:Any=None, # matplotlib axes
     boxes:list|tuple=(), # [(x0, y0, x1, y1), ...]
     size:tuple|None=None, # (H, W) that the boxes are measured in; the image's when left out
     title:str='', # over the axes
@@ -369,7 +373,7 @@ def plot_maps(
     boxes:list|None=None, # n lists of (x0, y0, x1, y1)
     size:tuple|None=None, # (H, W) that the boxes are measured in; the images' when left out
     notes:list|None=None, # n dicts, name of a method -> a line over its map, such as the category's rank
-    axes=None # [n, 1 + methods]
+    axes:Any=None # [n, 1 + methods]
 ):
     "A row per image and category: the image with its boxes, then the map of each method"
     n, methods = len(maps), list(dict.fromkeys(k for m in maps for k in m))
@@ -393,7 +397,7 @@ def plot_heads(
     boxes:list|tuple=(), # [(x0, y0, x1, y1), ...]
     size:tuple|None=None, # (H, W) that the boxes are measured in; the image's when left out
     name:str='', # title of the image
-    axes=None # 2 + heads
+    axes:Any=None # 2 + heads
 ):
     "The attention of each head beside the mean, with the share of it that is on patches and not on prompts"
     heads = torch.as_tensor(heads).float()
@@ -414,7 +418,7 @@ def _map_names(values):
 def plot_pointing(
     summary:pd.DataFrame, # as `pointing_summary` gives it; the methods 'centre' and 'random' become lines
     label:str='pointing game: hits', # of the axis
-    ax=None # matplotlib axes
+    ax:Any=None # matplotlib axes
 ):
     "Scores of maps by group, with the centre and random baselines across each cluster"
     values = summary[[g for g in WITH_TOTAL if g in summary]]

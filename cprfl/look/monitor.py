@@ -11,6 +11,7 @@ import weakref
 from html import escape
 from pathlib import Path
 from threading import Event, Thread, current_thread
+from typing import Any
 
 import pandas as pd
 
@@ -34,11 +35,13 @@ class WatchedFolder:
     "What a run's folder says about its training"
     FILES = ('metrics.csv', 'purity.csv', 'train_config.json', 'report.json')
     def __init__(self,
-        folder # of the run; need not exist yet
+        folder:str|Path # of the run; need not exist yet
     ):
-        self.folder, self.epochs, self.report = Path(folder), 0, {}
+        self.folder = Path(folder)
+        self.epochs = 0
+        self.report:dict = {}
         self.metrics = self.alignment = pd.DataFrame()
-        self._stamps = None
+        self._stamps:list = []
 
     def look(self) -> bool: # whether there was anything new
         "Read the folder"
@@ -74,7 +77,7 @@ class WatchedFolder:
 
 # %% ../../nbs/look/monitor.ipynb #85bd4643
 def draw_alignment(
-    ax, # matplotlib axes
+    ax:Any, # matplotlib axes
     table:pd.DataFrame # as `read_purity` gives it
 ):
     "Mean AUC by group and epoch"
@@ -118,7 +121,7 @@ def _follow(ref, stopped, every):
 class Follower:
     "A thread that looks at a folder every few seconds"
     def __init__(self,
-        monitor, # whose `look` is called
+        monitor:Any, # whose `look` is called
         every:float # seconds between two looks
     ):
         self.stopped = Event()
@@ -144,7 +147,7 @@ class TrainingMonitor(Explorer):
     "Follows a run's folder while it trains: loss, mAP (or alignment), progress"
     controls = (('following', 'toggle', 'Follow'),)
     def __init__(self,
-        folder, # of the run; need not exist yet
+        folder:str|Path, # of the run; need not exist yet
         every:float=2. # seconds between two looks
     ):
         self.watched, self.every = WatchedFolder(folder), every

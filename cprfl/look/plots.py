@@ -7,10 +7,14 @@ __all__ = ['show_images', 'plot_class_counts', 'plot_training', 'plot_groups', '
            'plot_ap_by_frequency', 'plot_top']
 
 # %% ../../nbs/look/plots.ipynb #8dae4f62
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import torch
 
+from ..data.dataset import MultiLabelDataset
 from ..data.longtail import GROUPS, group_names
 from cprfl.look.style import (
     FAINT,
@@ -36,8 +40,8 @@ def _frame(ax, box):
     ax.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, **style))
 
 def show_images(
-    dataset, # any dataset of the kit
-    indices, # which images
+    dataset:MultiLabelDataset, # any dataset of the kit
+    indices:Sequence[int], # which images
     columns:int=6, # of the grid
     edge:float=1.7, # of an image, inches
     boxes:bool=False # draw the objects' boxes, if the dataset knows them
@@ -50,15 +54,15 @@ def show_images(
     for ax, i in zip(axes.flat, indices):
         ax.imshow(dataset[i][0].permute(1, 2, 0).numpy())
         ax.set_title('\n'.join(true_labels(dataset, i)), fontsize=8, loc='left', y=0, va='top', pad=-3)
-        shown = dataset.boxes[i] if boxes and getattr(dataset, 'boxes', None) else ()
-        for _, *box in shown: _frame(ax, box)
+        known = getattr(dataset, 'boxes', None)
+        for _, *box in known[i] if boxes and known else (): _frame(ax, box)
     fig.get_layout_engine().set(h_pad=0.25)
     return fig, axes
 
 # %% ../../nbs/look/plots.ipynb #44c76a0c
 def plot_class_counts(
-    dataset, # any dataset of the kit
-    ax=None # matplotlib axes; new ones when left out
+    dataset:MultiLabelDataset, # any dataset of the kit
+    ax:Any=None # matplotlib axes; new ones when left out
 ):
     "Positives per class, in falling order, on a logarithmic axis; colours are the groups"
     C = len(dataset.classes)
@@ -86,7 +90,7 @@ def _training_curves(axes, name, metrics, style, validated):
 
 def plot_training(
     metrics:pd.DataFrame|dict, # `Run.metrics`; or a dict of name -> metrics to compare
-    axes=None # two matplotlib axes
+    axes:Any=None # two matplotlib axes
 ):
     "Loss, and validation mAP (if nothing was validated: the learning rate), by epoch"
     runs = metrics if isinstance(metrics, dict) else {'': metrics}
@@ -106,7 +110,7 @@ def plot_training(
 # %% ../../nbs/look/plots.ipynb #901f857e
 def plot_groups(
     table:pd.DataFrame, # `results_table`: a row per method, columns total, head, medium, tail (percent)
-    ax=None # matplotlib axes
+    ax:Any=None # matplotlib axes
 ):
     "Bars of mAP by group, a cluster per method"
     fig, ax = new_axes(ax, (max(5.5, 1.7 * len(table)), 3.4))
@@ -133,7 +137,7 @@ def plot_rows(
     results:pd.DataFrame, # as `collect` gives it, a row per run: key, seed, total, head, medium, tail (%)
     labels:dict, # key -> label, in the order of the plot from top to bottom
     groups:tuple=WITH_TOTAL, # which to show
-    ax=None # matplotlib axes
+    ax:Any=None # matplotlib axes
 ):
     "mAP by group, mean and standard deviation over seeds, a line per method"
     keys = [k for k in labels if k in set(results['key'])]
@@ -148,7 +152,7 @@ def plot_intervals(
     intervals:pd.DataFrame, # as `intervals` gives it, a row per run and group: key, group, mAP, low, high (%)
     labels:dict, # key -> label, from top to bottom
     groups:tuple=('head', 'tail'), # which to show
-    ax=None # matplotlib axes
+    ax:Any=None # matplotlib axes
 ):
     "mAP with its interval over test images, a line per method"
     keys, points = [k for k in labels if k in set(intervals['key'])], {}
@@ -164,7 +168,7 @@ def plot_ap_by_frequency(
     aps:dict, # name of a method -> AP per class, in 0..1
     class_counts:np.ndarray, # [C] training positives
     groups:dict, # head, medium, tail -> class indices
-    ax=None # matplotlib axes
+    ax:Any=None # matplotlib axes
 ):
     "AP of each class against its number of training images: the first method hollow, the last one filled"
     fig, ax = new_axes(ax, (7, 3.6))
@@ -186,9 +190,9 @@ def plot_top(
     image:torch.Tensor, # uint8 [3, H, W]
     scores:np.ndarray, # [C] in 0..1
     classes:list, # C names
-    truth=None, # [C] zeros and ones, when known
+    truth:Sequence|None=None, # [C] zeros and ones, when known
     k:int=3, # categories to show
-    axes=None # two matplotlib axes
+    axes:Any=None # two matplotlib axes
 ):
     "An image beside its k most likely categories"
     fig, axes = new_axes(axes, (5, 1.9), ncols=2)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 
 from ..checks import check_choice, some
-from ..data.dataset import read_image, resize
+from ..data.dataset import MultiLabelDataset, read_image, resize
 from ..data.longtail import group_names
 from ..metrics import topk_predictions
 from ..runs.build import load_data
@@ -35,7 +36,7 @@ class Predictions:
     softmax:tuple = () # models whose scores are a softmax over the classes; the others' are sigmoids
 
 def is_table(
-    run # a `Run`, or a table as `Run.predictions` gives it
+    run:Any # a `Run`, or a table as `Run.predictions` gives it
 ) -> bool:
     "Whether it is a table of predictions, without a model behind it"
     return isinstance(run, pd.DataFrame)
@@ -78,7 +79,7 @@ def _targets(dataset, paths, classes):
 # %% ../../nbs/look/predictions.ipynb #7717f914
 def align_predictions(
     runs:dict, # name -> `Run`, or a table as `Run.predictions` gives it
-    dataset=None # with the true labels; the first run's test set when left out
+    dataset:MultiLabelDataset|None=None # with the true labels; the first run's test set when left out
 ) -> Predictions:
     "Predictions of several runs on the same images, matched by path"
     frames = {name: run if is_table(run) else run.predictions for name, run in runs.items()}
@@ -229,7 +230,7 @@ def _image_sources(source):
     return [(file.relative_to(path).as_posix(), file) for file in files]
 
 def load_images(
-    source, # a folder, a file, a list of files, or {name: bytes}
+    source:Any, # a folder, a file, a list of files, or {name: bytes}
     size:int # edge that the images are squashed to, pixels
 ) -> tuple: # uint8 [N, 3, size, size], N names
     "Images from anywhere, as one tensor"

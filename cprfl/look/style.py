@@ -8,6 +8,8 @@ __all__ = ['WITH_TOTAL', 'GROUP_COLOURS', 'GROUP_SIGNS', 'MARKERS', 'LEGEND', 'I
            'filling', 'grouped_bars', 'heat_map']
 
 # %% ../../nbs/look/style.ipynb #cd78d068
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -56,7 +58,7 @@ def light_to_dark():
 
 # %% ../../nbs/look/style.ipynb #1d50b65a
 def new_axes(
-    ax=None, # matplotlib axes, or an array of them, which are given back
+    ax:Any=None, # matplotlib axes, or an array of them, which are given back
     figsize:tuple=(6, 3.5), # of a new figure, inches
     **kw # of `plt.subplots`
 ) -> tuple: # figure, axes
@@ -66,7 +68,7 @@ def new_axes(
     return plt.subplots(figsize=figsize, layout='constrained', **kw)
 
 def tidy(
-    ax, # matplotlib axes
+    ax:Any, # matplotlib axes
     grid:str='y' # 'x', 'y' or 'both'
 ):
     "No frame above and at the right, and a faint grid"
@@ -74,7 +76,7 @@ def tidy(
     ax.grid(axis=grid, alpha=0.25, linewidth=0.6)
 
 def legend_above(
-    ax, # matplotlib axes
+    ax:Any, # matplotlib axes
     ncols:int, # entries side by side
     **kw # of `ax.legend`
 ):
@@ -98,7 +100,7 @@ def filling(
 
 # %% ../../nbs/look/style.ipynb #3254cc64
 def grouped_bars(
-    ax, # matplotlib axes
+    ax:Any, # matplotlib axes
     values:pd.DataFrame, # a row per model, a column per group; values in 0..1
     legend:bool=True # name the models above the axes
 ):
@@ -121,8 +123,8 @@ def grouped_bars(
 
 # %% ../../nbs/look/style.ipynb #ca678b89
 def heat_map(
-    ax, # matplotlib axes
-    values, # table or array [rows, columns]
+    ax:Any, # matplotlib axes
+    values:Any, # table or array [rows, columns]
     **kw # of seaborn's heatmap
 ):
     "seaborn's heat map from light to dark"
