@@ -11,7 +11,7 @@ import lazy_loader
 # %% ../../nbs/model/index.ipynb #361e1e22
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'cprfl': ['GRAD_PATHS', 'PromptInitializer', 'similarity_scores', 'CPRFL', 'FreePrompts', 'CosineScores',
-              'drop_patches', 'GlobalHead'],
+              'GlobalHead'],
     'vsi': ['PromptAttention', 'VSILayer', 'VisualSemanticInteraction'],
     'semantics': ['TEMPLATE', 'SOURCES', 'fill_template', 'Clip', 'WordTokenizer', 'build_shapes_clip',
                   'load_clip', 'embed_templates', 'category_semantics'],

@@ -10,7 +10,7 @@ import lazy_loader
 
 # %% ../../nbs/train/index.ipynb #2e2c8d0a
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    'config': ['PRECISIONS', 'CHOICES', 'AT_LEAST_1', 'AT_LEAST_0', 'SHARES', 'MAY_CHANGE_ON_RESUME',
+    'config': ['PRECISIONS', 'CHOICES', 'MAY_CHANGE_ON_RESUME',
                'TrainConfig', 'param_groups'],
     'augment': ['POLICIES', 'random_flip', 'random_cutout', 'random_shift', 'mix_seed', 'BatchAugment'],
     'cache': ['feature_key', 'random_view', 'FeatureDataset', 'cache_features', 'CachedImages', 'cache_images'],
@@ -20,7 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'checkpoint': ['PARTS_OF_A_STATE', 'data_key', 'collect_state', 'check_same_training', 'restore_state',
                    'saved_states',
                    'refuse_another_training', 'read_state', 'resume', 'Checkpoint', 'RunFolder'],
-    'trainer': ['class_aware_weights', 'EpochSampler', 'evaluating', 'prepared', 'predict', 'evaluate',
+    'trainer': ['EpochSampler', 'evaluating', 'prepared', 'predict', 'evaluate',
                 'build_accelerator', 'in_use', 'training_and_validation', 'default_callbacks', 'build_loader',
                 'states_to_resume', 'total_loss', 'Parts', 'Processes', 'Weights',
                 'Events', 'Preparation', 'Loop', 'Trainer'],
