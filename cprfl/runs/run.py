@@ -37,8 +37,7 @@ class Run:
         self.folder = Path(folder)
         if not (self.folder / 'config.json').is_file():
             beside = ', '.join(path.name for path in find_runs(self.folder.parent)) or 'none'
-            raise FileNotFoundError(f'{self.folder} is not a run (it has no config.json); '
-                                    f'runs beside it: {beside}')
+            raise FileNotFoundError(f'{self.folder} is not a run (it has no config.json); runs beside it: {beside}')
         config = json.loads((self.folder / 'config.json').read_text())
         self.recipe = Recipe(**config['recipe'])
         self.classes = config['classes']
