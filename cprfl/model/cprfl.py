@@ -60,7 +60,7 @@ class _CPRFLParts(PatchModel):
         free_prompts:bool=False, # prompts without PI, see `FreePrompts`
         attend:str='all', # 'all' of (F, P), the paper; or 'patches' alone
         score:str='dot', # 'dot', the paper; or 'cosine', see `CosineScores`
-        patch_dropout:float=0., # share of the patches hidden in a training step, see `_drop_patches`
+        patch_dropout:float=0., # share of the patches that are hidden in a training step
         global_path:bool=False # also a linear head on the mean patch, see `GlobalHead`
     ):
         super().__init__()
