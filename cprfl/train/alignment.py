@@ -46,7 +46,8 @@ def alignment_table(
     y = np.asarray(targets) != 0
     columns = {'class': list(classes), 'group': group_names(groups, len(classes)), 'auc': roc_auc(logits, y)}
     for name, mask in (('positive', y), ('negative', ~y)):
-        columns[name] = pd.DataFrame(np.where(mask, cosines, np.nan)).mean().to_numpy()
+        kept = np.where(mask, np.asarray(cosines, float), np.nan) # float64, which a text file gives back exactly
+        columns[name] = pd.DataFrame(kept).mean().to_numpy()
     return pd.DataFrame(columns | {'positives': y.sum(0)})
 
 # %% ../../nbs/train/alignment.ipynb #f8b72829

@@ -154,7 +154,8 @@ def test_the_recorder_survives_a_resume(tmp_path):
     fit(tmp_path / 'whole', recorder())
     fit(tmp_path / 'cut', recorder(Stop))
     fit(tmp_path / 'cut', recorder(), resume=True)
-    pd.testing.assert_frame_equal(read_purity(tmp_path / 'cut'), read_purity(tmp_path / 'whole'))
+    cut, whole = ((tmp_path / run / 'purity.csv').read_bytes() for run in ('cut', 'whole'))
+    assert cut == whole
 
 
 def test_a_run_without_the_recorder_says_so(tmp_path):
