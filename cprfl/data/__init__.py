@@ -12,8 +12,11 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'dataset': ['from_list', 'from_csv', 'from_coco', 'from_folder', 'read_image', 'MultiLabelDataset',
                 'ArrayDataset', 'resize', 'LongTailDataset'],
-    'readers': ['Row', 'multi_hot', 'Listing', 'check_listing', 'read_classes', 'read_list', 'read_csv',
-                'read_coco', 'read_folder'],
+    'readers': ['Row', 'multi_hot', 'Listing', 'check_listing', 'read_text', 'read_classes', 'as_classes',
+                'read_list'],
+    'tables': ['read_csv'],
+    'annotations': ['read_coco'],
+    'folders': ['read_folder'],
     'images': ['CHECKS', 'Problem', 'BadDataError', 'open_image', 'image_problem', 'check_images',
                'path_problem'],
     'longtail': ['GROUPS', 'class_counts', 'frequency_groups', 'group_names', 'imbalance_summary',

@@ -20,9 +20,12 @@ from fastcore.meta import delegates
 from numpy.typing import ArrayLike
 from torch.utils.data import Dataset
 
+from .annotations import read_coco
+from .folders import read_folder
 from .images import open_image
 from .longtail import class_counts, frequency_groups
-from .readers import check_listing, read_coco, read_csv, read_folder, read_list
+from .readers import check_listing, read_list
+from .tables import read_csv
 
 # %% ../../nbs/data/dataset.ipynb #6a1751c0
 def read_image(
@@ -60,6 +63,7 @@ class MultiLabelDataset(Dataset):
         self.targets = _checked_targets(targets, len(self.paths), self.classes)
         self.transform = transform
         self.skipped:list = [] # problems of rows that were left out
+        self.notes:list = [] # sentences: what the reader took for what
         self.groups = frequency_groups(self.class_counts) if groups is None else groups
 
     @property
@@ -140,7 +144,7 @@ def _checked_dataset(cls,
     "A dataset of the images that pass all checks; otherwise one error with all problems"
     listing = check_listing(listing, **kwargs)
     ds = cls(listing.paths, listing.targets, listing.classes, listing.root, transform, groups)
-    ds.skipped = listing.skipped
+    ds.skipped, ds.notes = listing.skipped, listing.notes
     return ds
 
 # %% ../../nbs/data/dataset.ipynb #ea8a25ad
