@@ -59,7 +59,7 @@ class MultiLabelDataset(Dataset):
         groups:dict|None=None, # class indices of head, medium and tail; by the targets if left out
         transform:Callable|None=None, # from a uint8 tensor [3, H, W] to a tensor
     ):
-        self.paths, self.classes = [str(p) for p in paths], list(classes)
+        self.paths, self.classes = list(map(str, paths)), list(map(str, classes))
         self.targets = _checked_targets(targets, len(self.paths), self.classes)
         self.transform = transform
         self.skipped:list = [] # problems of rows that were left out

@@ -133,7 +133,7 @@ def as_classes(
     classes:Sequence|str|Path, # C names or a labels file
 ) -> list: # C names
     "Class names as they were given, or from their file"
-    return read_classes(classes) if isinstance(classes, (str, Path)) else list(classes)
+    return read_classes(classes) if isinstance(classes, (str, Path)) else list(map(str, classes))
 
 # %% ../../nbs/data/readers.ipynb #16b031b8
 def _label_problem(token, labels, num_classes):
