@@ -52,8 +52,9 @@ def split_list(
     if len(cell) < 2 or _BRACKETS.get(cell[0]) != cell[-1]: return None
     value = _parsed(cell)
     if isinstance(value, dict): value = next((v for v in value.values() if isinstance(v, list)), None)
+    if isinstance(value, set): value = sorted(value, key=str)
     if value is None: value = _bare_items(cell[1:-1])
-    if not isinstance(value, (list, tuple, set)): return None
+    if not isinstance(value, (list, tuple)): return None
     if any(isinstance(item, (list, tuple, set, dict)) for item in value): return None
     names = [as_name(item) for item in value if item is not None]
     return [name for name in names if name]
@@ -98,8 +99,8 @@ def _by_spaces(cells):
     first = max(several, key=len)
     if share >= 1/2 and (stands or len(lengths) > 2): return r'\s+', None
     if share >= 1/3 and max(lengths) > 3 and len(lengths) > 1: return r'\s+', _doubt(' '.join(first), first)
-    if share >= 1/2 and len(lengths) > 1:
-        return '', f"{' '.join(first)!r} is read as one name, but it may be {len(first)} between spaces"
+    if len(lengths) > 1 and (whole := [' '.join(one) for one in several if shared.issuperset(one)]):
+        return '', f'{whole[0]!r} is read as one name, but it may be several between spaces'
     return '', None
 
 def find_separator(
@@ -136,13 +137,14 @@ class Cells:
     doubt:str|None = None # why it may be meant otherwise
 
 def _is_vectors(parts):
-    "Whether all cells are zeros and ones of one length"
+    "Whether all cells are zeros and ones of one length, and a doubt about it"
     cells = [one for one in parts.values() if one]
     lengths = {len(one) for one in cells}
-    if len(lengths) != 1 or max(lengths) < 2: return False
-    if any(flag(part) is None for one in cells for part in one): return False
-    repeated = any(len(set(one)) < len(one) for one in cells)
-    return repeated or len({tuple(one) for one in cells if set(one) == {'0', '1'}}) > 1
+    if len(lengths) != 1 or max(lengths) < 2: return False, None
+    if any(flag(part) is None for one in cells for part in one): return False, None
+    if any(len(set(one)) < len(one) for one in cells): return True, None
+    both_orders = len({tuple(one) for one in cells}) > 1
+    return both_orders, 'each cell has a 0 and a 1, read as no and yes of two classes, but they may be ids'
 
 def _phrase(pattern, lists, plain):
     names = {'': 'one name in each cell', _STRONG: 'split at | and ;', r'\s+': 'split at spaces'}
@@ -167,7 +169,8 @@ def read_cells(
     parts = {cell: lists[cell] if cell in lists else _split(cell, pattern) for cell in cells}
     if all(re.fullmatch(r'-?\d+\.0+', part) for one in parts.values() for part in one): # what pandas makes of ids
         parts = {cell: [as_name(part) for part in one] for cell, one in parts.items()}
-    if _is_vectors(parts): return Cells(parts, 'a list of 0 and 1 for all classes', True)
+    are_vectors, other = _is_vectors(parts)
+    if are_vectors: return Cells(parts, 'a list of 0 and 1 for all classes', True, other)
     return Cells(parts, _phrase(pattern, lists, plain), False, doubt)
 
 # %% ../../nbs/data/cells.ipynb #ba718bfc

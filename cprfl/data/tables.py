@@ -245,6 +245,8 @@ def _set_codes(rows, columns, names, unknown):
 _SPLITS = {'isvalid', 'isval', 'isvalidation', 'valid', 'val', 'validation', 'istest', 'test', 'istrain', 'training',
            'split', 'fold', 'subset', 'partition', 'usage', 'holdout'}
 
+def _without_nan(text): return '' if text.lower() in ('nan', '<na>', 'null') else text
+
 def _is_bookkeeping(column, header):
     "Whether a column is about the rows and not about what they show"
     plain = _plain(column)
@@ -253,12 +255,13 @@ def _is_bookkeeping(column, header):
     return bool(re.search(r'[ _-](id|ID|Id|index|idx)$|[a-z](ID|Id)$', column))
 
 def _kind(texts, unknown):
-    "Whether a column holds zeros and ones: 1 yes, 0 no, None if it is blank or unknown throughout"
+    "Whether a column holds zeros and ones: 1 yes, 0 no, None if it is blank throughout and may do"
     counts = Counter(texts)
     flags = sum(n for text, n in counts.items() if flag(text) is not None)
     if flags < 0.95 * len(texts): return 0
     if any(flag(text) in (0, 1) for text in counts): return 1
-    return None if unknown else 0
+    if not unknown: return 0
+    return 1 if any(map(_without_nan, counts)) else None
 
 def _class_columns(table, path, unknown):
     "The columns that are classes"
@@ -404,8 +407,6 @@ def _read_vectors(table, label, cells, given, unknown):
     return _Reading(names, table.sound, f'labels from {label!r}, {cells.how}', count, (label,))
 
 # %% ../../nbs/data/tables.ipynb #4866a8ab
-def _without_nan(text): return '' if text.lower() in ('nan', '<na>', 'null') else text
-
 def _read_names(table, label, cells, index, names, unknown):
     "Labels from cells with names"
     looked_up = {text: _look_up(parts, index) for text, parts in cells.parts.items()}
@@ -438,8 +439,8 @@ def _read_labels(table, label, classes, given, separator, unknown):
     described = _descriptions(classes)
     known = {*(given or ()), *described}
     cells = read_cells(map(_without_nan, table.column(label)), separator, known)
-    if cells.vectors: return _read_vectors(table, label, cells, given, unknown)
     if cells.doubt: table.warn(f'{cells.doubt} (label_separator, --label-separator)')
+    if cells.vectors: return _read_vectors(table, label, cells, given, unknown)
     found = {name for parts in cells.parts.values() for name in parts}
     names, index = _index(table, found, given, described)
     if given is None: _warn_of_names(table, names)
