@@ -7,13 +7,13 @@ __all__ = ['PATH_COLUMNS', 'LABEL_COLUMNS', 'Table', 'read_table', 'read_csv']
 
 # %% ../../nbs/data/tables.ipynb #6fa1f407
 import csv
-import io
 import os
 import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +91,8 @@ def _delimiter(text, path):
 # %% ../../nbs/data/tables.ipynb #8a794c45
 def _records(file, text, delimiter):
     "The line number and the fields of each record"
-    reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, skipinitialspace=True)
+    lines = (line + '\n' for line in text.split('\n'))
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
     same, records, line = {}, [], 1
     try:
         for record in reader:
@@ -213,27 +214,26 @@ def _with_suffix(paths, root, suffix):
 _OTHER = -2
 
 def _codes(columns):
-    "Texts of C columns as codes [N, C]"
+    "Texts of C columns, one column at a time, as codes [N, C]"
     def code(texts):
         codes = {text: flag(text) for text in set(texts)}
         codes = {text: _OTHER if value is None else value for text, value in codes.items()}
         return np.fromiter((codes[text] for text in texts), np.int8, len(texts))
-    return np.stack([code(texts) for texts in columns], 1)
+    return np.stack(list(map(code, columns)), 1)
 
-def _bad_codes(codes, names, columns, i, bad):
+def _bad_codes(codes, names, bad, text_of):
     "What is wrong with a row of codes"
     first, *more = np.flatnonzero(bad)
-    text = columns[first][i]
+    text = text_of(first)
     hint = '; unknown (--unknown) can be negative, ignore or positive' if codes[first] == -1 else ''
     others = f' (and {len(more)} more columns)' if more else ''
     return f'column {names[first]!r} is {text!r}, expected 0 or 1{others}{hint}'
 
-def _set_codes(rows, columns, names, unknown):
-    "Labels of the rows from texts of C columns; how many are unknown"
-    codes = _codes(columns)
+def _set_codes(rows, codes, names, unknown, text_of):
+    "Labels of the rows from their codes, whose texts are `text_of(row, column)`; how many are unknown"
     bad = codes < (-1 if unknown else 0)
     for i in np.flatnonzero(bad.any(1)):
-        rows[i].problems.append(_bad_codes(codes[i], names, columns, i, bad[i]))
+        rows[i].problems.append(_bad_codes(codes[i], names, bad[i], partial(text_of, i)))
     yes = codes == 1
     if unknown == 'positive': yes |= codes == -1
     for row, one in zip(rows, yes): row.labels = np.flatnonzero(one).tolist()
@@ -391,9 +391,9 @@ def _read_flags(table, path, given, unknown):
     if problem := _column_problem(table, path, None, names): raise table.refuse(problem)
     missing = [name for name in names if name not in table.header]
     if missing: table.warn(f'no column {some(missing)}, so no image has such a label')
-    nothing = ['0'] * len(table.sound)
-    columns = [nothing if name in missing else table.column(name) for name in names]
-    count = _set_codes(table.sound, columns, names, unknown)
+    nothing, at = ['0'] * len(table.sound), [None if name in missing else table.header.index(name) for name in names]
+    codes = _codes(nothing if name in missing else table.column(name) for name in names)
+    count = _set_codes(table.sound, codes, names, unknown, lambda i, c: table.records[i][at[c]])
     return _Reading(names, table.sound, 'labels from a column of 0 and 1 for each class', count, tuple(names))
 
 def _read_vectors(table, label, cells, given, unknown):
@@ -403,7 +403,7 @@ def _read_vectors(table, label, cells, given, unknown):
     if len(names) != width:
         raise table.refuse(f'column {label!r} has {width} zeros and ones in a cell, for {len(names)} classes')
     vectors = [cells.parts[text] or [''] * width for text in table.column(label)]
-    count = _set_codes(table.sound, list(zip(*vectors)), names, unknown)
+    count = _set_codes(table.sound, _codes(zip(*vectors)), names, unknown, lambda i, c: vectors[i][c])
     return _Reading(names, table.sound, f'labels from {label!r}, {cells.how}', count, (label,))
 
 # %% ../../nbs/data/tables.ipynb #4866a8ab
