@@ -4,6 +4,7 @@ import warnings
 import pytest
 from pictures import noise
 from PIL import Image
+from table_samples import CHEXPERT, CHEXPERT_CLASSES, DESCRIPTIONS, HPA, NIH, OPEN_IMAGES, PLANET, PLANT
 
 from cprfl.data.dataset import from_csv
 from cprfl.data.images import BadDataError
@@ -128,12 +129,6 @@ def test_tables_that_are_refused(root, text, why):
 
 # ---- data sets as they come
 
-NIH = ('Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,'
-       'OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],',
-       '00000001_000.png,Cardiomegaly,0,1,58,M,PA,2682,2749,0.143,0.143,',
-       '00000001_001.png,Cardiomegaly|Emphysema,1,1,58,M,PA,2894,2729,0.143,0.143,',
-       '00000001_002.png,Cardiomegaly|Effusion,2,1,58,M,PA,2500,2048,0.168,0.168,',
-       '00000002_000.png,No Finding,0,2,81,M,PA,2500,2048,0.171,0.171,')
 NIH_CLASSES = ['Cardiomegaly', 'Effusion', 'Emphysema', 'Hernia']
 
 
@@ -147,20 +142,6 @@ def test_no_finding_is_no_label_if_it_is_no_class(read):
     assert not any(row.problems for row in listing.rows)
     assert counts_of(listing) == {'Cardiomegaly': 3, 'Effusion': 1, 'Emphysema': 1, 'Hernia': 0}
     assert "'No Finding' is no label" in listing.notes[0]
-
-
-CHEXPERT_CLASSES = [
-    'No Finding', 'Enlarged Cardiomediastinum', 'Cardiomegaly', 'Lung Opacity', 'Lung Lesion', 'Edema',
-    'Consolidation', 'Pneumonia', 'Atelectasis', 'Pneumothorax', 'Pleural Effusion', 'Pleural Other', 'Fracture',
-    'Support Devices',
-]
-CHEXPERT = (
-    ','.join(['Path', 'Sex', 'Age', 'Frontal/Lateral', 'AP/PA', *CHEXPERT_CLASSES]),
-    'CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg,Female,68,Frontal,AP,1.0,,,,,,,,,0.0,,,,1.0',
-    'CheXpert-v1.0-small/train/patient00002/study2/view1_frontal.jpg,Female,87,Frontal,AP,,,-1.0,1.0,,-1.0,-1.0,,-1.0,,'
-    '-1.0,,1.0,',
-    'CheXpert-v1.0-small/train/patient00002/study1/view2_lateral.jpg,Female,83,Lateral,,,,,1.0,,,-1.0,,,,,,1.0,',
-)
 
 
 def test_chexpert_with_unknown_labels_to_ignore(read):
@@ -190,19 +171,9 @@ def test_the_choice_for_unknown_labels_is_checked(table):
         read_csv(table(*CHEXPERT), unknown='maybe')
 
 
-PLANT = ('image,labels', '800113bb65efe69e.jpg,healthy', '8002cb321f8bfcdf.jpg,scab frog_eye_leaf_spot complex',
-         '80070f7fb5e2ccaa.jpg,scab', '80077517781fb94f.jpg,frog_eye_leaf_spot', '800cbf0ff87721f8.jpg,complex',
-         '800edef467d27c15.jpg,healthy', '800f85dc5f407aef.jpg,powdery_mildew complex',
-         '801d6dcd96e48ebc.jpg,powdery_mildew', '801f78399a44e7af.jpg,rust')
-
-
 def test_plant_pathology(read):
     assert counts_of(read(*PLANT)) == {
         'complex': 3, 'frog_eye_leaf_spot': 2, 'healthy': 2, 'powdery_mildew': 2, 'rust': 1, 'scab': 2}
-
-
-HPA = ('Id,Target', '00070df0-bbc3-11e8-b2bc-ac1f6b6435d0,16 0', '000a6c98-bb9b-11e8-b2b9-ac1f6b6435d0,7 1 2 0',
-       '000a9596-bbc4-11e8-b2bc-ac1f6b6435d0,5', '000c99ba-bba4-11e8-b2b9-ac1f6b6435d0,1')
 
 
 def test_hpa(read):
@@ -216,12 +187,6 @@ def test_hpa_with_names_for_its_ids(read):
     assert labels_of(listing)['00070df0-bbc3-11e8-b2bc-ac1f6b6435d0'] == ['part q', 'part a']
 
 
-PLANET = ('image_name,tags', 'train_0,haze primary', 'train_1,agriculture clear primary water', 'train_2,clear primary',
-          'train_3,clear primary', 'train_4,agriculture clear habitation primary road', 'train_5,haze primary water',
-          'train_6,agriculture clear cultivation primary water', 'train_9,agriculture clear cultivation primary road',
-          'train_24,cloudy')
-
-
 def test_planet(read, tmp_path):
     Image.fromarray(noise()).save(tmp_path/'train_0.jpg')
     listing = read(*PLANET)
@@ -233,12 +198,6 @@ def test_planet(read, tmp_path):
 def test_a_few_rows_of_planet_with_a_separator(read):
     listing = read(*PLANET[:3], label_separator=' ', image_suffix='.jpg')
     assert labels_of(listing)['train_0.jpg'] == ['haze', 'primary']
-
-
-OPEN_IMAGES = ('ImageID,Source,LabelName,Confidence', '000026e7ee790996,verification,/m/04hgtk,0',
-               '000026e7ee790996,verification,/m/07j7r,1', '000026e7ee790996,crowdsource-verification,/m/01bqvp,1',
-               '000062a39995e348,verification,/m/015p6,1', '000062a39995e348,verification,/m/05s2s,0')
-DESCRIPTIONS = '/m/015p6,Bird', '/m/01bqvp,Sky', '/m/04hgtk,Head', '/m/05s2s,Plant', '/m/07j7r,Tree', '/m/0k4j,Car'
 
 
 def test_open_images_has_a_row_for_each_label(read):
