@@ -184,7 +184,9 @@ def _path_column(table, name):
     if name is not None: return _named_column(table, name, 'path_column')
     found = _columns_named(table.header, PATH_COLUMNS)
     if len(found) > 1: found = [column for column in found if _plain(column) != 'id']
-    if len(found) > 1: found = [c for c in found if any(map(_is_file_name, table.column(c)[:100]))] or found
+    if not found: found = [column for column in table.header[:1] if not column] # an index, as pandas writes it
+    files = [column for column in found if any(map(_is_file_name, table.column(column)[:100]))]
+    if files or found == ['']: found = files
     if not found:
         if any(map(_is_file_name, table.header)): raise table.refuse('the first line names an image, expected a header')
         raise table.refuse('no column path, image or filename (path_column, --path-column names another one)')
@@ -370,7 +372,9 @@ def _column_problem(table, path, label, names):
     used = {path, label} if label else {path, *names}
     if any(n > 1 for column, n in Counter(table.header).items() if column in used): return 'two columns have one name'
     if label: return None
-    if not names: return 'no column labels (with names), nor one of 0 and 1 for each class'
+    if not names:
+        return ('no column labels (with names), nor one of 0 and 1 for each class '
+                '(label_column, --label-column names another one)')
     missing = [name for name in names if name not in table.header]
     if len(missing) == len(names): return f"no column {', '.join(missing)}"
     return None
@@ -419,8 +423,10 @@ def _read_names(table, label, cells, index, names, unknown):
     says_yes = _confidence(table)
     several = len({row.path for row in table.sound}) < len(table.sound)
     if says_yes is None and not several: return reading
+    pairs = {(row.path, *row.labels) for row in table.sound}
     reading.rows = _put_together(table.sound, says_yes, len(names), unknown)
-    reading.how = f'one label of an image in each row, from {label!r}'
+    repeated = f', {len(table.sound) - len(pairs)} of them repeat another' if len(pairs) < len(table.sound) else ''
+    reading.how = f'one label of an image in each of {len(table.sound)} rows{repeated}, from {label!r}'
     reading.unknown = sum(len(row.unknown) for row in reading.rows)
     if says_yes is not None: reading.used += tuple(_columns_named(table.header, ['confidence']))
     return reading

@@ -236,7 +236,12 @@ def test_celeba_says_no_with_minus_one(read):
 def test_one_row_for_each_label_without_confidence(read):
     listing = read('path,label', 'a.jpg,dog', 'b.jpg,cat', 'a.jpg,cat', 'a.jpg,dog')
     assert labels_of(listing) == {'a.jpg': ['cat', 'dog'], 'b.jpg': ['cat']}
-    assert 'one label of an image in each row' in listing.notes[0]
+    assert 'one label of an image in each of 4 rows' in listing.notes[0]
+
+
+def test_rows_that_repeat_a_label_are_counted(read):
+    listing = read('path,label', 'a.jpg,dog', 'a.jpg,dog', 'b.jpg,cat')
+    assert 'in each of 3 rows, 1 of them repeat another' in listing.notes[0]
 
 
 # ---- cells of labels
@@ -252,6 +257,8 @@ SAME = {'a.jpg': ['dog', 'person'], 'b.jpg': ['dog'], 'c.jpg': ['person'], 'd.jp
     ('"{\'dog\', \'person\'}"', "{'dog'}", "{'person'}", ''),
     ('"(\'dog\', \'person\')"', '"(\'dog\',)"', '"(\'person\',)"', '()'),
     ("['dog' 'person']", "['dog']", "['person']", '[]'), ('"[dog, person]"', '[dog]', '[person]', '[]'),
+    ('"[""dog"", ""person"", ""dog""]"', '"[""dog""]"', '"[""person""]"', '[]'),
+    ('"dog,person,"', '"dog,"', 'person', ''),
     ('"{""choices"":[""dog"",""person""]}"', 'dog', 'person', ''), ('dog|person|', '|dog', ' person ', 'nan')])
 def test_cells_with_several_labels(read, cells):
     listing = read('image,labels', *(f'{n}.jpg,{cell}' for n, cell in zip('abcd', cells)))
@@ -261,6 +268,7 @@ def test_cells_with_several_labels(read, cells):
 @pytest.mark.parametrize('names', [
     ['traffic light', 'dog'], ['hot dog', 'dog'], ['red square', 'blue square', 'red circle'],
     ['Acer', 'Acer rubrum', 'Acer saccharum', 'Quercus', 'Quercus alba'], ['C#', 'C'], ['AC/DC', 'Queen'], ['[x'],
+    ['[unclear]', '(sic)', 'dog'],
     ['rock & roll', 'jazz'], ["women's shoes", 'shoes']])
 def test_names_that_stay_whole(read, names):
     listing = read('image,labels', *(f'{i}.jpg,{name}' for i, name in enumerate(names)))
@@ -271,6 +279,7 @@ def test_names_that_stay_whole(read, names):
     (['"bald eagle, sea eagle"', 'dog'], "'bald eagle, sea eagle' is read as 'bald eagle' and 'sea eagle', but"),
     (['left lung', 'right lung', 'left kidney', 'right kidney', 'lung'], "'left lung' is read as one name, but"),
     (['dog|cat', 'dog/cat'], "the class 'dog/cat' looks like several names"),
+    (['"[{""label"": ""dog""}]"'], 'is no list of names, so it is read as text'),
     (['Dog', 'dog'], "the classes 'Dog' and 'dog' differ in their case only"),
     (['"[0, 1]"', '"[1, 0]"'], 'read as no and yes of two classes, but they may be ids')])
 def test_a_second_reading_is_warned_of(table, cells, why):
@@ -290,6 +299,11 @@ def test_given_classes_settle_how_names_are_divided(read):
 def test_a_given_separator_is_the_only_one(read, separator, names):
     listing = read('path,labels', '1.jpg,"a b,c|d"', label_separator=separator)
     assert listing.classes == names
+
+
+def test_lists_are_read_with_any_separator_but_none(read):
+    assert read('path,labels', '1.jpg,"[""a"", ""b""]"', label_separator=',').classes == ['a', 'b']
+    assert read('path,labels', '1.jpg,[a]', label_separator='none').classes == ['[a]']
 
 
 @pytest.mark.parametrize('cells, names', [
@@ -399,6 +413,10 @@ def test_endings_are_looked_up(read, tmp_path):
     listing = read('image,labels', '1,dog', '2,cat', '3.png,cat')
     assert listing.paths == ['1.JPG', '2.png', '3.png']
     assert 'with .JPG or .png added' in listing.notes[0]
+
+
+def test_an_index_of_file_names_is_the_path(read):
+    assert labels_of(read(',dog,cat', 'a.jpg,1,0', 'b.jpg,0,1')) == {'a.jpg': ['dog'], 'b.jpg': ['cat']}
 
 
 def test_a_given_ending_is_added_once(read):
