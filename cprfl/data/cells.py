@@ -152,9 +152,12 @@ def _is_vectors(parts):
     return both_orders, 'each cell has a 0 and a 1, read as no and yes of two classes, but they may be ids'
 
 def _phrase(pattern, lists, plain):
-    names = {'': 'one name in each cell', _STRONG: 'split at | and ;', r'\s+': 'split at spaces'}
-    shown = re.sub(r'\\(.)', r'\1', pattern)
-    how = names.get(pattern, f'split at {shown}')
+    "How the cells are read, for a note"
+    found = {mark for cell in plain for mark in re.findall(pattern, cell)} if pattern else {}
+    marks = sorted({mark if mark.strip() else mark[0] for mark in found})
+    words = {' ': 'spaces', '\n': 'line ends', '\t': 'tabs'}
+    shown = ' and '.join(words.get(mark, repr(mark)) for mark in marks)
+    how = f'split at {shown}' if marks else 'one name in each cell'
     if lists: return f'lists, others {how}' if plain else 'lists'
     return how
 

@@ -292,16 +292,20 @@ def _in_order(names):
     return sorted(names)
 
 def _index(table, found, given, described=()):
-    "The classes, and the class of each name in the cells (None: no label)"
+    "The classes, the class of each name in the cells (None: no label), and a phrase for a note"
     if given is None:
         names = _in_order(found)
-        return names, {name: i for i, name in enumerate(names)}
+        return names, {name: i for i, name in enumerate(names)}, ''
+    phrase = ''
     if any(name in described for name in found):
         keys = [key for key in described if key in found or _plain(key) not in LABEL_COLUMNS]
         names, index = [described[key] for key in keys], {key: i for i, key in enumerate(keys)}
     else: names, index = given, {name: i for i, name in enumerate(given)}
     if _are_ids(found, index): index = _ids(table, found, names)
-    return names, {name: None for name in found if name.lower() in _NO_LABEL} | index
+    if index and next(iter(index)) != names[0]: phrase = f', which are ids: {next(iter(index))} is {names[0]!r}'
+    none = sorted(name for name in found if name not in index and name.lower() in _NO_LABEL)
+    if none: phrase += f"; {' and '.join(map(repr, none))} is no label"
+    return names, dict.fromkeys(none) | index, phrase
 
 def _are_ids(found, names):
     return bool(found) and all(map(str.isdecimal, found)) and not any(map(str.isdecimal, names))
@@ -448,11 +452,10 @@ def _read_labels(table, label, classes, given, separator, unknown):
     if cells.doubt: table.warn(f'{cells.doubt} (label_separator, --label-separator)')
     if cells.vectors: return _read_vectors(table, label, cells, given, unknown)
     found = {name for parts in cells.parts.values() for name in parts}
-    names, index = _index(table, found, given, described)
+    names, index, phrase = _index(table, found, given, described)
     if given is None: _warn_of_names(table, names)
     reading = _read_names(table, label, cells, index, names, unknown)
-    none = [name for name in sorted(found) if index.get(name, 0) is None]
-    if none: reading.how += f"; {' and '.join(map(repr, none))} is no label"
+    reading.how += phrase
     return reading
 
 # %% ../../nbs/data/tables.ipynb #95a45a95

@@ -474,7 +474,7 @@ def test_the_note_says_what_was_taken_for_what(read):
     listing = read(*NIH)
     assert listing.notes == [
         "t.csv (UTF-8, commas between columns): 4 images from 'Image Index'; labels from 'Finding Labels', split at "
-        '| and ;; 4 classes: Cardiomegaly (3), Effusion (1), Emphysema (1), No Finding (1)', listing.notes[1]]
+        "'|'; 4 classes: Cardiomegaly (3), Effusion (1), Emphysema (1), No Finding (1)", listing.notes[1]]
 
 
 def test_the_note_counts_unknown_labels(read):
