@@ -126,7 +126,7 @@ _MEDIUM_HEAD = dict(d=512, heads=8, head_dim=64, ffn_dim=512)
 _SHAPES = Recipe(
     purity=200, backbone='shapes', backbone_args=dict(stage=3), image_size=96,
     train=TrainConfig(epochs=30, lr=1e-3, backbone_lr=0.3, weight_decay=0.01, ema=0.99, precision='bf16',
-                      augment='shapes', select='last'))
+                      augment='shapes'))
 _PAPER = Recipe(
     backbone='resnet101', pretrained=True, image_size=448, semantics='clip:RN50/openai',
     train=TrainConfig(precision='bf16', num_workers=8))
