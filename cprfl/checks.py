@@ -43,6 +43,7 @@ def did_you_mean(
     names:Iterable # what exists
 ) -> str: # '' if nothing is near
     "A question about the name that was probably meant"
+    if len(str(name)) > 100: return '' # no misspelt name, and slow to compare
     near = get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=0.75)
     return f'; did you mean {near[0]}?' if near else ''
 
@@ -53,7 +54,7 @@ def check_choice(
     allowed:Collection # what exists
 ):
     "Raise unless `value` is one of `allowed`"
-    if value not in allowed:
+    if value not in tuple(allowed): # also where the value is a list, which no dictionary can look up
         hint = did_you_mean(str(value), allowed)
         raise ValueError(f'{name}: expected one of {some(allowed)}, got {brief(value)}{hint}')
 
@@ -66,7 +67,7 @@ def check_range(
     below:float=math.inf # what it must stay under
 ):
     "Raise unless `low <= value <= high` and `above < value < below`"
-    if low <= value <= high and above < value < below: return
+    if isinstance(value, Real) and low <= value <= high and above < value < below: return
     if math.isfinite(low) and math.isfinite(high): bounds = {f'{low:g} to': high}
     else: bounds = {'at least': low, 'above': above, 'at most': high, 'below': below}
     expected = ' and '.join(f'{word} {bound:g}' for word, bound in bounds.items() if math.isfinite(bound))

@@ -83,7 +83,7 @@ def read_yaml(
 ) -> Any: # lists, dictionaries, texts and numbers
     "What a YAML file holds"
     text = _read(file)
-    try: values = yaml.load(text, _Loader) # noqa: S506 - the loader is PyYAML's safe one, with fewer kinds of values
+    try: values = _Loader(text).get_single_data()
     except (yaml.YAMLError, ValueError, OverflowError) as e: raise ValueError(f'{file}: {_sentence(e)}') from e
     except RecursionError as e: raise ValueError(f'{file}: nested too deeply') from e
     if _count(values) > _MOST_VALUES: raise ValueError(f'{file}: expected at most {_MOST_VALUES:,} values, got more')
@@ -102,7 +102,7 @@ def check_keys(
         raise ValueError(f'{where}: expected {some(needs)}, but {some(missing)} is missing')
     if known is None: return data
     if unknown := [key for key in data if key not in known]:
-        names = some(map(brief, unknown), 5)
+        names = some((key if str(key).isidentifier() else brief(key) for key in unknown), 5)
         hint = did_you_mean(str(unknown[0]), known)
         raise ValueError(f'{where}: unknown settings {names}; there are {some(known, len(known))}{hint}')
     return data
