@@ -98,13 +98,12 @@ def check_keys(
 ) -> dict: # the data
     "Raise unless `data` is a dictionary with these keys"
     if not isinstance(data, dict): raise ValueError(f'{where}: expected names with values, got {brief(data)}')
-    if missing := [key for key in needs if key not in data]:
-        raise ValueError(f'{where}: expected {some(needs)}, but {some(missing)} is missing')
-    if known is None: return data
-    if unknown := [key for key in data if key not in known]:
+    if unknown := [key for key in data if known is not None and key not in known]:
         names = some((key if str(key).isidentifier() else brief(key) for key in unknown), 5)
         hint = did_you_mean(str(unknown[0]), known)
         raise ValueError(f'{where}: unknown settings {names}; there are {some(known, len(known))}{hint}')
+    if missing := [key for key in needs if key not in data]:
+        raise ValueError(f'{where}: expected {some(needs)}, but {some(missing)} is missing')
     return data
 
 def from_dict(
