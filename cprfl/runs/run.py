@@ -150,6 +150,7 @@ def run_recipe(
     progress:bool=True # show bars
 ) -> Run:
     "Train (zero-shot CLIP has nothing to train), test, and write the run's folder"
+    recipe = recipe.with_constants()
     path, began, writes = Path(folder) / recipe.name, time.perf_counter(), is_main()
     _check_resumable(path, recipe, resume, speaks=progress and writes)
     data = Splits.read(recipe)
@@ -183,6 +184,7 @@ def run_or_open(
     **kw # keywords of `run_recipe`
 ) -> Run:
     "The run of a recipe, computed if it is not there yet"
+    recipe = recipe.with_constants()
     path = Path(folder) / recipe.name
     finished = (path / 'report.json').exists()
     if finished and asdict(Run(path).recipe) == _as_in_file(recipe): return Run(path)
