@@ -110,7 +110,7 @@ def test_another_training_in_the_same_folder_is_refused(tmp_path):
 def test_a_folder_has_one_training_at_a_time(tmp_path):
     class Second(Callback):
         def after_batch(self, trainer):
-            with pytest.raises(RuntimeError, match='is in use by another training'): toy(tmp_path, resume=True)
+            with pytest.raises(RuntimeError, match='is in use by another command'): toy(tmp_path, resume=True)
     toy(tmp_path, [Second()], epochs=1)
     assert same(toy(epochs=1), toy(tmp_path, epochs=1, resume=True)), 'and is free afterwards'
 
