@@ -142,12 +142,14 @@ def remove_left_over(
 class Owner:
     "Owns a folder inside `with`; a second owner is refused in one sentence, and one object may be entered again"
     def __init__(self,
-        folder:str|Path # is made if it is not there
+        folder:str|os.PathLike # is made if it is not there
     ):
         self.folder = Path(folder)
         self.lock = FileLock(self.folder / '.lock')
         self.entered = 0
         self.made:list = [] # folders that were not there, the innermost first
+
+    def __fspath__(self): return str(self.folder) # an owner stands for its folder
 
     def __enter__(self):
         if not self.entered: self._take()

@@ -8,6 +8,7 @@ __all__ = ['PARTS_OF_A_STATE', 'data_key', 'collect_state', 'check_same_training
 
 # %% ../../nbs/train/checkpoint.ipynb #60ee773d
 import hashlib
+import os
 import warnings
 import zipfile
 from dataclasses import asdict
@@ -55,10 +56,12 @@ def check_same_training(
         raise ValueError(f'{file} was written by another version of cprfl: it lacks {some(lacking)}')
     then = asdict(TrainConfig()) | state['config'] # a state may be older than a setting
     changed = [f'{name}: {then[name]!r} then, {now!r} now' for name, now in asdict(trainer.config).items()
-               if then[name] != now and name not in MAY_CHANGE_ON_RESUME]
+               if then[name] != now and name not in ('epochs', *MAY_CHANGE_ON_RESUME)]
     if changed:
         raise ValueError(f'{file} belongs to other settings; resume with the same, or start from the beginning:\n  '
                          + '\n  '.join(changed))
+    done, asked = state['epoch'] + bool(state['step']), trainer.config.epochs
+    if asked < done: raise ValueError(f'epochs: {file} is in epoch {done}, and {asked} were asked for; ask for more')
     if state['data'] != data_key(trainer.train):
         raise ValueError(f'{file} belongs to other training images or labels ({len(trainer.train)} images now); '
                          'resume with the same, or start from the beginning')
@@ -125,17 +128,16 @@ def not_finite(
 ) -> list: # of their names
     "The tensors that hold a number which is not finite"
     if isinstance(state, torch.Tensor): return [] if state.isfinite().all() else [name]
-    if isinstance(state, dict): parts = state.items()
-    elif isinstance(state, list | tuple): parts = enumerate(state)
-    else: return []
-    return [found for key, part in parts for found in not_finite(part, f'{name}.{key}'.lstrip('.'))]
+    if isinstance(state, list | tuple): state = dict(enumerate(state))
+    if not isinstance(state, dict): return []
+    return [found for key, part in state.items() for found in not_finite(part, f'{name}.{key}'.lstrip('.'))]
 
 class Checkpoint(Callback):
     "Writes states to resume from"
     order = 60 # when the others are done with an epoch
 
     def __init__(self,
-        folder:str|Path, # of the run
+        folder:str|os.PathLike, # of the run
         every:int=0, # optimiser steps between two states, besides those of each epoch; 0: none
         keep_last:int=2 # states to keep
     ):
@@ -185,10 +187,10 @@ class RunFolder(Callback):
     order = 50
 
     def __init__(self,
-        folder:str|Path # of the run
+        folder:str|os.PathLike # of the run, or its `Owner`
     ):
         self.folder = Path(folder)
-        self.owner = Owner(self.folder)
+        self.owner = folder if isinstance(folder, Owner) else Owner(folder)
         self.owns = False
         self.prompts:dict = {} # epoch_0000 -> [C, d]
 
