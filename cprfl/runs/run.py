@@ -41,12 +41,13 @@ class Run:
         if not (self.folder / 'config.json').is_file():
             beside = ', '.join(path.name for path in find_runs(self.folder.parent)) or 'none'
             raise FileNotFoundError(f'{self.folder} is not a run (it has no config.json); runs beside it: {beside}')
-        with reading(self.folder / 'config.json') as file: config = json.loads(file.read_text())
-        self.recipe = Recipe(**config['recipe'])
-        self.classes = config['classes']
-        self.groups = {name: np.array(ids, int) for name, ids in config['groups'].items()}
-        self.class_counts = np.array(config['class_counts'])
-        self.num_train = config['num_train']
+        with reading(self.folder / 'config.json') as file:
+            config = json.loads(file.read_text())
+            self.recipe = Recipe(**config['recipe'])
+            self.classes = config['classes']
+            self.groups = {name: np.array(ids, int) for name, ids in config['groups'].items()}
+            self.class_counts = np.array(config['class_counts'])
+            self.num_train = config['num_train']
 
     def __repr__(self):
         images = self.recipe.benchmark or self.recipe.train_file
