@@ -362,6 +362,11 @@ class Events(Parts):
             raise RuntimeError(f'{where}: {e}') from e
 
 # %% ../../nbs/train/trainer.ipynb #ffb6f297
+def _without_autocast(model):
+    "The model with its own `forward`, which Accelerate keeps while its wrapper is in place"
+    if own := model.__dict__.pop('_original_forward', None): model.forward = own
+    return model
+
 class Preparation(Events, Processes, Weights):
     "How a training begins, and its batches"
     def start(self, source): # see `fit`
@@ -382,7 +387,7 @@ class Preparation(Events, Processes, Weights):
         self.sampler, loader = build_loader(self.train, self.config, self.accelerator.device)
         optimizer = torch.optim.AdamW(param_groups(self.model, self.config), lr=self.config.lr, fused=True)
         self.model, self.optimizer, self.loader = self.accelerator.prepare(self.model, optimizer, loader)
-        self.evaluated = self.accelerator.unwrap_model(self.model)
+        self.evaluated = _without_autocast(self.accelerator.unwrap_model(self.model))
         self.run = self.model
         self.loss_func.to(self.accelerator.device)
         self.steps = math.ceil(len(self.loader) / self.config.accumulate)
