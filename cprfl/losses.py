@@ -69,8 +69,9 @@ def _prepare(logits, targets):
     y = targets.to(x.dtype)
     known = y >= 0
     if y.device.type == 'cpu' and not ((known & (y <= 1)) | (y == -1)).all():
-        raise ValueError('targets: expected 0 or 1 (or a probability between), or -1 where the label is unknown, '
-                         f'got {y.min():g} to {y.max():g}{_swapped(logits)}')
+        hint = _swapped(logits) or '; -1 would stand for an unknown label'
+        raise ValueError('targets: expected 0 or 1 (or a probability between), '
+                         f'got {y.min():g} to {y.max():g}{hint}')
     return torch.where(known, x, 0.), torch.where(known, y, 0.), known
 
 # %% ../nbs/losses.ipynb #224a659c
