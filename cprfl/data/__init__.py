@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'folders': ['read_folder'],
     'images': ['CHECKS', 'Problem', 'BadDataError', 'open_image', 'image_problem', 'check_images',
                'path_problem'],
-    'longtail': ['GROUPS', 'class_counts', 'frequency_groups', 'group_names', 'imbalance_summary',
+    'longtail': ['GROUPS', 'class_counts', 'known_counts', 'frequency_groups', 'group_names', 'imbalance_summary',
                  'pareto_counts', 'pareto_subset', 'stratified_split'],
     'shapes': ['COLOURS', 'SHAPES', 'VOC_LT_COUNTS', 'NUM_TRAIN', 'NUM_TEST', 'shapes_classes',
                'long_tail_counts', 'render_scene', 'render_drawing', 'assign_labels', 'shapes_lt'],

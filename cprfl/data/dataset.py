@@ -23,9 +23,10 @@ from torch.utils.data import Dataset
 from .annotations import read_coco
 from .folders import read_folder
 from .images import open_image
-from .longtail import class_counts, frequency_groups
+from .longtail import class_counts, frequency_groups, known_counts
 from .readers import check_listing, read_list
 from .tables import read_csv
+from ..metrics import check_groups
 
 # %% ../../nbs/data/dataset.ipynb #6a1751c0
 def read_image(
@@ -36,16 +37,15 @@ def read_image(
 
 # %% ../../nbs/data/dataset.ipynb #dafe2001
 def _checked_targets(targets, num_images, classes):
-    "Targets as [N, C] uint8, or an error"
+    "Targets as [N, C] uint8, int8 if some are unknown, or an error"
     targets, expected = np.asarray(targets), [num_images, len(classes)]
     if list(targets.shape) != expected:
         raise ValueError(f'targets: expected [N, C] = {expected}, got {list(targets.shape)}')
-    if not ((targets == 0) | (targets == 1)).all():
-        other = targets[(targets != 0) & (targets != 1)][0]
-        raise ValueError(f'targets: expected 0 or 1, got {other}')
+    if not (valid := np.isin(targets, (0, 1, -1))).all():
+        raise ValueError(f'targets: expected 0 or 1, got {targets[~valid][0]}; -1 would stand for an unknown label')
     twice = [repr(name) for name, n in Counter(classes).items() if n > 1]
     if twice: raise ValueError(f"classes: expected different names, got {', '.join(twice)} more than once")
-    return targets.astype(np.uint8)
+    return targets.astype(np.int8 if (targets == -1).any() else np.uint8)
 
 # %% ../../nbs/data/dataset.ipynb #db87d8a3
 class MultiLabelDataset(Dataset):
@@ -54,9 +54,9 @@ class MultiLabelDataset(Dataset):
 
     def __init__(self,
         paths:Sequence, # N readable names
-        targets:ArrayLike, # [N, C] zeros and ones
+        targets:ArrayLike, # [N, C] 0 or 1; -1 where a label is unknown
         classes:Sequence, # C names
-        groups:dict|None=None, # class indices of head, medium and tail; by the targets if left out
+        groups:dict|None=None, # name -> class indices; head, medium and tail by the targets if left out
         transform:Callable|None=None, # from a uint8 tensor [3, H, W] to a tensor
     ):
         self.paths, self.classes = [str(p) for p in paths], list(classes)
@@ -64,15 +64,19 @@ class MultiLabelDataset(Dataset):
         self.transform = transform
         self.skipped:list = [] # problems of rows that were left out
         self.notes:list = [] # sentences: what the reader took for what
-        self.groups = frequency_groups(self.class_counts) if groups is None else groups
+        if groups is None: self.groups = frequency_groups(self.class_counts)
+        else: self.groups = check_groups(groups, len(self.classes))
 
     @property
     def class_counts(self): return class_counts(self.targets)
 
+    @property
+    def known_counts(self): return known_counts(self.targets)
+
     def image(self, i:int) -> torch.Tensor:
         raise NotImplementedError('image(i) must return a uint8 tensor [3, H, W]')
 
-    def labels(self, i:int) -> list: return [self.classes[c] for c in np.flatnonzero(self.targets[i])]
+    def labels(self, i:int) -> list: return [self.classes[c] for c in np.flatnonzero(self.targets[i] > 0)]
 
     def __len__(self): return len(self.paths)
 
@@ -106,9 +110,9 @@ class ArrayDataset(MultiLabelDataset):
 
     def __init__(self,
         images:np.ndarray, # [N, H, W, 3] uint8
-        targets:ArrayLike, # [N, C] zeros and ones
+        targets:ArrayLike, # [N, C] 0 or 1; -1 where a label is unknown
         classes:Sequence, # C names
-        groups:dict|None=None, # class indices of head, medium and tail; by the targets if left out
+        groups:dict|None=None, # name -> class indices; head, medium and tail by the targets if left out
         boxes:Sequence|None=None, # N entries, one for each image
         transform:Callable|None=None, # from a uint8 tensor [3, H, W] to a tensor
         paths:Sequence|None=None, # N readable names; "image/000000" and so on if left out
@@ -138,7 +142,7 @@ def resize(
 def _checked_dataset(cls,
     listing, # as a reader returns it
     transform:Callable|None=None, # from a uint8 tensor [3, H, W] to a tensor
-    groups:dict|None=None, # class indices of head, medium and tail; by the targets if left out
+    groups:dict|None=None, # name -> class indices; head, medium and tail by the targets if left out
     **kwargs # see `check_listing`
 ):
     "A dataset of the images that pass all checks; otherwise one error with all problems"
@@ -152,11 +156,11 @@ class LongTailDataset(MultiLabelDataset):
     "Images in files below `root`"
     def __init__(self,
         paths:Sequence, # N paths, relative to `root`
-        targets:ArrayLike, # [N, C] zeros and ones
+        targets:ArrayLike, # [N, C] 0 or 1; -1 where a label is unknown
         classes:Sequence, # C names
         root:str|Path|None=None, # image root; None takes the paths as they are
         transform:Callable|None=None, # from a uint8 tensor [3, H, W] to a tensor
-        groups:dict|None=None, # class indices of head, medium and tail; by the targets if left out
+        groups:dict|None=None, # name -> class indices; head, medium and tail by the targets if left out
     ):
         super().__init__(paths, targets, classes, groups, transform)
         self.root = root
