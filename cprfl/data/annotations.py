@@ -18,7 +18,7 @@ from .readers import Listing, Row, as_classes, read_text
 # %% ../../nbs/data/annotations.ipynb #0dc1aa2b
 def _coco_rows(data, classes):
     index = {name: i for i, name in enumerate(classes)}
-    names = {category['id']: category['name'] for category in data['categories']}
+    names = {category['id']: str(category['name']) for category in data['categories']}
     labels, problems = defaultdict(set), defaultdict(list)
     for annotation in data.get('annotations', []):
         image, category = annotation['image_id'], annotation['category_id']
@@ -48,7 +48,7 @@ def read_coco(
     def refuse(message, line=None): return BadDataError([Problem(str(json_file), line, message)])
     try:
         data = json.loads(read_text(json_file))
-        found = [category['name'] for category in sorted(data['categories'], key=lambda c: c['id'])]
+        found = [str(category['name']) for category in sorted(data['categories'], key=lambda c: c['id'])]
         names = found if classes is None else as_classes(classes)
         rows = _coco_rows(data, names)
     except json.JSONDecodeError as e: raise refuse(f'not JSON: {e.msg}', e.lineno) from None

@@ -59,7 +59,7 @@ class MultiLabelDataset(Dataset):
         groups:dict|None=None, # name -> class indices; head, medium and tail by the targets if left out
         transform:Callable|None=None, # from a uint8 tensor [3, H, W] to a tensor
     ):
-        self.paths, self.classes = [str(p) for p in paths], list(classes)
+        self.paths, self.classes = list(map(str, paths)), list(map(str, classes))
         self.targets = _checked_targets(targets, len(self.paths), self.classes)
         self.transform = transform
         self.skipped:list = [] # problems of rows that were left out
@@ -181,14 +181,20 @@ class LongTailDataset(MultiLabelDataset):
 
     @classmethod
     @delegates(_checked_dataset)
-    def from_csv(cls,
-        file:str|Path, # CSV (or TSV) with a header
+    def from_csv(cls, # noqa: PLR0913 - those of `read_csv`, written out because they are options of a command too
+        file:str|Path, # table with a header: CSV, TSV and the like
         root:str|Path|None=None, # image root; the file's own folder if left out
-        classes:Sequence|str|Path|None=None, # C names or a labels file; as found in the file if left out
+        classes:Sequence|str|Path|None=None, # C names or a labels file; as found in the table if left out
+        path_column:str|None=None, # column of image paths; found by its name if left out
+        label_column:str|None=None, # column of labels; found by its name if left out
+        label_separator:str|None=None, # between the labels of a cell; 'none': one name; found out if left out
+        image_suffix:str|None=None, # ending that the paths lack, such as .jpg; looked up in `root` if left out
+        unknown:str|None=None, # what blank, -1, u and nan mean: negative, ignore or positive; refused if left out
         **kwargs # transform, groups, and those of `check_listing`
     ):
         "The images of a table"
-        return _checked_dataset(cls, read_csv(file, root, classes), **kwargs)
+        listing = read_csv(file, root, classes, path_column, label_column, label_separator, image_suffix, unknown)
+        return _checked_dataset(cls, listing, **kwargs)
 
     @classmethod
     @delegates(_checked_dataset)

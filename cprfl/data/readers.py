@@ -26,15 +26,18 @@ class Row:
     path: str|None = None # relative to the image root; None if the row has none
     labels: list = field(default_factory=list) # class indices
     problems: list = field(default_factory=list) # messages; empty if the row is sound
+    unknown: list = field(default_factory=list) # class indices for which it says neither yes nor no
 
 # %% ../../nbs/data/readers.ipynb #b217e1ca
 def multi_hot(
     labels:Sequence, # N lists of class indices
     num_classes:int, # C
-) -> np.ndarray: # [N, C] uint8
+    unknown:Sequence=(), # N lists of class indices; none are unknown if left out
+) -> np.ndarray: # [N, C] int8: 1 yes, 0 no, -1 unknown
     "Class indices as zeros and ones"
-    out = np.zeros((len(labels), num_classes), np.uint8)
+    out = np.zeros((len(labels), num_classes), np.int8)
     for row, indices in zip(out, labels): row[list(indices)] = 1
+    for row, indices in zip(out, unknown): row[list(indices)] = -1
     return out
 
 # %% ../../nbs/data/readers.ipynb #dafe1003
@@ -52,7 +55,10 @@ class Listing:
     def paths(self): return [row.path for row in self.rows]
 
     @property
-    def targets(self): return multi_hot([row.labels for row in self.rows], len(self.classes))
+    def targets(self):
+        "[N, C] int8: 1 yes, 0 no, -1 unknown"
+        labels, unknown = ([getattr(row, name) for row in self.rows] for name in ('labels', 'unknown'))
+        return multi_hot(labels, len(self.classes), unknown)
 
 # %% ../../nbs/data/readers.ipynb #650ba668
 def _check_paths(rows, root):
@@ -133,7 +139,7 @@ def as_classes(
     classes:Sequence|str|Path, # C names or a labels file
 ) -> list: # C names
     "Class names as they were given, or from their file"
-    return read_classes(classes) if isinstance(classes, (str, Path)) else list(classes)
+    return read_classes(classes) if isinstance(classes, (str, Path)) else list(map(str, classes))
 
 # %% ../../nbs/data/readers.ipynb #16b031b8
 def _label_problem(token, labels, num_classes):
