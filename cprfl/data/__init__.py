@@ -12,8 +12,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'dataset': ['from_list', 'from_csv', 'from_coco', 'from_folder', 'read_image', 'MultiLabelDataset',
                 'ArrayDataset', 'resize', 'LongTailDataset'],
-    'readers': ['Row', 'multi_hot', 'Listing', 'check_listing', 'read_text', 'read_classes', 'as_classes',
-                'read_list'],
+    'readers': ['Row', 'multi_hot', 'Listing', 'check_listing', 'read_text', 'ClassFile', 'read_class_file',
+                'read_classes', 'as_classes', 'IMAGE_SUFFIXES', 'read_list'],
     'tables': ['read_csv'],
     'annotations': ['read_coco'],
     'folders': ['read_folder'],
