@@ -9,7 +9,6 @@ __all__ = ['read_folder']
 import filecmp
 import os
 import re
-import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 # %% ../../nbs/data/folders.ipynb #fcb703f6
 from ..checks import some
 from .images import BadDataError, Problem
-from .readers import IMAGE_SUFFIXES, Listing, Row, as_classes
+from .readers import IMAGE_SUFFIXES, Listing, Row, as_classes, one_form
 
 # %% ../../nbs/data/folders.ipynb #f8471864
 _LEFT_BEHIND = {'__macosx', '__pycache__', '@eadir', '#recycle', '$recycle.bin', 'system volume information',
@@ -97,14 +96,12 @@ def _warn_of_wrapper(root, folders):
                   f'{some(inside, 3)}; did you mean {root/folders[0]}?', stacklevel=3)
 
 # %% ../../nbs/data/folders.ipynb #57a47098
-def _one_form(name): return unicodedata.normalize('NFC', name) # macOS takes letters and their accents apart
-
 def _find_folders(root, names):
     "The folder of each class"
     if not root.is_dir(): raise BadDataError([Problem(str(root), None, 'the image root is not a folder')])
-    found = {_one_form(folder): folder for folder in _folders_in(root)}
-    missing = [name for name in names if _one_form(name) not in found]
-    if not missing: return {name: found[_one_form(name)] for name in names}
+    found = {one_form(folder): folder for folder in _folders_in(root)}
+    missing = [name for name in names if one_form(name) not in found]
+    if not missing: return {name: found[one_form(name)] for name in names}
     raise BadDataError([Problem(str(root), None, f'no folder {some(missing)}; there are {some(found)}')])
 
 def read_folder(
@@ -116,7 +113,7 @@ def read_folder(
     home = Path(root)
     notes:list = []
     if classes is None:
-        folders = {_one_form(name): name for name in _class_folders(home)}
+        folders = {one_form(name): name for name in _class_folders(home)}
         _warn_of_wrapper(home, list(folders.values()))
     else: folders = _find_folders(home, as_classes(classes, notes))
     unlabelled = sorted(file.name for file in home.iterdir() if file.is_file() and _is_image(file))
