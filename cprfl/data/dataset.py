@@ -36,16 +36,15 @@ def read_image(
 
 # %% ../../nbs/data/dataset.ipynb #dafe2001
 def _checked_targets(targets, num_images, classes):
-    "Targets as [N, C] uint8, or an error"
+    "Targets as [N, C] uint8, int8 if some are unknown, or an error"
     targets, expected = np.asarray(targets), [num_images, len(classes)]
     if list(targets.shape) != expected:
         raise ValueError(f'targets: expected [N, C] = {expected}, got {list(targets.shape)}')
-    if not ((targets == 0) | (targets == 1)).all():
-        other = targets[(targets != 0) & (targets != 1)][0]
-        raise ValueError(f'targets: expected 0 or 1, got {other}')
+    if not (valid := np.isin(targets, (0, 1, -1))).all():
+        raise ValueError(f'targets: expected 0 or 1, got {targets[~valid][0]}; -1 would stand for an unknown label')
     twice = [repr(name) for name, n in Counter(classes).items() if n > 1]
     if twice: raise ValueError(f"classes: expected different names, got {', '.join(twice)} more than once")
-    return targets.astype(np.uint8)
+    return targets.astype(np.int8 if (targets == -1).any() else np.uint8)
 
 # %% ../../nbs/data/dataset.ipynb #db87d8a3
 class MultiLabelDataset(Dataset):
@@ -59,7 +58,7 @@ class MultiLabelDataset(Dataset):
         groups:dict|None=None, # class indices of head, medium and tail; by the targets if left out
         transform:Callable|None=None, # from a uint8 tensor [3, H, W] to a tensor
     ):
-        self.paths, self.classes = [str(p) for p in paths], list(classes)
+        self.paths, self.classes = list(map(str, paths)), list(map(str, classes))
         self.targets = _checked_targets(targets, len(self.paths), self.classes)
         self.transform = transform
         self.skipped:list = [] # problems of rows that were left out
@@ -192,14 +191,20 @@ class LongTailDataset(MultiLabelDataset):
 
     @classmethod
     @delegates(_checked_dataset)
-    def from_csv(cls,
-        file:str|Path, # CSV (or TSV) with a header
+    def from_csv(cls, # noqa: PLR0913 - those of `read_csv`, written out because they are options of a command too
+        file:str|Path, # table with a header: CSV, TSV and the like
         root:str|Path|None=None, # image root; the file's own folder if left out
-        classes:Sequence|str|Path|None=None, # C names or a labels file; as found in the file if left out
+        classes:Sequence|str|Path|None=None, # C names or a labels file; as found in the table if left out
+        path_column:str|None=None, # column of image paths; found by its name if left out
+        label_column:str|None=None, # column of labels; found by its name if left out
+        label_separator:str|None=None, # between the labels of a cell; 'none': one name; found out if left out
+        image_suffix:str|None=None, # ending that the paths lack, such as .jpg; looked up in `root` if left out
+        unknown:str|None=None, # what blank, -1, u and nan mean: negative, ignore or positive; refused if left out
         **kwargs # transform, groups, match, and those of `check_listing`
     ):
         "The images of a table"
-        return _checked_dataset(cls, read_csv(file, root, classes), **kwargs)
+        listing = read_csv(file, root, classes, path_column, label_column, label_separator, image_suffix, unknown)
+        return _checked_dataset(cls, listing, **kwargs)
 
     @classmethod
     @delegates(_checked_dataset)

@@ -34,16 +34,19 @@ class Row:
     path: str|None = None # relative to the image root; None if the row has none
     labels: list = field(default_factory=list) # class indices
     problems: list = field(default_factory=list) # messages; empty if the row is sound
+    unknown: list = field(default_factory=list) # class indices for which it says neither yes nor no
     boxes: list = field(default_factory=list) # (class, x0, y0, x1, y1) of each object, pixels, ends exclusive
 
 # %% ../../nbs/data/readers.ipynb #b217e1ca
 def multi_hot(
     labels:Sequence, # N lists of class indices
     num_classes:int, # C
-) -> np.ndarray: # [N, C] uint8
+    unknown:Sequence=(), # N lists of class indices; none are unknown if left out
+) -> np.ndarray: # [N, C] int8: 1 yes, 0 no, -1 unknown
     "Class indices as zeros and ones"
-    out = np.zeros((len(labels), num_classes), np.uint8)
+    out = np.zeros((len(labels), num_classes), np.int8)
     for row, indices in zip(out, labels): row[list(indices)] = 1
+    for row, indices in zip(out, unknown): row[list(indices)] = -1
     return out
 
 # %% ../../nbs/data/readers.ipynb #dafe1003
@@ -61,7 +64,10 @@ class Listing:
     def paths(self): return [row.path for row in self.rows]
 
     @property
-    def targets(self): return multi_hot([row.labels for row in self.rows], len(self.classes))
+    def targets(self):
+        "[N, C] int8: 1 yes, 0 no, -1 unknown"
+        labels, unknown = ([getattr(row, name) for row in self.rows] for name in ('labels', 'unknown'))
+        return multi_hot(labels, len(self.classes), unknown)
 
     @property
     def boxes(self):
@@ -135,7 +141,7 @@ def one_form(
 
 def _unknown_labels(listing, to):
     "The rows of each class that has no place in `to`"
-    rows:dict = {}
+    rows = {}
     for row in listing.rows:
         for c in row.labels:
             if to[c] is None: rows.setdefault(c, []).append(row)
@@ -160,9 +166,10 @@ def match_classes(
 def _with_classes(row, to, messages):
     "A row with other class indices"
     labels = sorted(to[c] for c in row.labels if to[c] is not None)
+    unknown = sorted(to[c] for c in row.unknown if to[c] is not None)
     boxes = [(to[c], *box) for c, *box in row.boxes if to[c] is not None]
-    return replace(row, labels=labels, boxes=boxes,
-                   problems=row.problems + [messages[c] for c in row.labels if c in messages])
+    problems = row.problems + [messages[c] for c in row.labels if c in messages]
+    return replace(row, labels=labels, unknown=unknown, boxes=boxes, problems=problems)
 
 def _class_notes(listing, classes, to):
     "Which classes have no counterpart"
@@ -384,7 +391,7 @@ def as_classes(
 
 def _with_ids(classes):
     if isinstance(classes, (str, Path)): return read_class_file(classes)
-    return ClassFile(list(classes), list(range(len(classes))))
+    return ClassFile(list(map(str, classes)), list(range(len(classes))))
 
 # %% ../../nbs/data/readers.ipynb #e4123a82
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.tif', '.tiff', '.bmp', '.webp', '.gif')

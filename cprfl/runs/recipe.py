@@ -14,6 +14,7 @@ import yaml
 from tyro.conf import Suppress, arg
 
 from ..checks import check_choice, did_you_mean, some
+from ..data.cells import UNKNOWN_LABELS
 from ..train.config import TrainConfig
 
 # %% ../../nbs/runs/recipe.ipynb #de68d862
@@ -30,9 +31,14 @@ class DataSettings:
     benchmark:str|None = 'shapes-lt' # voc-lt, coco-lt or shapes-lt; None: your own files
     data_seed:int = 0 # of the held-out share; of Shapes-LT, each seed is another benchmark of the same kind
     root:str|None = None # folder of the prepared benchmark, or of the images in your files
-    train_file:Annotated[str|None, arg(name='list')] = None # .txt, .csv, COCO .json, or a folder of class folders
+    train_file:Annotated[str|None, arg(name='list')] = None # .txt, .csv, .tsv, COCO .json, or a folder of class folders
     test_file:Annotated[str|None, arg(name='test-list')] = None # the same for the test images
-    classes:str|None = None # file of class names, for list files; classes.txt beside the list when left out
+    classes:str|None = None # file of class names, in their order; lists take classes.txt beside them when left out
+    path_column:str|None = None # of a table: column of image paths, if its name does not tell
+    label_column:str|None = None # of a table: column of labels, if its name does not tell
+    label_separator:str|None = None # of a table: between the labels of a cell, such as ',' or space; none: one name
+    image_suffix:str|None = None # of a table: ending that its paths lack, such as .jpg
+    unknown:str|None = None # of a table: what blank, -1 and u mean: negative, ignore or positive; None: an error
     skip_bad:bool = False # leave bad rows out and record them, instead of stopping
     held_out:float = 0. # share of the training images that replaces the test set, for choosing settings
     image_size:int|None = None # edge that images are squashed to, pixels; None leaves them as they are
@@ -67,6 +73,7 @@ class Recipe(ModelSettings, DataSettings, RunSettings):
     def __post_init__(self):
         if isinstance(self.train, dict): self.train = TrainConfig(**self.train)
         check_choice('model', self.model, MODELS)
+        if self.unknown is not None: check_choice('unknown', self.unknown, UNKNOWN_LABELS)
         self._check_images()
         self._check_frozen()
 

@@ -61,7 +61,7 @@ class Run:
 
     @property
     def predictions(self):
-        "Logits on the test set (pandas: path, then a column per class)"
+        "Logits on the test set (pandas: a column of paths, then a column for each class)"
         return pd.read_parquet(self.folder / 'predictions.parquet')
 
     @property
@@ -113,9 +113,16 @@ def _start_folder(path, recipe, data):
         class_counts=[int(n) for n in data.train.class_counts], num_train=len(data.train),
         versions=dict(cprfl=__version__, torch=torch.__version__)))
 
+def _predictions(paths, logits, classes):
+    "The first column has the paths; it is `path`, or `path_` and so on if a class has that name"
+    name = 'path'
+    while name in classes: name += '_'
+    frame = pd.DataFrame(logits.numpy(), columns=list(classes))
+    frame.insert(0, name, paths)
+    return frame
+
 def _write_report(path, test, logits, seconds):
-    frame = pd.DataFrame(logits.numpy(), columns=test.classes)
-    frame.insert(0, 'path', test.paths)
+    frame = _predictions(test.paths, logits, test.classes)
     write_atomic(path / 'predictions.parquet', frame.to_parquet)
     report = multilabel_report(logits, torch.from_numpy(test.targets), test.groups)
     plain = {name: v.tolist() if hasattr(v, 'tolist') else v for name, v in report.items()}

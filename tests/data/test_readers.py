@@ -1,4 +1,4 @@
-"Lists, tables, COCO JSON and class folders, and all problems of each at once"
+"Lists, COCO JSON and class folders, and all problems of each at once"
 import json
 import pickle
 
@@ -6,7 +6,7 @@ import pytest
 from pictures import noise
 from PIL import Image
 
-from cprfl.data.dataset import from_coco, from_csv, from_folder, from_list
+from cprfl.data.dataset import from_coco, from_folder, from_list
 from cprfl.data.images import BadDataError, Problem
 from cprfl.data.readers import Row, check_listing, read_class_file, read_classes, read_list
 
@@ -325,84 +325,6 @@ def test_the_note_says_where_the_ids_were(tmp_path):
 def test_class_names_that_are_refused(tmp_path, text, why):
     (tmp_path/'c.txt').write_text(text)
     with pytest.raises(BadDataError, match=why): read_classes(tmp_path/'c.txt')
-
-
-# ---- CSV
-
-@pytest.mark.parametrize('text', [
-    'path,labels\na.jpg,dog|cat\nb.jpg,\ne.png, dog \n',
-    'Labels,IMAGE\r\ncat;dog,a.jpg\r\n,b.jpg\r\ndog,e.png\r\n',
-    'filename,cat,dog\na.jpg,1,1\nb.jpg,0,0.0\ne.png,False,1\n',
-    'image\tlabels\na.jpg\tcat;dog\ne.png\tdog\nb.jpg\t\n'])
-def test_csv(root, text):
-    (root/'t.csv').write_text(text)
-    ds = from_csv(root/'t.csv', root)
-    assert ds.classes == ['cat', 'dog']
-    assert dict(zip(ds.paths, ds.targets.tolist())) == {'a.jpg': [1, 1], 'b.jpg': [0, 0], 'e.png': [0, 1]}
-
-
-BAD_CSV = [ # the record, and what is said about it
-    ('a.jpg,cat', None),
-    ('b.jpg,zebra', "label 'zebra' is unknown, expected one of cat, dog"),
-    ('', 'empty line'),
-    ('c.jpg,cat|cat', "duplicate label 'cat'"),
-    ('a.jpg,dog', 'duplicate image'),
-    ('d.jpg', 'expected 2 fields, got 1'),
-    ('"../outside.jpg",cat', 'leaves the image root'),
-    (',cat', 'the path is empty'),
-    ('none.jpg,cat', 'image is missing'),
-]
-
-
-@pytest.fixture
-def bad_csv(root):
-    (root/'t.csv').write_text('\n'.join(['path,labels', *(text for text, _ in BAD_CSV)]) + '\n')
-    return root/'t.csv'
-
-
-def test_csv_problems_have_lines(bad_csv):
-    wrong = [(n, message) for n, (_, message) in enumerate(BAD_CSV, 2) if message]
-    problems = problems_of(from_csv, bad_csv, classes=['cat', 'dog'])
-    assert [p.line for p in problems] == [n for n, _ in wrong]
-    for problem, (_, message) in zip(problems, wrong): assert message in problem.message
-
-
-def test_csv_without_its_bad_records(bad_csv):
-    ds = from_csv(bad_csv, classes=['cat', 'dog'], skip_bad=True)
-    assert ds.paths == ['a.jpg']
-    assert len(ds.skipped) == 8
-
-
-@pytest.fixture
-def flags_csv(root):
-    (root/'t.csv').write_text('path,split,cat,dog\na.jpg,train,1,0\nb.jpg,test,x,1\n')
-    return root/'t.csv'
-
-
-def test_given_classes_select_columns(flags_csv):
-    ds = from_csv(flags_csv, classes=['dog', 'cat'], skip_bad=True)
-    assert ds.targets.tolist() == [[0, 1]]
-
-
-def test_a_flag_that_is_no_flag_is_refused(flags_csv):
-    with pytest.raises(BadDataError, match="t.csv:3: column 'cat' is 'x', expected 0 or 1"):
-        from_csv(flags_csv, classes=['dog', 'cat'])
-
-
-def test_a_class_without_a_column_is_refused(flags_csv):
-    with pytest.raises(BadDataError, match='no column cow; the columns are path, split'):
-        from_csv(flags_csv, classes=['cow'])
-
-
-@pytest.mark.parametrize('text, why', [
-    ('file,cat\na.jpg,1\n', 'no column path, image or filename'),
-    ('path\na.jpg\n', 'no column holds labels'),
-    ('path,split\na.jpg,train\n', r'no column labels \(with names\), nor one of 0 and 1 for each class'),
-    ('path,cat,cat\na.jpg,1,1\n', 'two columns'),
-    ('', 'no column path')])
-def test_tables_that_are_refused(root, text, why):
-    (root/'t.csv').write_text(text)
-    with pytest.raises(BadDataError, match=why): from_csv(root/'t.csv')
 
 
 # ---- COCO JSON
