@@ -21,8 +21,8 @@ import numpy as np
 # %% ../../nbs/data/tables.ipynb #9532fe27
 from ..checks import check_choice, did_you_mean, some
 from .cells import UNKNOWN_LABELS, combined_names, flag, read_cells
-from .images import BadDataError, Problem
-from .readers import Listing, Row, as_classes
+from .images import IMAGE_SUFFIXES, BadDataError, Problem
+from .readers import Listing, Row, as_classes, read_class_file
 
 # %% ../../nbs/data/tables.ipynb #bade21b2
 _MARKS = {b'\xef\xbb\xbf': 'utf-8-sig', b'\xff\xfe\x00\x00': 'utf-32', b'\x00\x00\xfe\xff': 'utf-32',
@@ -168,9 +168,7 @@ def _add_record(table, row, record):
         table.records.append(record[:width])
 
 # %% ../../nbs/data/tables.ipynb #294e343d
-_IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp', '.webp', '.gif')
-
-def _is_file_name(text): return text.lower().endswith(_IMAGE_ENDINGS)
+def _is_file_name(text): return text.lower().endswith(IMAGE_SUFFIXES)
 
 def _named_column(table, name, option):
     "The column that a user names"
@@ -198,12 +196,12 @@ def _path_column(table, name):
 def _with_suffix(paths, root, suffix):
     "The paths with an ending each, and a phrase for a note"
     if suffix:
-        if suffix.isalnum() and f'.{suffix.lower()}' in _IMAGE_ENDINGS: suffix = f'.{suffix}'
+        if suffix.isalnum() and f'.{suffix.lower()}' in IMAGE_SUFFIXES: suffix = f'.{suffix}'
         ends = tuple({suffix, suffix.lower(), suffix.upper()})
         whole = [path if not path or path.endswith(ends) else path + suffix for path in paths]
         return whole, f' with {suffix} added'
     bare = [path for path in paths if path and not _is_file_name(path)]
-    endings = [ending for low in _IMAGE_ENDINGS for ending in (low, low.upper())]
+    endings = [ending for low in IMAGE_SUFFIXES for ending in (low, low.upper())]
     def is_there(path): return os.path.isfile(os.path.join(root, path))
     found = [ending for ending in endings if any(is_there(path + ending) for path in bare[:50])]
     if not found: return paths, ''
@@ -275,34 +273,53 @@ def _class_columns(table, path, unknown):
     return [column for column in columns[columns.index(flags[0]):] if kinds[column] != 0]
 
 # %% ../../nbs/data/tables.ipynb #de02103b
-_NO_LABEL = {'no finding', 'no findings', 'none', 'normal', 'negative', 'healthy', 'nothing', 'background', 'no label'}
+@dataclass
+class _Given:
+    "Classes that were given"
+    names:list # C names
+    ids:dict # text of a cell -> class index
+    codes:dict # text of a cell -> name of a class
 
-def _descriptions(classes):
-    "Id -> name from a file of two columns without a header, or {}"
-    if not isinstance(classes, (str, Path)) or Path(classes).suffix.lower() not in ('.csv', '.tsv'): return {}
-    text, _ = _decoded(classes)
-    records = [record for _, record in _records(classes, text, _delimiter(text, None)) if any(record)]
+def _descriptions(file):
+    "Code -> name from a file of two columns, or {}"
+    if Path(file).suffix.lower() not in ('.csv', '.tsv'): return {}
+    text, _ = _decoded(file)
+    records = [record for _, record in _records(file, text, _delimiter(text, None)) if any(record)]
     if not records or any(len(record) != 2 for record in records): return {}
+    if _plain(records[0][0]) in (*LABEL_COLUMNS, 'mid', 'id', 'code'): records = records[1:]
+    if all(key.isdecimal() for key, _ in records): return {}
     twice = {name for name, n in Counter(name for _, name in records).items() if n > 1}
     return {key: f'{name} ({key})' if name in twice else name for key, name in records}
+
+def _as_given(classes, notes):
+    "The classes that were given, or None"
+    if classes is None: return None
+    if not isinstance(classes, (str, Path)): return _Given(as_classes(classes), {}, {})
+    found = read_class_file(classes)
+    ids = {str(i): c for c, i in enumerate(found.ids)} if found.note else {}
+    if found.note: notes.append(found.note)
+    return _Given(found.names, ids, _descriptions(classes))
+
+# %% ../../nbs/data/tables.ipynb #9c354d77
+_NO_LABEL = {'no finding', 'no findings', 'none', 'normal', 'negative', 'healthy', 'nothing', 'background', 'no label'}
 
 def _in_order(names):
     "Names sorted, numbers by their size"
     if all(name.isdecimal() for name in names): return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
-def _index(table, found, given, described=()):
+def _index(table, found, given):
     "The classes, the class of each name in the cells (None: no label), and a phrase for a note"
     if given is None:
         names = _in_order(found)
         return names, {name: i for i, name in enumerate(names)}, ''
-    phrase = ''
-    if any(name in described for name in found):
-        keys = [key for key in described if key in found or _plain(key) not in LABEL_COLUMNS]
-        names, index = [described[key] for key in keys], {key: i for i, key in enumerate(keys)}
-    else: names, index = given, {name: i for i, name in enumerate(given)}
-    if _are_ids(found, index): index = _ids(table, found, names)
-    if index and next(iter(index)) != names[0]: phrase = f', which are ids: {next(iter(index))} is {names[0]!r}'
+    names, index = given.names, {name: i for i, name in enumerate(given.names)}
+    if not found <= index.keys():
+        if found & given.codes.keys():
+            names, index = list(given.codes.values()), {code: i for i, code in enumerate(given.codes)}
+        elif _are_ids(found, names): index = given.ids or _counted_ids(table, found, names)
+    first = list(index)[:1]
+    phrase = '' if first == names[:1] else f', which are ids: {first[0]} is {names[0]!r}'
     none = sorted(name for name in found if name not in index and name.lower() in _NO_LABEL)
     if none: phrase += f"; {' and '.join(map(repr, none))} is no label"
     return names, dict.fromkeys(none) | index, phrase
@@ -310,7 +327,7 @@ def _index(table, found, given, described=()):
 def _are_ids(found, names):
     return bool(found) and all(map(str.isdecimal, found)) and not any(map(str.isdecimal, names))
 
-def _ids(table, found, names):
+def _counted_ids(table, found, names):
     "The class of each number"
     if '0' not in found and str(len(names)) not in found and len(found) < len(names):
         table.warn(f'the labels are numbers, and neither 0 nor {len(names)} is among them; they are read as counting '
@@ -354,18 +371,18 @@ def _put_together(rows, says_yes, num_classes, unknown):
     return [row for row, _ in said.values()]
 
 # %% ../../nbs/data/tables.ipynb #dafe1012
-def _label_column(table, path, name, classes):
+def _label_column(table, path, name, given):
     "The column with names of labels; None if each class has a column of its own"
     if name is not None: return _named_column(table, name, 'label_column')
     found = [column for column in _columns_named(table.header, LABEL_COLUMNS) if column != path]
-    if classes is not None and set(classes) <= set(table.header) - {path}: return None
+    if given and set(given.names) <= set(table.header) - {path}: return None
     texts = {column: set(table.column(column)) for column in found}
     flags = [column for column in found if {'0', '1'} & texts[column] and None not in map(flag, texts[column])]
     found = [column for column in found if column not in flags]
     found.sort(key=lambda column: all(text.isdecimal() for text in texts[column] if text) and any(texts[column]))
     if len(found) > 1:
         table.warn(f'the columns {some(found)} may all hold labels; {found[0]} is read (label_column, --label-column)')
-    if flags and not found and classes is None:
+    if flags and not found and given is None:
         table.warn(f'the column {flags[0]} holds 0 and 1, so it is read as a class of that name '
                    f'(label_column={flags[0]!r}, --label-column reads 0 and 1 as two names)')
     return found[0] if found else None
@@ -395,7 +412,7 @@ class _Reading:
 
 def _read_flags(table, path, given, unknown):
     "Labels from a column of zeros and ones for each class"
-    names = _class_columns(table, path, unknown) if given is None else given
+    names = _class_columns(table, path, unknown) if given is None else given.names
     if problem := _column_problem(table, path, None, names): raise table.refuse(problem)
     missing = [name for name in names if name not in table.header]
     if missing: table.warn(f'no column {some(missing)}, so no image has such a label')
@@ -407,7 +424,7 @@ def _read_flags(table, path, given, unknown):
 def _read_vectors(table, label, cells, given, unknown):
     "Labels from cells with zeros and ones for all classes"
     width = max(map(len, cells.parts.values()))
-    names = list(map(str, range(width))) if given is None else given
+    names = list(map(str, range(width))) if given is None else given.names
     if len(names) != width:
         raise table.refuse(f'column {label!r} has {width} zeros and ones in a cell, for {len(names)} classes')
     vectors = [cells.parts[text] or [''] * width for text in table.column(label)]
@@ -444,15 +461,14 @@ def _warn_of_names(table, names):
         spellings = [name for name in names if name.casefold() == same[0]]
         table.warn(f"the classes {' and '.join(map(repr, spellings))} differ in their case only")
 
-def _read_labels(table, label, classes, given, separator, unknown):
+def _read_labels(table, label, given, separator, unknown):
     "Labels from a column, as names or as zeros and ones"
-    described = _descriptions(classes)
-    known = {*(given or ()), *described}
+    known = {*given.names, *given.ids, *given.codes} if given else ()
     cells = read_cells(map(_without_nan, table.column(label)), separator, known)
     if cells.doubt: table.warn(f'{cells.doubt} (label_separator, --label-separator)')
     if cells.vectors: return _read_vectors(table, label, cells, given, unknown)
     found = {name for parts in cells.parts.values() for name in parts}
-    names, index, phrase = _index(table, found, given, described)
+    names, index, phrase = _index(table, found, given)
     if given is None: _warn_of_names(table, names)
     reading = _read_names(table, label, cells, index, names, unknown)
     reading.how += phrase
@@ -488,7 +504,8 @@ def read_csv(
     if unknown is not None: check_choice('unknown', unknown, UNKNOWN_LABELS)
     table = read_table(file, path_column)
     root = Path(file).parent if root is None else root
-    given = None if classes is None else as_classes(classes)
+    notes:list = []
+    given = _as_given(classes, notes)
     path = _path_column(table, path_column)
     label = _label_column(table, path, label_column, given)
     if label and (problem := _column_problem(table, path, label, [])): raise table.refuse(problem)
@@ -497,8 +514,8 @@ def read_csv(
         row.path = text or None
         if not text: row.problems.append('the path is empty')
     if label is None: reading = _read_flags(table, path, given, unknown)
-    else: reading = _read_labels(table, label, classes, given, label_separator, unknown)
+    else: reading = _read_labels(table, label, given, label_separator, unknown)
     broken = {id(row) for row in table.sound}
     rows = reading.rows + [row for row in table.rows if id(row) not in broken]
     rows.sort(key=lambda row: row.line)
-    return Listing(file, root, reading.classes, rows, notes=_notes(table, path, added, reading, unknown))
+    return Listing(file, root, reading.classes, rows, notes=_notes(table, path, added, reading, unknown) + notes)

@@ -187,6 +187,20 @@ def test_hpa_with_names_for_its_ids(read):
     assert labels_of(listing)['00070df0-bbc3-11e8-b2bc-ac1f6b6435d0'] == ['part q', 'part a']
 
 
+@pytest.mark.parametrize('names', [
+    ('0 zebra', '5 ox'), ('zebra 0', 'ox 1'), ('id,name', '0,zebra', '5,ox'), ('{"0": "zebra", "5": "ox"}',)])
+def test_ids_of_a_class_file(read, table, names):
+    ids = '5' if '5' in ''.join(names) else '1'
+    listing = read('path,labels', 'a.jpg,0', f'b.jpg,0 {ids}', classes=table(*names, name='classes.csv'))
+    assert labels_of(listing) == {'a.jpg': ['zebra'], 'b.jpg': ['zebra', 'ox']}
+
+
+def test_ids_that_may_count_from_one_are_warned_of(table):
+    with pytest.warns(UserWarning, match='neither 0 nor 4 is among them; they are read as counting from 0'):
+        listing = read_csv(table('path,labels', 'a.jpg,1', 'b.jpg,2'), classes=list('abcd'))
+    assert labels_of(listing) == {'a.jpg': ['b'], 'b.jpg': ['c']}
+
+
 def test_planet(read, tmp_path):
     Image.fromarray(noise()).save(tmp_path/'train_0.jpg')
     listing = read(*PLANET)
@@ -466,6 +480,14 @@ def test_a_header_with_spaces_and_blank_columns(read):
 def test_fields_that_run_over(tmp_path, text, why):
     (tmp_path/'t.csv').write_text(text)
     with pytest.raises(BadDataError, match=why): check_listing(read_csv(tmp_path/'t.csv'), check='none')
+
+
+# ---- a test set
+
+def test_the_classes_of_training_help_to_read_a_test_table(root):
+    (root/'t.csv').write_text('path,labels\na.jpg,scab rust\n')
+    dataset = from_csv(root/'t.csv', match=['healthy', 'rust', 'scab'])
+    assert dataset.targets.tolist() == [[0, 1, 1]]
 
 
 # ---- what is said
