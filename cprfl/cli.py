@@ -313,7 +313,8 @@ def _show(run):
         print('\nmAP in percent\n', summarise(results_table([run])).to_string(), sep='')
     elif (run.folder / 'metrics.csv').exists():
         last = run.metrics.tail(1).to_string(index=False)
-        print(f'\nno test images were given; the last epoch:\n{last}')
+        print('\nno test images were given, so nothing was tested '
+              f'(--held-out 0.25 tests on a share of the training images); the last epoch:\n{last}')
     if run.recipe.train.select == 'valid' and run.recipe.model != 'clip':
         best = run.metrics.set_index('epoch')['total']
         print(f'\nkept: epoch {best.idxmax()} of {len(best)}, which is best on the validation images '

@@ -13,6 +13,7 @@ from typing import Annotated
 from tyro.conf import Suppress, arg
 
 from ..checks import check_choice, check_fields, check_range, check_type
+from ..data.cells import UNKNOWN_LABELS
 from ..settings import check_keys, from_dict, read_yaml
 from ..text import safe_name
 from ..train.config import TrainConfig
@@ -31,9 +32,14 @@ class DataSettings:
     benchmark:str|None = 'shapes-lt' # voc-lt, coco-lt or shapes-lt; None: your own files
     data_seed:int = 0 # of the held-out share; of Shapes-LT, each seed is another benchmark of the same kind
     root:str|None = None # folder of the prepared benchmark, or of the images in your files
-    train_file:Annotated[str|None, arg(name='list')] = None # .txt, .csv, COCO .json, or a folder of class folders
+    train_file:Annotated[str|None, arg(name='list')] = None # .txt, .csv, .tsv, COCO .json, or a folder of class folders
     test_file:Annotated[str|None, arg(name='test-list')] = None # the same for the test images
-    classes:str|None = None # file of class names, for list files; classes.txt beside the list when left out
+    classes:str|None = None # file of class names, in their order; lists take classes.txt beside them when left out
+    path_column:str|None = None # of a table: column of image paths, if its name does not tell
+    label_column:str|None = None # of a table: column of labels, if its name does not tell
+    label_separator:str|None = None # of a table: between the labels of a cell, such as ',' or space; none: one name
+    image_suffix:str|None = None # of a table: ending that its paths lack, such as .jpg
+    unknown:str|None = None # of a table: what blank, -1 and u mean: negative, ignore or positive; None: an error
     skip_bad:bool = False # leave bad rows out and record them, instead of stopping
     held_out:float = 0. # share of the training images that replaces the test set, for choosing settings
     image_size:int|None = None # edge that images are squashed to, pixels; None leaves them as they are
@@ -75,6 +81,7 @@ class Recipe(ModelSettings, DataSettings, RunSettings):
         check_choice('model', self.model, MODELS)
         for name, bounds in _RANGES.items():
             if (value := getattr(self, name)) is not None: check_range(name, value, **bounds)
+        if self.unknown is not None: check_choice('unknown', self.unknown, UNKNOWN_LABELS)
         self._check_images()
         self._check_frozen()
 
@@ -137,7 +144,7 @@ _MEDIUM_HEAD = dict(d=512, heads=8, head_dim=64, ffn_dim=512)
 _SHAPES = Recipe(
     purity=200, backbone='shapes', backbone_args=dict(stage=3), image_size=96,
     train=TrainConfig(epochs=30, lr=1e-3, backbone_lr=0.3, weight_decay=0.01, ema=0.99, precision='bf16',
-                      augment='shapes', select='last'))
+                      augment='shapes'))
 _PAPER = Recipe(
     backbone='resnet101', pretrained=True, image_size=448, semantics='clip:RN50/openai',
     train=TrainConfig(precision='bf16', num_workers=8))

@@ -53,8 +53,8 @@ class TrainConfig:
     clip_grad:float = 0. # largest gradient norm; 0: not clipped
     accumulate:int = 1 # batches per optimiser step
     augment:str = 'standard' # paper, standard, flip, shapes or none; ignored for cached features
-    select:str = 'valid' # which epoch is kept: best on the validation split (valid), the last, or best on the test set
-    valid_fraction:float = 0.2 # share of the training images that becomes the validation split, when none is given
+    select:str = 'last' # which epoch is kept: the last, best on a validation split (valid), or best on the test set
+    valid_fraction:float = 0.2 # with select='valid': share of the training images that is split off, if none are given
     patience:int = 0 # stop after so many epochs without a better validation mAP; 0: never
     num_workers:int = 0 # processes that decode images
     compile:str|None = None # mode of torch.compile: default, reduce-overhead (CUDA graphs) or max-autotune; None: none
