@@ -12,14 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # %% ../../nbs/data/folders.ipynb #fcb703f6
-from PIL import Image
-
-from .images import BadDataError, Problem
+from .images import IMAGE_SUFFIXES, BadDataError, Problem
 from .readers import Listing, Row, as_classes
 
 # %% ../../nbs/data/folders.ipynb #f8471864
 def _is_image(file):
-    return file.suffix.lower() in Image.registered_extensions() and not file.name.startswith('.')
+    return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith('.')
 
 def _images_below(folder):
     "Paths of images relative to `folder`, sorted"
