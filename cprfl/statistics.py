@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from .checks import check_choice, check_range, some
-from .metrics import _check_pair, average_precision, group_means
+from .metrics import _check_pair, average_precision, check_groups, group_means
 
 # %% ../nbs/statistics.ipynb #eccd0a76
 def _weighted_ap(scores, positive, weights):
@@ -30,9 +30,12 @@ def _weighted_ap(scores, positive, weights):
     total = wy.sum(0)
     return np.divide((wy * precision).sum(0), total, out=np.full_like(total, np.nan), where=total > 0)
 
-def _all_classes(x, y, w):
-    "Average precision under R weightings of the images: scores and truth [N, C], weights [N, R] -> [R, C]"
-    return np.stack([_weighted_ap(x[:, c], y[:, c], w) for c in range(x.shape[1])], 1)
+def _all_classes(x, y, w, known=None):
+    "Average precision under R weightings of the images: scores, truth, known [N, C], weights [N, R] -> [R, C]"
+    if known is None or known.all():
+        return np.stack([_weighted_ap(x[:, c], y[:, c], w) for c in range(x.shape[1])], 1)
+    rows = [np.flatnonzero(known[:, c]) for c in range(x.shape[1])]
+    return np.stack([_weighted_ap(x[r, c], y[r, c], w[r]) for c, r in enumerate(rows)], 1)
 
 # %% ../nbs/statistics.ipynb #7ea2b769
 def _image_counts(N, n, seed):
@@ -45,68 +48,90 @@ def _image_counts(N, n, seed):
 
 def bootstrap_ap(
     logits:ArrayLike|torch.Tensor, # [N, C] raw scores
-    targets:ArrayLike|torch.Tensor, # [N, C] 0 or 1
+    targets:ArrayLike|torch.Tensor, # [N, C] 0 or 1; -1 where a label is unknown
     n:int=1000, # replicates
     seed:int=0 # of the draw; the same seed and N draw the same images
 ) -> np.ndarray: # [n, C] in 0..1, nan where a class has no positive among the images drawn
     "Average precision of each class on `n` resampled test sets"
     check_range('n', n, low=1)
-    x, y = (t.cpu().numpy() for t in _check_pair(logits, targets))
-    return np.concatenate([_all_classes(x, y, w) for w in _image_counts(len(x), n, seed)])
+    x, y, known = (t.cpu().numpy() for t in _check_pair(logits, targets))
+    return np.concatenate([_all_classes(x, y, w, known) for w in _image_counts(len(x), n, seed)])
 
-# %% ../nbs/statistics.ipynb #7ddbe5b7
-def _interval(replicates, estimate, level):
-    "Quantiles of replicates [n, K], without their bias against the estimates [K] -> low [K], high [K]"
+# %% ../nbs/statistics.ipynb #2aa27965
+def _unseen(ap, positives):
+    "u of each class [C]: the part of a positive that was not seen in the variance of AP"
+    p = (positives * ap + 1) / (positives + 2)
+    return p * (1 - p) / np.maximum(positives, 1)**2
+
+def _half_width(replicates, unseen, positives, level):
+    "Half the width of the interval of a mean over K classes, from replicates [n, K], `unseen` and positives [K]"
+    from scipy.stats import t
     check_range('level', level, above=0, below=1)
-    ends = np.full((2, len(estimate)), np.nan)
-    for k, (r, e) in enumerate(zip(replicates.T, estimate)):
-        r = r[~np.isnan(r)]
-        if len(r): ends[:, k] = np.quantile(r, [(1 - level) / 2, (1 + level) / 2]) - (r.mean() - e)
-    return ends
+    measured = positives > 0
+    if not measured.any(): return np.nan
+    drawn, u, m = pd.DataFrame(replicates[:, measured]), unseen[measured], positives[measured]
+    v, of_mean = drawn.var(ddof=0).fillna(0).to_numpy(), drawn.mean(axis=1).var(ddof=0)
+    estimated = (v**2 / np.maximum(m - 1, 1)).sum()
+    freedom = (v + u).sum()**2 / estimated if estimated else np.inf
+    return t.ppf((1 + level) / 2, freedom) * np.sqrt(np.nan_to_num(of_mean) + u.sum() / len(m)**2)
 
 # %% ../nbs/statistics.ipynb #a552f203
-def _group_table(ap, groups):
-    "[n, C] -> pandas [n, total and groups]"
-    return pd.DataFrame([group_means(row, groups) for row in ap])
+def _half_widths(replicates, unseen, positives, groups, level):
+    "Half widths of the total and of each group, from replicates [n, C]"
+    members = [np.arange(len(positives)), *check_groups(groups, len(positives)).values()]
+    return np.array([_half_width(replicates[:, ids], unseen[ids], positives[ids], level) for ids in members])
+
+def _measured(logits, targets):
+    "AP [C] and the number of known positives [C], arrays"
+    x, positive, _ = _check_pair(logits, targets)
+    return average_precision(x, targets).cpu().numpy(), positive.sum(0).cpu().numpy()
 
 def bootstrap_map(
     logits:ArrayLike|torch.Tensor, # [N, C] raw scores
-    targets:ArrayLike|torch.Tensor, # [N, C] 0 or 1
+    targets:ArrayLike|torch.Tensor, # [N, C] 0 or 1; -1 where a label is unknown
     groups:dict|None=None, # name -> class indices, such as a dataset's `groups`
     n:int=1000, # replicates
     seed:int=0, # of the draw
     level:float=0.95 # share of test sets whose figure the interval should hold
 ) -> pd.DataFrame: # a row for total and each group: mAP, low, high, in percent
     "mAP of one run with its interval over test images"
-    mean = group_means(average_precision(logits, targets), groups)
-    replicates = _group_table(bootstrap_ap(logits, targets, n, seed), groups)
-    low, high = _interval(replicates.to_numpy(), list(mean.values()), level).clip(0, 1)
-    return 100 * pd.DataFrame({'mAP': list(mean.values()), 'low': low, 'high': high}, index=list(mean))
+    ap, positives = _measured(logits, targets)
+    means = pd.Series(group_means(ap, groups))
+    half = _half_widths(bootstrap_ap(logits, targets, n, seed), _unseen(ap, positives), positives, groups, level)
+    return 100 * pd.DataFrame({'mAP': means, 'low': means - half, 'high': means + half}).clip(0, 1)
 
 # %% ../nbs/statistics.ipynb #8e19e7cf
 def bootstrap_classes(
     logits:ArrayLike|torch.Tensor, # [N, C] raw scores
-    targets:ArrayLike|torch.Tensor, # [N, C] 0 or 1
+    targets:ArrayLike|torch.Tensor, # [N, C] 0 or 1; -1 where a label is unknown
     classes:Sequence[str]|None=None, # C names; None: their numbers
     n:int=1000, # replicates
     seed:int=0, # of the draw
     level:float=0.95 # share of test sets whose figure the interval should hold
 ) -> pd.DataFrame: # a row per class: positives, AP, low, high, in percent
     "AP of each class with its interval over test images, and the number of positives that explains its width"
-    x, y = _check_pair(logits, targets)
-    ap = average_precision(x, y).cpu().numpy()
+    ap, positives = _measured(logits, targets)
     names = list(range(len(ap))) if classes is None else list(classes)
     if len(names) != len(ap): raise ValueError(f'classes: expected {len(ap)} names, got {len(names)}')
-    low, high = _interval(bootstrap_ap(logits, targets, n, seed), ap, level).clip(0, 1)
-    table = 100 * pd.DataFrame({'AP': ap, 'low': low, 'high': high}, index=names)
-    table.insert(0, 'positives', y.sum(0).cpu().numpy())
+    each = {c: [c] for c in range(len(ap))}
+    replicates = bootstrap_ap(logits, targets, n, seed)
+    half = _half_widths(replicates, _unseen(ap, positives), positives, each, level)[1:]
+    table = 100 * pd.DataFrame({'AP': ap, 'low': ap - half, 'high': ap + half}, index=names).clip(0, 1)
+    table.insert(0, 'positives', positives)
     return table
 
 # %% ../nbs/statistics.ipynb #8a2329be
+def _same_order(logits_a, logits_b, targets):
+    "Whether two runs order the images of a class in the same way [C]"
+    from scipy.stats import rankdata
+    checked = [_check_pair(x, targets) for x in (logits_a, logits_b)]
+    ranks = [rankdata(np.where(known.cpu(), x.cpu(), -np.inf), 'dense', axis=0) for x, _, known in checked]
+    return (ranks[0] == ranks[1]).all(0)
+
 def paired_bootstrap(
     logits_a:ArrayLike|torch.Tensor, # [N, C] raw scores of run a
     logits_b:ArrayLike|torch.Tensor, # [N, C] raw scores of run b, on the same images in the same order
-    targets:ArrayLike|torch.Tensor, # [N, C] 0 or 1
+    targets:ArrayLike|torch.Tensor, # [N, C] 0 or 1; -1 where a label is unknown
     groups:dict|None=None, # name -> class indices
     names:tuple=('a', 'b'), # of the runs, in the table
     n:int=1000, # replicates
@@ -116,12 +141,14 @@ def paired_bootstrap(
     "The difference of two runs with its interval over test images, both judged on the same resampled images"
     if len(names) != 2 or names[0] == names[1]:
         raise ValueError(f'names: expected two different names, got {names!r}')
-    a, b = (group_means(average_precision(x, targets), groups) for x in (logits_a, logits_b))
-    ra, rb = (_group_table(bootstrap_ap(x, targets, n, seed), groups) for x in (logits_a, logits_b))
-    difference = np.array(list(a.values())) - np.array(list(b.values()))
-    low, high = _interval((ra - rb).to_numpy(), difference, level)
-    columns = {names[0]: a.values(), names[1]: b.values(), 'difference': difference, 'low': low, 'high': high}
-    return 100 * pd.DataFrame({k: list(v) for k, v in columns.items()}, index=list(a))
+    (ap_a, positives), (ap_b, _) = (_measured(x, targets) for x in (logits_a, logits_b))
+    a, b = (pd.Series(group_means(ap, groups)) for ap in (ap_a, ap_b))
+    unseen = _unseen((ap_a + ap_b) / 2, positives)
+    unseen[_same_order(logits_a, logits_b, targets)] = 0
+    replicates = bootstrap_ap(logits_a, targets, n, seed) - bootstrap_ap(logits_b, targets, n, seed)
+    half = _half_widths(replicates, unseen, positives, groups, level)
+    low, high = a - b - half, a - b + half
+    return 100 * pd.DataFrame({names[0]: a, names[1]: b, 'difference': a - b, 'low': low, 'high': high})
 
 # %% ../nbs/statistics.ipynb #b1f81a87
 def _by_seed(table, method, columns):

@@ -365,9 +365,13 @@ def path_problem(
     root:str|Path|None=None, # folder that it must not leave; None looks at the text alone
 ) -> str|None: # what is wrong, or None
     "Why a relative path must not be followed"
+    try: os.fsencode(path)
+    except UnicodeEncodeError: return f'path {path!r} is not text that a file can be named'
     plain = path.replace('\\', '/')
     if plain.startswith('/') or PureWindowsPath(path).is_absolute():
         return f'path {path!r} is absolute, expected one relative to the image root'
+    if '\\' in path and PureWindowsPath(path).drive:
+        return f'path {path!r} names a drive, expected one relative to the image root'
     climbs = posixpath.normpath(plain).split('/')[0] == '..'
     if climbs or '\0' in path: return f'path {path!r} leaves the image root'
     if root is None: return None

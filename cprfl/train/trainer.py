@@ -189,7 +189,7 @@ def training_and_validation(
 def default_callbacks(
     config:TrainConfig, # what is asked for
     train:MultiLabelDataset, # the training set
-    folder:str|Path|None=None, # the run's folder
+    folder:str|os.PathLike|None=None, # the run's folder, or its `Owner`
     progress:bool=True # show a bar
 ) -> list: # of `Callback`
     "The callbacks that the settings ask for"
@@ -472,7 +472,7 @@ class Trainer(Loop):
         valid:MultiLabelDataset|None=None, # validation set; split off `train` if one is needed and left out
         config:TrainConfig|None=None, # settings
         callbacks:Sequence[Callback]=(), # in addition to the `default_callbacks`
-        folder:str|Path|None=None, # the run's folder; None writes nothing
+        folder:str|os.PathLike|None=None, # the run's folder, or its `Owner`; None writes nothing
         loss:torch.nn.Module|None=None, # instead of `config.loss`
         progress:bool=True # show a bar
     ):
@@ -484,5 +484,5 @@ class Trainer(Loop):
         self.layout = preferred_memory_format(model, self.accelerator.device)
         self.model = self.evaluated = model.to(memory_format=self.layout)
         self.folder = None if folder is None else Path(folder)
-        self.callbacks = [*default_callbacks(self.config, self.train, self.folder, progress), *callbacks]
+        self.callbacks = [*default_callbacks(self.config, self.train, folder, progress), *callbacks]
         self.history = []
