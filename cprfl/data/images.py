@@ -64,6 +64,9 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.apng', '.t
 class _Refused(ValueError):
     "Why a file is not decoded, although it may be sound"
 
+class _Foreign(ValueError):
+    "What a file is, if it is no such image"
+
 # %% ../../nbs/data/images.ipynb #662b175d
 _EXPECTED = 'expected JPEG, PNG, TIFF, BMP, WebP or GIF'
 _SIGNATURES = (
@@ -79,7 +82,7 @@ def _unidentified(f):
     head = f.read(256)
     if not head: return ValueError('the file is empty')
     names = [name for at, signature, name in _SIGNATURES if head.startswith(signature, at)]
-    return _Refused(f'it is {names[0]}, {_EXPECTED}') if names else ValueError(f'{_EXPECTED}')
+    return _Foreign(f'{names[0]}, {_EXPECTED}') if names else ValueError(_EXPECTED)
 
 # %% ../../nbs/data/images.ipynb #45b18f75
 _WIDE_COLOURS = re.compile(r'(\w+;16)([LBN])')
@@ -279,6 +282,7 @@ def _read(file):
     except FileNotFoundError: message = 'is missing'
     except IsADirectoryError: message = 'is a folder'
     except PermissionError: message = 'may not be read'
+    except _Foreign as e: message = f'is {e}'
     except MemoryError: message = 'needs more memory than there is'
     except (_Refused, Image.DecompressionBombError) as e: message = f'is refused: {e}'
     except Exception as e: message = f'is truncated or broken: {e}'

@@ -1,6 +1,7 @@
 "Which files are opened, what of them, and the bounds that hold before anything is decoded"
 import io
 import os
+import re
 import struct
 import zlib
 
@@ -88,12 +89,10 @@ HEADS = {
 
 @pytest.mark.parametrize('check', ['headers', 'full'])
 @pytest.mark.parametrize('kind', HEADS)
-def test_other_formats_are_refused_by_name(tmp_path, kind, check):
+def test_other_formats_are_named(tmp_path, kind, check):
     (tmp_path/'a.jpg').write_bytes(HEADS[kind] + bytes(500))
     problem = image_problem(tmp_path/'a.jpg', check)
-    assert 'refused' in problem
-    assert kind in problem
-    assert 'expected JPEG, PNG, TIFF, BMP, WebP or GIF' in problem
+    assert re.fullmatch(f'image is .*{kind}.*, expected JPEG, PNG, TIFF, BMP, WebP or GIF', problem)
 
 
 @pytest.mark.parametrize('form', ['EPS', 'PPM', 'ICO', 'TGA', 'PCX', 'JPEG2000', 'ICNS', 'DDS', 'SGI', 'PDF'])
