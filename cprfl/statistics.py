@@ -58,10 +58,14 @@ def bootstrap_ap(
     return np.concatenate([_all_classes(x, y, w, known) for w in _image_counts(len(x), n, seed)])
 
 # %% ../nbs/statistics.ipynb #2aa27965
+def _expected(ap, positives):
+    "p of each class [C]: AP with one positive more at either end"
+    return (positives * ap + 1) / (positives + 2)
+
 def _unseen(ap, positives):
-    "u of each class [C]: the part of a positive that was not seen in the variance of AP"
-    p = (positives * ap + 1) / (positives + 2)
-    return p * (1 - p) / np.maximum(positives, 1)**2
+    "u of each class [C]: what a positive that was not seen would add to the variance of AP"
+    p = _expected(ap, positives)
+    return np.maximum(p, 1 - p)**2 / np.maximum(positives, 1)**2
 
 def _half_width(replicates, unseen, positives, level):
     "Half the width of the interval of a mean over K classes, from replicates [n, K], `unseen` and positives [K]"
@@ -143,7 +147,8 @@ def paired_bootstrap(
         raise ValueError(f'names: expected two different names, got {names!r}')
     (ap_a, positives), (ap_b, _) = (_measured(x, targets) for x in (logits_a, logits_b))
     a, b = (pd.Series(group_means(ap, groups)) for ap in (ap_a, ap_b))
-    unseen = _unseen((ap_a + ap_b) / 2, positives)
+    p = _expected((ap_a + ap_b) / 2, positives)
+    unseen = p * (1 - p) / np.maximum(positives, 1)**2
     unseen[_same_order(logits_a, logits_b, targets)] = 0
     replicates = bootstrap_ap(logits_a, targets, n, seed) - bootstrap_ap(logits_b, targets, n, seed)
     half = _half_widths(replicates, unseen, positives, groups, level)
