@@ -1,4 +1,4 @@
-# Each target does its own set-up: `make demo` on a machine with nothing but Python >= 3.10 is enough.
+# Each target does its own set-up: `make demo` on a machine with nothing but Python >= 3.11 is enough.
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
@@ -10,7 +10,7 @@ help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(f"Python >= 3.10 is needed, this is {sys.version.split()[0]}; try make PYTHON=python3.12") if sys.version_info < (3, 10) else 0'
+	@$(PYTHON) -c 'import sys; sys.exit(f"Python >= 3.11 is needed, this is {sys.version.split()[0]}; try make PYTHON=python3.12") if sys.version_info < (3, 11) else 0'
 	@echo "Setting up $(VENV): minutes, and with CUDA's PyTorch about 7 GB, once"
 	@$(PYTHON) -m venv $(VENV) || { echo "No venv module: install your system's python3-venv package"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip

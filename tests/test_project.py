@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,11 +20,6 @@ import cprfl
 from cprfl._modidx import d as index
 from cprfl.runs.recipe import MODELS, RECIPES, Recipe, get_recipe
 from cprfl.train.config import TrainConfig
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
 SCRIPTS = PROJECT['project']['scripts']

@@ -10,12 +10,15 @@ import lazy_loader
 
 # %% ../../nbs/data/index.ipynb #3cb34687
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    'dataset': ['from_list', 'from_csv', 'from_coco', 'from_folder', 'read_image', 'MultiLabelDataset',
-                'ArrayDataset', 'resize', 'LongTailDataset'],
-    'readers': ['Row', 'multi_hot', 'Listing', 'check_listing', 'read_text', 'read_classes', 'as_classes',
-                'read_list'],
-    'tables': ['read_csv'],
-    'annotations': ['read_coco'],
+    'dataset': ['from_list', 'from_csv', 'from_coco', 'from_voc', 'from_folder', 'read_image',
+                'MultiLabelDataset', 'ArrayDataset', 'resize', 'LongTailDataset'],
+    'readers': ['Row', 'multi_hot', 'Listing', 'check_listing', 'read_text', 'ClassFile', 'read_class_file',
+                'read_classes', 'as_classes', 'IMAGE_SUFFIXES', 'read_list', 'one_form',
+                'match_classes'],
+    'tables': ['PATH_COLUMNS', 'LABEL_COLUMNS', 'Table', 'read_table', 'read_csv'],
+    'cells': ['UNKNOWN_LABELS', 'flag', 'as_name', 'split_list', 'find_separator', 'Cells', 'read_cells',
+              'combined_names'],
+    'annotations': ['read_coco', 'is_voc', 'read_voc'],
     'folders': ['read_folder'],
     'images': ['CHECKS', 'Problem', 'BadDataError', 'open_image', 'image_problem', 'check_images',
                'path_problem'],

@@ -433,9 +433,7 @@ class DriftExplorer(Explorer):
         run:Any, # a `Run` of CPRFL
         k:int=6 # neighbours
     ):
-        try: self.prompts = run.prompts
-        except FileNotFoundError as e:
-            raise ValueError(f'DriftExplorer: {run!r} has no prompts; only CPRFL learns them') from e
+        self.prompts = run.prompts
         self.classes, self.groups, self.k = list(run.classes), run.groups, min(k, len(run.classes) - 1)
         self.labels, self.epochs = class_labels(self.classes, self.groups), sorted(self.prompts)
         self.paths, self.explained = prompt_trajectories(self.prompts, self.classes, self.groups)

@@ -54,15 +54,16 @@ def _in_order(frame, paths, classes, name, first):
     "One run's logits in the order of another's images and classes"
     other = set(frame.columns[1:]) ^ set(classes)
     if other: raise ValueError(f'{name} has other classes than {first}; only one of them knows {_few(other)}')
-    if list(frame['path']) == list(paths): return frame[list(classes)].to_numpy(np.float32)
-    other = set(frame['path']) ^ set(paths)
+    own = frame.iloc[:, 0]
+    if list(own) == list(paths): return frame[list(classes)].to_numpy(np.float32)
+    other = set(own) ^ set(paths)
     if other:
         raise ValueError(f'{name} and {first} were tested on different images: '
                          f'{len(other)} are in one of them only, such as {_few(other)}')
-    if frame['path'].duplicated().any() or len(frame) != len(paths):
+    if own.duplicated().any() or len(frame) != len(paths):
         raise ValueError(f'{name}: some paths occur twice, so its images cannot be matched '
                          f'with those of {first}')
-    return frame.set_index('path').loc[list(paths), list(classes)].to_numpy(np.float32)
+    return frame.set_index(own.name).loc[list(paths), list(classes)].to_numpy(np.float32)
 
 def _targets(dataset, paths, classes):
     "Targets [N, C] of the predicted images"
@@ -84,7 +85,7 @@ def align_predictions(
     "Predictions of several runs on the same images, matched by path"
     frames = {name: run if is_table(run) else run.predictions for name, run in runs.items()}
     first, run = next(iter(frames)), first_run(runs)
-    paths, classes = list(frames[first]['path']), list(frames[first].columns[1:])
+    paths, classes = list(frames[first].iloc[:, 0]), list(frames[first].columns[1:])
     logits = {name: _in_order(frame, paths, classes, name, first) for name, frame in frames.items()}
     if dataset is None and run is not None: dataset = load_data(run.recipe)[1]
     if dataset is None: raise ValueError('align_predictions: no run has a test set; pass `dataset`')

@@ -32,16 +32,34 @@ def _read_benchmark(recipe, split):
     else: more = dict(skip_bad=recipe.skip_bad)
     return load_benchmark(recipe.benchmark, split, root=recipe.root, transform=transform, **more)
 
+_TABLES = '.csv', '.tsv', '.tab', '.psv'
+_SHEETS = '.xlsx', '.xls', '.ods', '.numbers', '.parquet', '.feather'
+_OF_TABLES = 'path_column', 'label_column', 'label_separator', 'image_suffix', 'unknown'
+
 def _read_file(recipe, file, classes=None, groups=None):
+    "The images of a list, table, COCO JSON or folder; `classes` if the recipe names none"
     path = Path(file)
     if not path.exists(): raise FileNotFoundError(f'no such list or folder: {path}')
-    root = recipe.root or path.parent
     kw = dict(skip_bad=recipe.skip_bad, transform=resize(recipe.image_size))
     if groups is not None: kw['groups'] = groups
-    if path.is_dir(): return from_folder(path, **kw)
-    if path.suffix == '.csv': return from_csv(path, root, classes, **kw)
-    if path.suffix == '.json': return from_coco(path, root, **kw)
-    return from_list(path, recipe.classes or path.parent / 'classes.txt', root, **kw)
+    given = {name: getattr(recipe, name) for name in _OF_TABLES if getattr(recipe, name) is not None}
+    if path.is_file() and path.suffix.lower() in _TABLES:
+        return from_csv(path, recipe.root or path.parent, recipe.classes or classes, **given, **kw)
+    dataset = _read_other_file(recipe, path, **kw)
+    if given: dataset.notes.append(f'{file} is no table, so {some(given)} had no effect on it')
+    return dataset
+
+def _read_other_file(recipe, path, **kw):
+    "The images of a list, COCO JSON or folder"
+    root, suffix = recipe.root or path.parent, path.suffix.lower()
+    if path.is_dir(): return from_folder(path, recipe.classes, **kw)
+    if suffix in _SHEETS: raise ValueError(f'{path}: expected a text file; save the table as CSV')
+    if suffix == '.json': return from_coco(path, root, recipe.classes, **kw)
+    names = Path(recipe.classes or path.parent / 'classes.txt')
+    if not names.is_file():
+        raise FileNotFoundError(f'{path} is read as a list of paths and ids, and the names of its classes are missing: '
+                                f'no file {names} (--classes names another one; a table ends in .csv or .tsv)')
+    return from_list(path, names, root, **kw)
 
 def _read_test_file(recipe, train):
     test = _read_file(recipe, recipe.test_file, train.classes, train.groups)

@@ -266,7 +266,7 @@ def ensemble_report(
     logits = []
     for run in runs:
         predictions = run.predictions
-        if predictions['path'].tolist() != list(map(str, dataset.paths)):
+        if predictions.iloc[:, 0].tolist() != list(map(str, dataset.paths)):
             raise ValueError(f"{run.folder} was tested on other images than the dataset's")
         logits.append(torch.from_numpy(predictions[dataset.classes].to_numpy()).float())
     return multilabel_report(sum(logits) / len(logits), torch.from_numpy(dataset.targets), dataset.groups)

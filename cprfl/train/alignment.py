@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from ..data.dataset import MultiLabelDataset
 from ..data.longtail import group_names
 from ..files import write_text
-from ..model.backbones import to_patches
+from ..model.backbones import plain_model, to_patches
 from .callbacks import Callback
 from .trainer import evaluating
 
@@ -72,6 +72,7 @@ def purification(
     batch_size:int=64 # images per forward pass
 ) -> pd.DataFrame: # class, group, auc, positive, negative, positives; see `alignment_table`
     "Alignment of P' with P on positive and negative images, for one model"
+    model = plain_model(model)
     if not hasattr(model, 'category_features'):
         name = type(model).__name__
         raise ValueError(f"purification: expected a CPRFL model, which has category features P'; got {name}")

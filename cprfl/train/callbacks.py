@@ -145,7 +145,23 @@ class OneCycle(Callback):
 
     def state(self, trainer): return self.schedule.state_dict()
 
-    def load_state(self, trainer, state): self.schedule.load_state_dict(state)
+    def load_state(self, trainer, state):
+        if state['total_steps'] == self.schedule.total_steps: self.schedule.load_state_dict(state)
+        else: self.change_schedule(trainer, state)
+
+    def change_schedule(self,
+        trainer, # the `Trainer`, which has another number of epochs now
+        state # of the schedule before
+    ):
+        "Enter the schedule of the new number of epochs at this step"
+        if not state['last_epoch']: return # no step is done
+        self.schedule.load_state_dict(dict(last_epoch=state['last_epoch'] - 1, _step_count=state['_step_count']))
+        self.schedule.step()
+        if not trainer.is_main: return
+        (old, new), epochs = (max(rates['_last_lr']) for rates in (state, vars(self.schedule))), trainer.config.epochs
+        warnings.warn(f'epochs: {state["total_steps"] // trainer.steps} before, {epochs} now; the learning rate goes '
+                      f'on at {new:.2g} (it was {old:.2g}), its place in the schedule of {epochs} epochs; the result '
+                      f'is not that of one training of {epochs} epochs', stacklevel=2)
 
 # %% ../../nbs/train/callbacks.ipynb #d73ee910
 class EMA(Callback):

@@ -189,7 +189,7 @@ def training_and_validation(
 def default_callbacks(
     config:TrainConfig, # what is asked for
     train:MultiLabelDataset, # the training set
-    folder:str|Path|None=None, # the run's folder
+    folder:str|os.PathLike|None=None, # the run's folder, or its `Owner`
     progress:bool=True # show a bar
 ) -> list: # of `Callback`
     "The callbacks that the settings ask for"
@@ -371,6 +371,11 @@ class Events(Parts):
             raise RuntimeError(f'{where}: {e}') from e
 
 # %% ../../nbs/train/trainer.ipynb #ffb6f297
+def _without_autocast(model):
+    "The model with its own `forward`, which Accelerate keeps while its wrapper is in place"
+    if own := model.__dict__.pop('_original_forward', None): model.forward = own
+    return model
+
 class Preparation(Events, Processes, Weights):
     "How a training begins, and its batches"
     def start(self, source): # see `fit`
@@ -391,7 +396,7 @@ class Preparation(Events, Processes, Weights):
         self.sampler, loader = build_loader(self.train, self.config, self.accelerator.device)
         optimizer = torch.optim.AdamW(param_groups(self.model, self.config), lr=self.config.lr, fused=True)
         self.model, self.optimizer, self.loader = self.accelerator.prepare(self.model, optimizer, loader)
-        self.evaluated = self.accelerator.unwrap_model(self.model)
+        self.evaluated = _without_autocast(self.accelerator.unwrap_model(self.model))
         self.run = self.model
         self.loss_func.to(self.accelerator.device)
         self.steps = math.ceil(len(self.loader) / self.config.accumulate)
@@ -476,7 +481,7 @@ class Trainer(Loop):
         valid:MultiLabelDataset|None=None, # validation set; split off `train` if one is needed and left out
         config:TrainConfig|None=None, # settings
         callbacks:Sequence[Callback]=(), # in addition to the `default_callbacks`
-        folder:str|Path|None=None, # the run's folder; None writes nothing
+        folder:str|os.PathLike|None=None, # the run's folder, or its `Owner`; None writes nothing
         loss:torch.nn.Module|None=None, # instead of `config.loss`
         progress:bool=True # show a bar
     ):
@@ -487,5 +492,5 @@ class Trainer(Loop):
         self.layout = preferred_memory_format(model, self.accelerator.device)
         self.model = self.evaluated = model.to(memory_format=self.layout)
         self.folder = None if folder is None else Path(folder)
-        self.callbacks = [*default_callbacks(self.config, self.train, self.folder, progress), *callbacks]
+        self.callbacks = [*default_callbacks(self.config, self.train, folder, progress), *callbacks]
         self.history = []
