@@ -110,8 +110,10 @@ class MultiLabelDataset(Dataset):
 
     def __repr__(self):
         groups = ', '.join(f'{name} {len(ids)}' for name, ids in self.groups.items())
-        skipped = f', {len(self.skipped)} problems skipped' if self.skipped else ''
-        return f'{type(self).__name__}: {len(self)} images, {len(self.classes)} classes ({groups}){skipped}'
+        unknown = int((self.targets < 0).sum())
+        also = f', {unknown} labels unknown' * bool(unknown)
+        also += f', {len(self.skipped)} problems skipped' * bool(self.skipped)
+        return f'{type(self).__name__}: {len(self)} images, {len(self.classes)} classes ({groups}){also}'
 
 # %% ../../nbs/data/dataset.ipynb #bba3f32e
 class ArrayDataset(MultiLabelDataset):

@@ -17,7 +17,7 @@ import torch
 from ..checks import some
 from ..data.benchmarks import load_benchmark
 from ..data.dataset import MultiLabelDataset, from_coco, from_csv, from_folder, from_list, resize
-from ..data.longtail import frequency_groups, stratified_split
+from ..data.longtail import class_counts, frequency_groups, stratified_split
 from ..model.backbones import TunedBackbone, build_backbone
 from ..model.baselines import ERM, MLGCN, LearnedContext, ZeroShotCLIP
 from ..model.cprfl import CPRFL
@@ -92,7 +92,7 @@ class Splits:
         if recipe.held_out:
             rows = stratified_split(train.targets, recipe.held_out, recipe.data_seed)
             if not recipe.benchmark and not recipe.test_file: # then these images are all there are
-                train.groups = frequency_groups(train.targets[rows[0]].sum(0))
+                train.groups = frequency_groups(class_counts(train.targets[rows[0]]))
             return cls(train, None, rows)
         if recipe.benchmark: return cls(train, _read_benchmark(recipe, 'test'))
         return cls(train, _read_test_file(recipe, train) if recipe.test_file else None)
