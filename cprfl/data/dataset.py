@@ -210,6 +210,7 @@ class LongTailDataset(MultiLabelDataset):
         **kwargs # transform, groups, match, and those of `check_listing`
     ):
         "The images of a table"
+        if classes is None: classes = kwargs.get('match') # known names help to read the cells
         listing = read_csv(file, root, classes, path_column, label_column, label_separator, image_suffix, unknown)
         return _checked_dataset(cls, listing, **kwargs)
 
