@@ -150,12 +150,13 @@ def _unknown_labels(listing, to):
 def match_classes(
     listing:Listing, # with classes of its own
     classes:Sequence, # C names, of a training set
-    skip_bad:bool=False # note unknown labels as problems of their rows, instead of raising
+    skip_bad:bool=False, # note unknown labels as problems of their rows, instead of raising
+    drop:bool=False # leave other classes out, as the training set did
 ) -> Listing: # with these classes
     "The listing with the classes of another one, matched by name"
     place = {one_form(name): i for i, name in enumerate(classes)}
     to = [place.get(one_form(name)) for name in listing.classes]
-    unknown = _unknown_labels(listing, to)
+    unknown = {} if drop else _unknown_labels(listing, to)
     messages = {c: f'label {listing.classes[c]!r} is unknown, expected one of {some(classes)}' for c in unknown}
     if unknown and not skip_bad:
         raise BadDataError([Problem(str(listing.file), rows[0].line, f'{messages[c]}; so in {len(rows)} images')
@@ -176,7 +177,7 @@ def _class_notes(listing, classes, to):
     absent = [name for i, name in enumerate(classes) if i not in to]
     unused = [name for name, i in zip(listing.classes, to) if i is None]
     notes = [f'{listing.file}: it has no {some(absent, 5)}; such a class is left out of the means'] if absent else []
-    return notes + ([f'{listing.file}: {some(unused, 5)} are no classes of the training set, and no image has them']
+    return notes + ([f'{listing.file}: {some(unused, 5)} are no classes of the training set and are left out']
                     if unused else [])
 
 # %% ../../nbs/data/readers.ipynb #44cc33b5
