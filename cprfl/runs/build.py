@@ -163,8 +163,8 @@ def _hold_out(train, recipe):
     if (train.targets[rows[1]] > 0).any(): return rows
     most = class_counts(train.targets > 0).max(initial=0)
     needed = f'a share of at least {math.ceil(100 / most) / 100:g} takes one' if most > 1 else 'none can be spared'
-    raise ValueError(f'held_out: a share of {recipe.held_out:g} leaves no labelled image to test on, because each class '
-                     f'keeps its share in training, rounded up; the largest class has {most} images: {needed}')
+    raise ValueError(f'held_out: a share of {recipe.held_out:g} leaves no labelled image to test on, because each '
+                     f'class keeps its share in training, rounded up; the largest class has {most} images: {needed}')
 
 # %% ../../nbs/runs/build.ipynb #5f1c7a2e
 def _feature_cache(recipe, model, **kw):
