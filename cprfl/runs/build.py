@@ -176,7 +176,7 @@ def _feature_cache(recipe, model, **kw):
     return partial(cache_features, fixed, precision=precision, device=device, maps=bool(recipe.tune), **kw)
 
 def _files(dataset):
-    root = Path(getattr(dataset, 'root', None) or '')
+    root = Path(getattr(dataset, 'root', None) or '').resolve()
     return {str(root / path) for path in dataset.paths}
 
 def load_data(
