@@ -150,18 +150,19 @@ def _unknown_labels(listing, to):
 def match_classes(
     listing:Listing, # with classes of its own
     classes:Sequence, # C names, of a training set
-    skip_bad:bool=False # note unknown labels as problems of their rows, instead of raising
+    skip_bad:bool=False, # note unknown labels as problems of their rows, instead of raising
+    drop:bool=False # leave other classes out, as the training set did
 ) -> Listing: # with these classes
     "The listing with the classes of another one, matched by name"
     place = {one_form(name): i for i, name in enumerate(classes)}
     to = [place.get(one_form(name)) for name in listing.classes]
-    unknown = _unknown_labels(listing, to)
+    unknown = {} if drop else _unknown_labels(listing, to)
     messages = {c: f'label {listing.classes[c]!r} is unknown, expected one of {some(classes)}' for c in unknown}
     if unknown and not skip_bad:
         raise BadDataError([Problem(str(listing.file), rows[0].line, f'{messages[c]}; so in {len(rows)} images')
                             for c, rows in unknown.items()])
     rows = [_with_classes(row, to, messages) for row in listing.rows]
-    return replace(listing, classes=list(classes), rows=rows, notes=listing.notes + _class_notes(listing, classes, to))
+    return replace(listing, classes=list(classes), rows=rows, notes=listing.notes + _class_notes(listing, to))
 
 def _with_classes(row, to, messages):
     "A row with other class indices"
@@ -171,13 +172,11 @@ def _with_classes(row, to, messages):
     problems = row.problems + [messages[c] for c in row.labels if c in messages]
     return replace(row, labels=labels, unknown=unknown, boxes=boxes, problems=problems)
 
-def _class_notes(listing, classes, to):
-    "Which classes have no counterpart"
-    absent = [name for i, name in enumerate(classes) if i not in to]
+def _class_notes(listing, to):
+    "Which classes are left out"
     unused = [name for name, i in zip(listing.classes, to) if i is None]
-    notes = [f'{listing.file}: it has no {some(absent, 5)}; such a class is left out of the means'] if absent else []
-    return notes + ([f'{listing.file}: {some(unused, 5)} are no classes of the training set, and no image has them']
-                    if unused else [])
+    if not unused: return []
+    return [f'{listing.file}: {some(unused, 5)} are no classes of the training set and are left out']
 
 # %% ../../nbs/data/readers.ipynb #44cc33b5
 def read_text(
