@@ -26,7 +26,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
                  'pareto_counts', 'pareto_subset', 'stratified_split'],
     'shapes': ['COLOURS', 'SHAPES', 'VOC_LT_COUNTS', 'NUM_TRAIN', 'NUM_TEST', 'shapes_classes',
                'long_tail_counts', 'render_scene', 'render_drawing', 'assign_labels', 'shapes_lt'],
-    'download': ['SOURCES', 'Archive', 'Source', 'PrepareError', 'digest', 'fetch', 'Prepared',
+    'download': ['SOURCES', 'Archive', 'Source', 'PrepareError', 'digest', 'Limits', 'fetch', 'Prepared',
                  'prepare_benchmark'],
     'benchmarks': ['available_benchmarks', 'load_benchmark'],
 })
