@@ -461,9 +461,9 @@ def _warn_of_names(table, names):
         spellings = [name for name in names if name.casefold() == same[0]]
         table.warn(f"the classes {' and '.join(map(repr, spellings))} differ in their case only")
 
-def _read_labels(table, label, given, separator, unknown):
+def _read_labels(table, label, given, separator, unknown, known=()):
     "Labels from a column, as names or as zeros and ones"
-    known = {*given.names, *given.ids, *given.codes} if given else ()
+    if given: known = {*given.names, *given.ids, *given.codes}
     cells = read_cells(map(_without_nan, table.column(label)), separator, known)
     if cells.doubt: table.warn(f'{cells.doubt} (label_separator, --label-separator)')
     if cells.vectors: return _read_vectors(table, label, cells, given, unknown)
@@ -490,7 +490,7 @@ def _notes(table, path, added, reading, unknown):
     return notes
 
 # %% ../../nbs/data/tables.ipynb #779b1f8d
-def read_csv(
+def read_csv( # noqa: PLR0913 - the ways in which tables differ
     file:str|Path, # table with a header: CSV, TSV and the like
     root:str|Path|None=None, # image root; the file's own folder if left out
     classes:Sequence|str|Path|None=None, # C names or a labels file; as found in the table if left out
@@ -499,6 +499,7 @@ def read_csv(
     label_separator:str|None=None, # between the labels of a cell; 'none': one name; found out if left out
     image_suffix:str|None=None, # ending that the paths lack, such as .jpg; looked up in `root` if left out
     unknown:str|None=None, # what blank, -1, u and nan mean: negative, ignore or positive; refused if left out
+    known:Sequence=(), # names that a cell may hold, which tell a separator from a part of a name
 ) -> Listing: # as the file has it, unchecked
     "The rows of a table"
     if unknown is not None: check_choice('unknown', unknown, UNKNOWN_LABELS)
@@ -514,7 +515,7 @@ def read_csv(
         row.path = text or None
         if not text: row.problems.append('the path is empty')
     if label is None: reading = _read_flags(table, path, given, unknown)
-    else: reading = _read_labels(table, label, given, label_separator, unknown)
+    else: reading = _read_labels(table, label, given, label_separator, unknown, known)
     broken = {id(row) for row in table.sound}
     rows = reading.rows + [row for row in table.rows if id(row) not in broken]
     rows.sort(key=lambda row: row.line)
