@@ -148,7 +148,8 @@ def _is_vectors(parts):
     cells = [one for one in parts.values() if one]
     lengths = {len(one) for one in cells}
     if len(lengths) != 1 or max(lengths) < 2: return False, None
-    if any(flag(part) is None for one in cells for part in one): return False, None
+    flags = {flag(part) for one in cells for part in one}
+    if None in flags or flags == {-1}: return False, None
     if any(len(set(one)) < len(one) for one in cells): return True, None
     both_orders = len({tuple(one) for one in cells}) > 1
     return both_orders, 'each cell has a 0 and a 1, read as no and yes of two classes, but they may be ids'
@@ -175,7 +176,7 @@ def read_cells(
     bare = all(map(_in_brackets, filter(None, cells)))
     lists = {cell: names for cell in in_brackets if (names := split_list(cell, bare)) is not None}
     plain = [cell for cell in cells if cell and cell not in lists]
-    pattern, doubt = _known_separator(plain, set(known)), None
+    pattern, doubt = _known_separator(plain, set(known)) if known else None, None
     if given is not None: pattern = given
     elif pattern is None: pattern, doubt = find_separator(plain)
     nested = [cell for cell in in_brackets if cell not in lists and re.search(_QUOTED, cell)]

@@ -41,7 +41,7 @@ def _checked_targets(targets, num_images, classes):
     targets, expected = np.asarray(targets), [num_images, len(classes)]
     if list(targets.shape) != expected:
         raise ValueError(f'targets: expected [N, C] = {expected}, got {list(targets.shape)}')
-    if not (valid := np.isin(targets, (0, 1, -1))).all():
+    if not (valid := (targets == 0) | (targets == 1) | (targets == -1)).all():
         raise ValueError(f'targets: expected 0 or 1, got {targets[~valid][0]}; -1 would stand for an unknown label')
     twice = [repr(name) for name, n in Counter(classes).items() if n > 1]
     if twice: raise ValueError(f"classes: expected different names, got {', '.join(twice)} more than once")

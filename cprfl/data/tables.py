@@ -12,7 +12,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -193,7 +193,7 @@ def _path_column(table, name):
     return found[0]
 
 # %% ../../nbs/data/tables.ipynb #fdee31eb
-def _with_suffix(paths, root, suffix):
+def _with_suffix(table, paths, root, suffix):
     "The paths with an ending each, and a phrase for a note"
     if suffix:
         if suffix.isalnum() and f'.{suffix.lower()}' in IMAGE_SUFFIXES: suffix = f'.{suffix}'
@@ -205,6 +205,10 @@ def _with_suffix(paths, root, suffix):
     def is_there(path): return os.path.isfile(os.path.join(root, path))
     found = [ending for ending in endings if any(is_there(path + ending) for path in bare[:50])]
     if not found: return paths, ''
+    for path in bare[:50]:
+        if len({ending.lower() for ending in found if is_there(path + ending)}) > 1:
+            table.warn(f'{path} is there with {some(found)}; {found[0]} is read (image_suffix, --image-suffix)')
+            break
     def whole(path):
         if not path or _is_file_name(path): return path
         return next((path + ending for ending in found if is_there(path + ending)), path + found[0])
@@ -358,17 +362,21 @@ def _confidence(table):
     return None
 
 def _put_together(rows, says_yes, num_classes, unknown):
-    "One row for each image, from a row for each pair"
-    said:dict = {}
+    "One row for each image, from a row for each pair, and the rows that are bad"
+    said, bad = {}, []
     for row, yes in zip(rows, says_yes or [True] * len(rows)):
-        first, labels = said.setdefault(row.path, (row, {}))
-        first.problems += [] if first is row else row.problems
-        for label in row.labels:
-            if labels.setdefault(label, yes) != yes: first.problems.append(f'line {row.line} denies what another says')
+        if not row.problems: _say(row, yes, *said.setdefault(row.path, (row, {})))
+        if row.problems: bad.append(replace(row, path=None))
     for row, labels in said.values():
         row.labels = sorted(label for label, yes in labels.items() if yes)
         if says_yes and unknown == 'ignore': row.unknown = [i for i in range(num_classes) if i not in labels]
-    return [row for row, _ in said.values()]
+    return [row for row, _ in said.values()] + bad
+
+def _say(row, yes, first, labels):
+    "Note what a row says about its image, whose first row is `first`"
+    for label in row.labels:
+        if labels.setdefault(label, yes) == yes: continue
+        row.problems.append(f'{row.path} has this label with confidence 1 and 0, from line {first.line} on')
 
 # %% ../../nbs/data/tables.ipynb #dafe1012
 def _label_column(table, path, name, given):
@@ -510,7 +518,7 @@ def read_csv( # noqa: PLR0913 - the ways in which tables differ
     path = _path_column(table, path_column)
     label = _label_column(table, path, label_column, given)
     if label and (problem := _column_problem(table, path, label, [])): raise table.refuse(problem)
-    paths, added = _with_suffix(table.column(path), root, image_suffix)
+    paths, added = _with_suffix(table, table.column(path), root, image_suffix)
     for row, text in zip(table.sound, paths):
         row.path = text or None
         if not text: row.problems.append('the path is empty')

@@ -239,7 +239,19 @@ def test_descriptions_with_a_header(read, table):
 
 def test_rows_that_contradict_each_other_are_reported(read):
     listing = read('ImageID,LabelName,Confidence', 'a,/m/1,1', 'a,/m/1,0', 'b,/m/1,1')
-    assert listing.rows[0].problems == ['line 3 denies what another says']
+    assert listing.rows[1].problems == ['a has this label with confidence 1 and 0, from line 2 on']
+
+
+def test_a_bad_row_of_many_has_its_own_line(table):
+    rows = 'a.jpg,dog', 'a.jpg,cat', 'a.jpg,zebra', ',dog', ',cat'
+    listing = read_csv(table('path,label', *rows), classes=['dog', 'cat'])
+    problems = problems_of(check_listing, listing, check='none')
+    assert [problem.line for problem in problems] == [4, 5, 6]
+
+
+def test_a_bad_row_of_many_leaves_the_others(table):
+    listing = read_csv(table('path,label', 'a.jpg,zebra', 'a.jpg,cat', 'a.jpg,dog'), classes=['dog', 'cat'])
+    assert check_listing(listing, skip_bad=True, check='none').targets.tolist() == [[1, 1]]
 
 
 def test_celeba_says_no_with_minus_one(read):
@@ -432,6 +444,12 @@ def test_endings_are_looked_up(read, tmp_path):
 
 def test_an_index_of_file_names_is_the_path(read):
     assert labels_of(read(',dog,cat', 'a.jpg,1,0', 'b.jpg,0,1')) == {'a.jpg': ['dog'], 'b.jpg': ['cat']}
+
+
+def test_two_files_for_one_path_are_a_second_reading(table, tmp_path):
+    for name in ('1.jpg', '1.png'): Image.fromarray(noise()).save(tmp_path/name)
+    with pytest.warns(UserWarning, match='1 is there with .jpg, .png; .jpg is read'):
+        read_csv(table('image,labels', '1,dog'))
 
 
 def test_a_given_ending_is_added_once(read):
