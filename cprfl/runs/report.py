@@ -19,10 +19,11 @@ import torch
 from ..checks import brief, check_choice, check_type, some
 from ..data.dataset import MultiLabelDataset
 from ..data.longtail import group_names
-from ..files import reading, write_json, write_text
+from ..files import write_json, write_text
 from ..metrics import multilabel_report
 from .recipe import Recipe
 from .run import Run, find_runs
+from .stored import read_frame
 from .tables import Protocol, Table
 from ..settings import check_keys, read_json
 from ..statistics import bootstrap_map, paired_seeds, verdict
@@ -46,7 +47,7 @@ def collect(
 
 def _result(run):
     report = run.report
-    percent = {name: round(100 * report[name], 3) for name in MAP_COLUMNS}
+    percent = {name: round(100 * report.get(name, np.nan), 3) for name in MAP_COLUMNS}
     sizes = dict(classes=len(run.classes), train=run.num_train, test=report['num_test'])
     return percent | sizes | dict(seconds=report['seconds']) | _settings_of(run.recipe)
 
@@ -252,23 +253,22 @@ class Results:
         "How each row differs from the reference"
         return compare_to(self.tables[name], self.results, reference)
 
-_COLUMNS = dict(
-    results=('key', 'seed', *MAP_COLUMNS), classes=('key', 'seed', 'name', 'group', 'ap'),
-    intervals=('key', 'group', 'mAP', 'low', 'high'))
+_TEXTS = dict(results=('key',), classes=('key', 'name', 'group'), intervals=('key', 'group'))
+_NUMBERS = dict(
+    results=('seed', *MAP_COLUMNS, 'classes', 'train', 'test', 'seconds'), classes=('seed', 'count', 'ap'),
+    intervals=('mAP', 'low', 'high'))
 
 def _stored_table(where, table):
     table = check_keys(where, table, [f.name for f in fields(Table)], needs=('title', 'rows'))
     rows = [tuple(row) for row in check_type(f'{where}: rows', table['rows'], list) if isinstance(row, list)]
     if wrong := [row for row in rows if len(row) != 3 or not all(isinstance(cell, str) for cell in row)]:
         raise ValueError(f'{where}: rows: expected key, label and name in the paper, got {brief(wrong[0])}')
-    return Table(table['title'], tuple(rows), table.get('where', ''), tuple(table.get('compares', ())))
+    compares = check_type(f'{where}: compares', table.get('compares', []), list)
+    title, of_paper = (check_type(f'{where}: {name}', table.get(name, ''), str) for name in ('title', 'where'))
+    return Table(title, tuple(rows), of_paper, tuple(map(str, compares)))
 
 def _stored_frame(folder, name):
-    file = folder / f'{name}.csv'
-    with reading(file): frame = pd.read_csv(file)
-    if missing := [column for column in _COLUMNS[name] if column not in frame]:
-        raise ValueError(f'{file}: expected the columns {some(_COLUMNS[name])}, but {some(missing)} is missing')
-    return frame.map(from_csv_text)
+    return read_frame(folder / f'{name}.csv', _TEXTS[name], _NUMBERS[name]).map(from_csv_text)
 
 def read_tables(
     folder:str|Path # where results.csv is
@@ -281,7 +281,8 @@ def read_tables(
     stored = check_keys(file, read_json(file), needs=('title', 'tables'))
     tables = check_type(f'{file}: tables', stored['tables'], dict)
     tables = {name: _stored_table(f'{file}: {name}', table) for name, table in tables.items()}
-    return Results(stored['title'], tables, *(_stored_frame(folder, name) for name in _COLUMNS))
+    title = check_type(f'{file}: title', stored['title'], str)
+    return Results(title, tables, *(_stored_frame(folder, name) for name in _TEXTS))
 
 # %% ../../nbs/runs/report.ipynb #e152d281
 def results_table(
@@ -292,7 +293,7 @@ def results_table(
     for run in runs:
         report = run.report
         method = re.sub(r'-s\d+$', '', run.folder.name)
-        percent = {name: 100 * report[name] for name in MAP_COLUMNS}
+        percent = {name: 100 * report.get(name, np.nan) for name in MAP_COLUMNS}
         row = dict(method=method, seed=run.recipe.train.seed, **percent, seconds=report['seconds'])
         rows.append(row | _settings_of(run.recipe))
     table = pd.DataFrame(rows).set_index('method')
