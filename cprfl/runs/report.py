@@ -280,7 +280,7 @@ def read_tables(
     file = folder / 'tables.json'
     stored = check_keys(file, read_json(file), needs=('title', 'tables'))
     tables = check_type(f'{file}: tables', stored['tables'], dict)
-    tables = {name: _stored_table(f'{file}: {name}', table) for name, table in tables.items()}
+    tables = {name: _stored_table(f'{file}: {brief(name)}', table) for name, table in tables.items()}
     title = check_type(f'{file}: title', stored['title'], str)
     return Results(title, tables, *(_stored_frame(folder, name) for name in _TEXTS))
 
