@@ -245,6 +245,7 @@ class Table:
     title:str # what is compared
     rows:tuple # of (key, label, name in the paper)
     where:str = '' # of the paper's figures: 'table 1', ...
+    compares:tuple = () # settings that its labels are about
 
 def _rows(*rows): return tuple((key, label, *(paper or [''])) for key, label, *paper in rows)
 
@@ -265,7 +266,8 @@ def _paper_tables(protocol):
     components = _rows(
         ('focal', 'baseline (linear head, Focal)', 'baseline'), ('vsi-focal', '+ VSI, free prompts', '+VSI'),
         ('cprfl-focal', '+ VSI + PI', '+VSI+PI'), ('cprfl', '+ VSI + PI + ASL', '+VSI+PI+RW'))
-    return dict(methods=Table('Methods', methods, 'table 1'), losses=Table('Losses', losses, 'table 2'),
+    return dict(methods=Table('Methods', methods, 'table 1', compares=('sampler',)),
+                losses=Table('Losses', losses, 'table 2'),
                 components=Table('Components', components, 'table 3'),
                 semantics=Table('Prompt initialisation', _semantics_rows(protocol), 'figure 3'))
 
@@ -285,7 +287,7 @@ _VARIANTS = dict(
         ('grad-classifier', 'classifier path only'), ('residual', 'with residual connections'),
         ('scale-head', 'attention scale of the released code'),
         ('depth-2', 'depth 2'), ('depth-3', 'depth 3'), ('tau-0.1', 'tau = 0.1'), ('tau-1', 'tau = 1'),
-        ('no-normalize', 'images not normalised'))),
+        ('no-normalize', 'images not normalised')), compares=('normalize',)),
     variant=Table('CPRFL + global head, part by part', _rows(
         ('asl', 'linear head, ASL'), ('cprfl', 'CPRFL'), ('global-path', '+ global path'),
         ('patch-dropout', '+ patch dropout'), ('global', '+ both'),
@@ -293,12 +295,14 @@ _VARIANTS = dict(
     tuned=Table('Frozen, or with a last stage that learns', _rows(
         ('asl-untuned', 'linear head, ASL, frozen'), ('asl-tuned', 'linear head, ASL, tuned'),
         ('cprfl-untuned', 'CPRFL, frozen'), ('cprfl-tuned', 'CPRFL, tuned'),
-        ('global-untuned', 'CPRFL + global head, frozen'), ('global-tuned', 'CPRFL + global head, tuned'))),
+        ('global-untuned', 'CPRFL + global head, frozen'), ('global-tuned', 'CPRFL + global head, tuned')),
+        compares=('tune',)),
     speed=Table('What speed costs', _rows(
         ('cprfl', 'CPRFL'), ('fp32', 'in float32'), ('compiled', 'compiled'),
-        ('patches-only', 'prompts attend to patches only'))),
+        ('patches-only', 'prompts attend to patches only')), compares=('precision', 'compile')),
     search=Table('One setting at a time', _rows(
-        ('cprfl', 'CPRFL as it is'), *((f'cprfl@{_slug(label)}', label) for label in _SEARCH))))
+        ('cprfl', 'CPRFL as it is'), *((f'cprfl@{_slug(label)}', label) for label in _SEARCH)),
+        compares=tuple({change.setting for change in _SEARCH.values()})))
 
 def _input_rows(protocol):
     rows = []
@@ -310,7 +314,8 @@ def all_tables(
     protocol:Protocol # its sources and inputs make some of the rows
 ) -> dict: # name -> `Table`
     "Tables 1 to 3 and Figure 3 of the paper, further ones, and `search`, which is for held-out images"
-    inputs = Table('Backbone and input size', _input_rows(protocol))
+    changed = tuple({name for changes in protocol.inputs.values() for name in changes})
+    inputs = Table('Backbone and input size', _input_rows(protocol), compares=changed)
     return _paper_tables(protocol) | dict(inputs=inputs) | _VARIANTS
 
 # %% ../../nbs/runs/tables.ipynb #9b7f98fa

@@ -134,7 +134,7 @@ def test_a_protocol_from_a_file(tmp_path):
 
 
 @pytest.mark.parametrize('text, words', [
-    (YAML, 'unknown settings d'), ('titel: x', 'unknown settings titel; did you mean title?')])
+    (YAML, 'unknown settings d'), ('titel: x', 'unknown settings titel; there are title, recipe')])
 def test_a_file_that_is_no_protocol(tmp_path, text, words):
     file = tmp_path / 'p.yaml'
     file.write_text(text)
