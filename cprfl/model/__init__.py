@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
                   'ClipSetup', 'clip_setup', 'setup_of_file', 'load_clip', 'embed_templates',
                   'category_semantics'],
     'backbones': ['IMAGENET_MEAN', 'IMAGENET_STD', 'to_patches', 'load_state', 'load_strictly', 'Backbone',
-                  'PatchModel', 'backbone_and_width', 'preferred_memory_format', 'TunedBackbone',
+                  'PatchModel', 'backbone_and_width', 'plain_model', 'preferred_memory_format', 'TunedBackbone',
                   'build_backbone'],
     'baselines': ['ERM', 'label_correlation', 'normalize_adjacency', 'MLGCN', 'ZeroShotCLIP', 'FrozenCLIP',
                   'LearnedContext'],

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'to_patches', 'load_state', 'load_strictly', 'Backbone', 'PatchModel',
-           'backbone_and_width', 'preferred_memory_format', 'TunedBackbone', 'build_backbone']
+           'backbone_and_width', 'plain_model', 'preferred_memory_format', 'TunedBackbone', 'build_backbone']
 
 # %% ../../nbs/model/backbones.ipynb #d1246047
 import re
@@ -152,6 +152,15 @@ def backbone_and_width(
         raise ValueError('feature_dim: the backbone has no `num_features`; '
                          'pass feature_dim=D, its number of channels')
     return net, D
+
+# %% ../../nbs/model/backbones.ipynb #ab7d6193
+def plain_model(
+    model:nn.Module # or what DDP, torch.compile or an average of weights made of it
+) -> nn.Module:
+    "The model within its wrappers"
+    for name in ('_orig_mod', 'module'):
+        if isinstance(inner := getattr(model, name, None), nn.Module): return plain_model(inner)
+    return model
 
 # %% ../../nbs/model/backbones.ipynb #b1ea4360
 def preferred_memory_format(

@@ -9,7 +9,7 @@ __all__ = ['PRECISIONS', 'CHOICES', 'MAY_CHANGE_ON_RESUME', 'TrainConfig', 'choo
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..checks import check_choice, check_range
+from ..checks import check_choice, check_fields, check_range
 
 if TYPE_CHECKING: # settings are read without waiting for PyTorch
     import torch
@@ -27,8 +27,9 @@ CHOICES = dict(
 # %% ../../nbs/train/config.ipynb #404aea90
 _AT_LEAST_1 = 'epochs', 'batch_size', 'accumulate'
 _AT_LEAST_0 = ('lr', 'backbone_lr', 'prompt_lr', 'weight_decay', 'clip_grad', 'patience', 'num_workers', 'save_steps',
-              'seed')
+               'seed')
 _SHARES = 'ema', 'warmup', 'valid_fraction'
+_LARGEST_SEED = 2**32 - 1 # of NumPy
 
 # %% ../../nbs/train/config.ipynb #7391a46c
 MAY_CHANGE_ON_RESUME = 'num_workers', 'save_steps', 'device'
@@ -52,8 +53,8 @@ class TrainConfig:
     clip_grad:float = 0. # largest gradient norm; 0: not clipped
     accumulate:int = 1 # batches per optimiser step
     augment:str = 'standard' # paper, standard, flip, shapes or none; ignored for cached features
-    select:str = 'valid' # which epoch is kept: best on the validation split (valid), the last, or best on the test set
-    valid_fraction:float = 0.2 # share of the training images that becomes the validation split, when none is given
+    select:str = 'last' # which epoch is kept: the last, best on a validation split (valid), or best on the test set
+    valid_fraction:float = 0.2 # with select='valid': share of the training images that is split off, if none are given
     patience:int = 0 # stop after so many epochs without a better validation mAP; 0: never
     num_workers:int = 0 # processes that decode images
     compile:str|None = None # mode of torch.compile: default, reduce-overhead (CUDA graphs) or max-autotune; None: none
@@ -62,11 +63,13 @@ class TrainConfig:
     seed:int = 0 # of everything random
 
     def __post_init__(self):
+        check_fields(self)
         self._check_loss()
         for name, allowed in CHOICES.items(): check_choice(name, getattr(self, name), allowed)
         for name in _AT_LEAST_1: check_range(name, getattr(self, name), low=1)
         for name in _AT_LEAST_0: check_range(name, getattr(self, name), low=0)
         for name in _SHARES: check_range(name, getattr(self, name), low=0, high=1)
+        check_range('seed', self.seed, high=_LARGEST_SEED)
         if self.accumulate > 1 and self.compile not in (None, 'default'):
             raise ValueError(f"compile: {self.compile!r} replays a step in the same memory, where gradients cannot "
                              "accumulate; use 'default', or accumulate=1")
@@ -74,9 +77,15 @@ class TrainConfig:
             raise ValueError("patience: stopping early needs select='valid' or 'test', got 'last'")
 
     def _check_loss(self):
-        if self.loss in ('asl', 'bce'): return # the other names are known to the losses, which need PyTorch
-        from cprfl.losses import available_losses
+        if self.loss in ('asl', 'bce') and not self.loss_args: return # all else is known to the losses, with PyTorch
+        import numpy as np
+
+        from cprfl.losses import available_losses, build_loss
         check_choice('loss', self.loss, available_losses())
+        try: build_loss(self.loss, np.array([1, 2]), 4, **self.loss_args) # of any counts
+        except (TypeError, ValueError) as e:
+            named = str(e).split(':')[0] in self.loss_args # the loss may need the real counts for another reason
+            if named or isinstance(e, TypeError): raise ValueError(f'loss_args: {e}') from e
 
 # %% ../../nbs/train/config.ipynb #aab1ba08
 def choose_device(
