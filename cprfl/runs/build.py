@@ -169,11 +169,10 @@ def _hold_out(train, recipe):
 # %% ../../nbs/runs/build.ipynb #5f1c7a2e
 def _feature_cache(recipe, model, **kw):
     "A function from a dataset to its features"
-    on_gpu = torch.cuda.is_available() and recipe.train.device != 'cpu'
     precision = 'bf16' if recipe.train.precision == 'bf16' else 'fp32'
     fixed = model.backbone.fixed if recipe.tune else model.backbone
-    device = 'cuda' if on_gpu else 'cpu'
-    return partial(cache_features, fixed, precision=precision, device=device, maps=bool(recipe.tune), **kw)
+    device, maps = recipe.train.device, bool(recipe.tune)
+    return partial(cache_features, fixed, precision=precision, device=device, maps=maps, **kw)
 
 def _files(dataset):
     root = Path(getattr(dataset, 'root', None) or '').resolve()
