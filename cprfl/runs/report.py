@@ -268,7 +268,7 @@ class Results:
 
 _TEXTS = dict(results=('key',), classes=('key', 'name', 'group'), intervals=('key', 'group'))
 _NUMBERS = dict(
-    results=('seed', *MAP_COLUMNS, 'classes', 'train', 'test', 'seconds'), classes=('seed', 'count', 'ap'),
+    results=('seed', 'total', 'classes', 'train', 'test', 'seconds'), classes=('seed', 'count', 'ap'),
     intervals=('mAP', 'low', 'high'))
 
 def _stored_table(where, table):
