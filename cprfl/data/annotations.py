@@ -123,13 +123,13 @@ def _annotate(annotation, by_id, names, index, counts):
     image, category = _key(annotation.get('image_id')), _key(annotation.get('category_id'))
     if image not in by_id: return reprlib.repr(annotation.get('image_id')) if image is None else image
     row, size = by_id[image]
-    what = f"annotation {reprlib.repr(annotation.get('id'))} of image {image}"
+    def problem(what): return f"annotation {reprlib.repr(annotation.get('id'))} of image {image}: {what}"
     if category not in names:
         shown = reprlib.repr(annotation.get('category_id')) if category is None else category
-        row.problems.append(f'{what}: category {shown} is unknown')
+        row.problems.append(problem(f'category {shown} is unknown'))
     elif names[category] in index:
         try: _add(row, index[names[category]], _coco_box(annotation.get('bbox'), size), counts)
-        except ValueError as e: row.problems.append(f'{what}: bbox: {e}')
+        except ValueError as e: row.problems.append(problem(f'bbox: {e}'))
     return None
 
 # %% ../../nbs/data/annotations.ipynb #7ee6c28f

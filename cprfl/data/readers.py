@@ -88,7 +88,8 @@ def _check_paths(rows, root, follow_links=False):
         if row.path is None: continue
         given, row.path = row.path, _with_slashes(row.path, root)
         key = posixpath.normpath(row.path)
-        problem = path_problem(given) or path_problem(row.path, None if follow_links else root)
+        drive = path_problem(given) if given != row.path else None
+        problem = drive or path_problem(row.path, None if follow_links else root)
         if problem: row.problems.append(problem)
         elif key in first:
             where = f', first on line {first[key]}' if first[key] else ''
