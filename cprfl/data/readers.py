@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ..checks import some
+from ..checks import did_you_mean, some
 from .images import BadDataError, Problem, check_images, path_problem
 
 # %% ../../nbs/data/readers.ipynb #1b7d1abd
@@ -148,6 +148,9 @@ def _unknown_labels(listing, to):
             if to[c] is None: rows.setdefault(c, []).append(row)
     return rows
 
+def _unknown_message(name, classes):
+    return f'label {name!r} is unknown, expected one of {some(classes)}{did_you_mean(name, classes)}'
+
 def match_classes(
     listing:Listing, # with classes of its own
     classes:Sequence, # C names, of a training set
@@ -158,7 +161,7 @@ def match_classes(
     place = {one_form(name): i for i, name in enumerate(classes)}
     to = [place.get(one_form(name)) for name in listing.classes]
     unknown = {} if drop else _unknown_labels(listing, to)
-    messages = {c: f'label {listing.classes[c]!r} is unknown, expected one of {some(classes)}' for c in unknown}
+    messages = {c: _unknown_message(listing.classes[c], classes) for c in unknown}
     if unknown and not skip_bad:
         raise BadDataError([Problem(str(listing.file), rows[0].line, f'{messages[c]}; so in {len(rows)} images')
                             for c, rows in unknown.items()])
@@ -309,7 +312,7 @@ def _literal(text, file):
     for read in readers:
         try: return read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError, yaml.YAMLError): pass
-    if text.rstrip()[-1] not in ']}': return None
+    if text.rstrip()[-1:] not in (']', '}'): return None
     raise BadDataError([Problem(str(file), None, 'expected a list of names, or an object of ids and names; not JSON')])
 
 # %% ../../nbs/data/readers.ipynb #2228f703
