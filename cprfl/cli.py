@@ -340,8 +340,8 @@ def evaluate(o:EvaluateOptions):
     from cprfl.train.trainer import evaluate as score
     run = Run(o.run)
     if o.list:
-        files = dict(benchmark=None, train_file=o.list, test_file=None, root=o.root, held_out=0.)
-        test = read_test_file(run.recipe.with_(**files), o.list, run.classes, run.groups)
+        files = dict(benchmark=None, train_file=run.recipe.train_file or o.list, test_file=None, root=o.root)
+        test = read_test_file(run.recipe.with_(**files, held_out=0.), o.list, run.classes, run.groups)
     else: test = run.test_set()
     if test is None: raise ValueError(f'{run.folder} has no test set of its own; give one with --list')
     if test.classes != run.classes:

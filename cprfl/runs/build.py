@@ -20,6 +20,7 @@ from ..data.annotations import is_voc
 from ..data.benchmarks import load_benchmark
 from ..data.dataset import MultiLabelDataset, from_coco, from_csv, from_folder, from_list, from_voc, resize
 from ..data.longtail import class_counts, frequency_groups, stratified_split
+from ..data.readers import read_classes
 from ..model.backbones import TunedBackbone, build_backbone
 from ..model.baselines import ERM, MLGCN, LearnedContext, ZeroShotCLIP
 from ..model.cprfl import CPRFL
@@ -51,6 +52,18 @@ def _read_file(recipe, file, match=None, groups=None):
     if given: dataset.notes.append(f'{file} is no table, so {some(given)} had no effect on it')
     return dataset
 
+def _class_file(recipe, path):
+    "The file of the class names of a list"
+    beside = path.parent / 'classes.txt'
+    if not recipe.classes:
+        of_training = Path(recipe.train_file or path).parent / 'classes.txt'
+        return beside if beside.is_file() or not of_training.is_file() else of_training
+    given = Path(recipe.classes)
+    if beside.is_file() and given.is_file() and read_classes(beside) != read_classes(given):
+        warnings.warn(f'{path}: its ids are those of {given}, and not those of {beside}, which has other names or '
+                      'another order', stacklevel=2)
+    return given
+
 def _read_other_file(recipe, path, **kw):
     "The images of a list, COCO JSON, VOC XML or folder"
     root, suffix = recipe.root or path.parent, path.suffix.lower()
@@ -59,7 +72,7 @@ def _read_other_file(recipe, path, **kw):
     if path.is_dir(): return from_folder(path, classes, **kw)
     if suffix in _SHEETS: raise ValueError(f'{path}: expected a text file; save the table as CSV')
     if suffix == '.json': return from_coco(path, root, classes, **kw)
-    names = Path(recipe.classes or path.parent / 'classes.txt')
+    names = _class_file(recipe, path)
     if not names.is_file() and 'match' in kw: return from_list(path, kw['match'], root, **kw)
     if not names.is_file():
         raise FileNotFoundError(f'{path} is read as a list of paths and ids, and the names of its classes are missing: '
