@@ -93,7 +93,7 @@ class Finite(Callback):
 
 # %% ../../nbs/train/callbacks.ipynb #64f961d1
 class MeanLoss(Callback):
-    "The mean loss of an epoch over the images of all processes"
+    "The mean loss of an epoch over the known labels of all processes"
     order = -70
 
     def before_epoch(self, trainer):
@@ -101,8 +101,9 @@ class MeanLoss(Callback):
         self.seen = 0
 
     def after_batch(self, trainer):
-        self.total = self.total + trainer.loss.detach() * len(trainer.x)
-        self.seen += len(trainer.x)
+        known = (trainer.y >= 0).sum()
+        self.total = self.total + trainer.loss.detach() * known
+        self.seen = self.seen + known
 
     def after_epoch(self, trainer):
         total, seen = trainer.over_processes(self.total, self.seen)
@@ -144,7 +145,23 @@ class OneCycle(Callback):
 
     def state(self, trainer): return self.schedule.state_dict()
 
-    def load_state(self, trainer, state): self.schedule.load_state_dict(state)
+    def load_state(self, trainer, state):
+        if state['total_steps'] == self.schedule.total_steps: self.schedule.load_state_dict(state)
+        else: self.change_schedule(trainer, state)
+
+    def change_schedule(self,
+        trainer, # the `Trainer`, which has another number of epochs now
+        state # of the schedule before
+    ):
+        "Enter the schedule of the new number of epochs at this step"
+        if not state['last_epoch']: return # no step is done
+        self.schedule.load_state_dict(dict(last_epoch=state['last_epoch'] - 1, _step_count=state['_step_count']))
+        self.schedule.step()
+        if not trainer.is_main: return
+        (old, new), epochs = (max(rates['_last_lr']) for rates in (state, vars(self.schedule))), trainer.config.epochs
+        warnings.warn(f'epochs: {state["total_steps"] // trainer.steps} before, {epochs} now; the learning rate goes '
+                      f'on at {new:.2g} (it was {old:.2g}), its place in the schedule of {epochs} epochs; the result '
+                      f'is not that of one training of {epochs} epochs', stacklevel=2)
 
 # %% ../../nbs/train/callbacks.ipynb #d73ee910
 class EMA(Callback):

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PARTS_OF_A_STATE', 'data_key', 'collect_state', 'check_same_training', 'restore_state', 'saved_states',
-           'refuse_another_training', 'read_state', 'resume', 'Checkpoint', 'RunFolder']
+           'refuse_another_training', 'read_state', 'resume', 'not_finite', 'Checkpoint', 'RunFolder']
 
 # %% ../../nbs/train/checkpoint.ipynb #60ee773d
 import hashlib
+import os
 import warnings
 import zipfile
 from dataclasses import asdict
@@ -15,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from ..checks import some
 from ..data.dataset import MultiLabelDataset
-from ..files import write_atomic, write_csv, write_json, write_tensors
-from .callbacks import Callback
+from ..files import Owner, read_tensors, write_atomic, write_csv, write_json, write_tensors
+from .callbacks import Callback, NonFiniteLoss
 from .config import MAY_CHANGE_ON_RESUME, TrainConfig
 
 # %% ../../nbs/train/checkpoint.ipynb #9c5ee889
@@ -56,10 +56,12 @@ def check_same_training(
         raise ValueError(f'{file} was written by another version of cprfl: it lacks {some(lacking)}')
     then = asdict(TrainConfig()) | state['config'] # a state may be older than a setting
     changed = [f'{name}: {then[name]!r} then, {now!r} now' for name, now in asdict(trainer.config).items()
-               if then[name] != now and name not in MAY_CHANGE_ON_RESUME]
+               if then[name] != now and name not in ('epochs', *MAY_CHANGE_ON_RESUME)]
     if changed:
         raise ValueError(f'{file} belongs to other settings; resume with the same, or start from the beginning:\n  '
                          + '\n  '.join(changed))
+    done, asked = state['epoch'] + bool(state['step']), trainer.config.epochs
+    if asked < done: raise ValueError(f'epochs: {file} is in epoch {done}, and {asked} were asked for; ask for more')
     if state['data'] != data_key(trainer.train):
         raise ValueError(f'{file} belongs to other training images or labels ({len(trainer.train)} images now); '
                          'resume with the same, or start from the beginning')
@@ -120,12 +122,22 @@ def resume(
     if files: raise RuntimeError(f"none of the states can be read: {', '.join(map(str, files))}")
 
 # %% ../../nbs/train/checkpoint.ipynb #b989fdb9
+def not_finite(
+    state:Any, # tensors in dictionaries and lists, such as `collect_state` gives
+    name:str='' # of the state
+) -> list: # of their names
+    "The tensors that hold a number which is not finite"
+    if isinstance(state, torch.Tensor): return [] if state.isfinite().all() else [name]
+    if isinstance(state, list | tuple): state = dict(enumerate(state))
+    if not isinstance(state, dict): return []
+    return [found for key, part in state.items() for found in not_finite(part, f'{name}.{key}'.lstrip('.'))]
+
 class Checkpoint(Callback):
     "Writes states to resume from"
     order = 60 # when the others are done with an epoch
 
     def __init__(self,
-        folder:str|Path, # of the run
+        folder:str|os.PathLike, # of the run
         every:int=0, # optimiser steps between two states, besides those of each epoch; 0: none
         keep_last:int=2 # states to keep
     ):
@@ -135,6 +147,7 @@ class Checkpoint(Callback):
 
     def before_fit(self, trainer):
         if not trainer.is_main: return
+        self.folder.mkdir(parents=True, exist_ok=True)
         refuse_another_training(self.folder, trainer)
         for newer in saved_states(self.folder): # of a training that went on from a state before them
             if newer.stem > self.name(trainer): newer.unlink()
@@ -159,12 +172,12 @@ class Checkpoint(Callback):
         "Write a state, and remove the oldest one"
         state = collect_state(trainer)
         if not trainer.is_main: return
-        if not all(weight.isfinite().all() for weight in state['model'].values()):
-            warnings.warn(f'{self.folder}: the weights are not finite, so no state is written; the last one is kept',
-                          stacklevel=2)
+        if broken := not_finite(state):
+            warnings.warn(f'{self.folder}: {some(broken, 3)} are not finite, so no state is written; the last one is '
+                          'kept', stacklevel=2)
             return
         file = self.folder / 'state' / f'{self.name(trainer)}.pt'
-        file.parent.mkdir(parents=True, exist_ok=True)
+        if self.folder.is_dir(): file.parent.mkdir(exist_ok=True) # a folder that was removed is not made again
         write_atomic(file, lambda part: torch.save(state, part))
         for old in saved_states(self.folder)[self.keep_last:]: old.unlink()
 
@@ -174,32 +187,32 @@ class RunFolder(Callback):
     order = 50
 
     def __init__(self,
-        folder:str|Path # of the run
+        folder:str|os.PathLike # of the run, or its `Owner`
     ):
         self.folder = Path(folder)
-        self.lock = FileLock(self.folder / '.lock')
+        self.owner = folder if isinstance(folder, Owner) else Owner(folder)
+        self.owns = False
         self.prompts:dict = {} # epoch_0000 -> [C, d]
 
     def before_fit(self, trainer):
         if not trainer.is_main: return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try: self.lock.acquire(timeout=0)
-        except Timeout: raise RuntimeError(f'{self.folder} is in use by another training') from None
+        self.owner.__enter__()
+        self.owns = True
         refuse_another_training(self.folder, trainer)
-        for left in self.folder.rglob('*.part'): left.unlink() # by a process that was killed while it wrote
         write_json(self.folder / 'train_config.json', asdict(trainer.config))
         if trainer.epoch or trainer.step: self.prompts = self.read_prompts(trainer.epoch)
         else: self.record_prompts(trainer)
 
-    def cleanup_fit(self, trainer): self.lock.release()
+    def cleanup_fit(self, trainer):
+        if self.owns: self.owner.__exit__()
+        self.owns = False
 
     def read_prompts(self,
         epoch:int # the last one that counts
     ) -> dict: # as in the file
         "The prompts that were recorded up to an epoch"
-        from safetensors.torch import load_file
         file = self.folder / 'prompts.safetensors'
-        stored = load_file(file) if file.exists() else {}
+        stored = read_tensors(file) if file.exists() else {}
         return {name: P for name, P in stored.items() if int(name.split('_')[1]) <= epoch}
 
     def record_prompts(self,
@@ -214,6 +227,9 @@ class RunFolder(Callback):
     def after_epoch(self, trainer):
         if not trainer.is_main: return
         weights = trainer.trained_state()
+        if broken := not_finite(weights):
+            raise NonFiniteLoss(f'weights are not finite after epoch {trainer.epoch}: {some(broken, 5)}; the files of '
+                                'the epoch before are as they were')
         if trainer.best_epoch == trainer.epoch: write_tensors(self.folder / 'best.safetensors', weights)
         write_tensors(self.folder / 'last.safetensors', weights)
         write_csv(self.folder / 'metrics.csv', trainer.history)

@@ -268,7 +268,7 @@ def test_damaged_and_empty_images_are_fetched_again(web, coco, tmp_path):
 
 def test_an_error_page_is_no_image(web, coco, tmp_path):
     good, web.files[f'/{TEST[0]}'] = web.files[f'/{TEST[0]}'], b'<html>please log in</html>'
-    assert 'broken' in failure('coco-lt', tmp_path, coco, retries=2)
+    assert 'image is HTML' in failure('coco-lt', tmp_path, coco, retries=2)
     assert not (tmp_path/'coco-lt'/TEST[0]).exists()
     assert not parts(tmp_path)
     web.files[f'/{TEST[0]}'] = good

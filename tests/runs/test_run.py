@@ -1,17 +1,23 @@
 "Recipes: a share of the training images in place of the test set, and a frozen backbone whose last stages learn"
 import json
+import os
 import shutil
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from cprfl.files import Owner
 from cprfl.model.backbones import TunedBackbone, build_backbone
 from cprfl.runs.build import Splits, build_model, load_data
 from cprfl.runs.recipe import GLOBAL_HEAD, RECIPES, Recipe, get_recipe
-from cprfl.runs.run import Run, find_runs, run_or_open, run_recipe
+from cprfl.runs.run import Run, find_runs, open_runs, run_or_open, run_recipe
+from cprfl.train.callbacks import Callback
 from cprfl.train.config import TrainConfig
 from cprfl.train.trainer import predict
 
@@ -50,16 +56,17 @@ def test_a_recipe_from_a_file(tmp_path):
 @pytest.mark.parametrize('text, words', [
     ('base: shapes-erm\nepoch: 7\n', 'recipe: unknown settings epoch; there are name, '),
     ('base: shapes\n', 'recipe: expected one of shapes-cprfl'),
-    ('epochs', 'expected lines `name: value`')])
-def test_a_file_that_is_no_recipe_is_named(tmp_path, text, words):
-    file = tmp_path / 'r.yaml'
-    file.write_text(text)
-    with pytest.raises(ValueError) as error: Recipe.from_yaml(file)
-    assert str(error.value).startswith(f'{file}: {words}')
+    ('epochs', 'expected names with values'),
+    ('base: r.yaml\n', 'r.yaml: is the base of itself')])
+def test_a_file_that_is_no_recipe_is_named(tmp_path, monkeypatch, text, words):
+    monkeypatch.chdir(tmp_path)
+    Path('r.yaml').write_text(text)
+    with pytest.raises(ValueError) as error: Recipe.from_yaml('r.yaml')
+    assert str(error.value).startswith(f'r.yaml: {words}')
 
 
 @pytest.mark.parametrize('change, words', [
-    (dict(held_out=1.), 'held_out: expected a share'),
+    (dict(held_out=1.), 'held_out: expected at least 0 and below 1'),
     (dict(frozen=False, views=1, tune=1), 'need frozen=True'),
     (dict(cache_images=True), 'cache_images: a frozen backbone has its features cached')])
 def test_settings_that_contradict_each_other(change, words):
@@ -212,6 +219,148 @@ def test_runs_are_found_by_name_and_by_what_they_have(plain_and_cached, tmp_path
     assert find_runs(plain.parent, 'pho*', 'report.json') == [plain]
     assert find_runs(plain.parent, '*-s0') == []
     assert find_runs(tmp_path / 'nothing') == []
+
+
+# ---- a folder with one owner
+
+def files_of(folder): return {f: f.read_bytes() for f in folder.rglob('*') if f.is_file()}
+
+
+@pytest.fixture
+def copied(photos, plain_and_cached, tmp_path):
+    "A finished run in another place, under another name"
+    return shutil.copytree(plain_and_cached[0].folder, tmp_path / 'renamed')
+
+
+def test_a_run_in_use_is_left_alone(photos, copied):
+    before = files_of(copied)
+    with Owner(copied), pytest.raises(RuntimeError, match='renamed is in use by another command'):
+        run_recipe(photos.with_(name='renamed', epochs=3), copied.parent, resume=True, progress=False)
+    assert files_of(copied) == before
+
+
+class TriesTheFolder(Callback):
+    "Whether another command can own the run's folder"
+    free = False
+    def __init__(self, folder): self.folder = folder
+
+    def before_fit(self, trainer): self.try_it()
+
+    def after_fit(self, trainer): self.try_it()
+
+    def try_it(self):
+        with suppress(RuntimeError), Owner(self.folder): self.free = True
+
+
+def test_a_run_owns_its_folder_before_and_after_training(photos, tmp_path):
+    tries = TriesTheFolder(tmp_path / 'photos')
+    run_recipe(photos.with_(epochs=1), tmp_path, callbacks=[tries], progress=False)
+    assert not tries.free
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(photos, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        run_recipe(photos.with_(train_file='nowhere.csv'), tmp_path / 'runs', progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- going on
+
+def test_a_renamed_run_is_resumed(photos, copied, plain_and_cached):
+    again = run_recipe(photos.with_(name='renamed'), copied.parent, resume=True, progress=False)
+    assert again.predictions.equals(plain_and_cached[0].predictions)
+
+
+def test_a_place_may_be_written_in_another_way(photos, copied, monkeypatch):
+    monkeypatch.chdir(copied.parent)
+    places = photos.with_(name='renamed', train_file=os.path.relpath(photos.train_file))
+    assert run_recipe(places, copied.parent, resume=True, progress=False).folder == copied
+
+
+def test_more_epochs_go_on(photos, copied):
+    with pytest.warns(UserWarning, match='epochs: 2 before, 3 now'):
+        more = run_recipe(photos.with_(name='renamed', epochs=3), copied.parent, resume=True, progress=False)
+    assert more.metrics['epoch'].tolist() == [1, 2, 3]
+    assert more.recipe.train.epochs == 3
+
+
+def test_fewer_epochs_are_refused(photos, copied):
+    before = files_of(copied)
+    with pytest.raises(ValueError, match='epochs: .*renamed has trained for 2 already, and 1 were asked for'):
+        run_recipe(photos.with_(name='renamed', epochs=1), copied.parent, resume=True, progress=False)
+    assert files_of(copied) == before
+
+
+def test_a_table_does_not_mix_numbers_of_epochs(photos, copied):
+    with pytest.raises(ValueError, match='epochs: 2 then, 3 now'):
+        run_or_open(photos.with_(name='renamed', epochs=3), copied.parent, progress=False)
+
+
+def test_other_images_are_refused_before_anything_is_written(photos, copied, tmp_path):
+    other = shutil.copytree(photos.train_file, tmp_path / 'images')
+    (other / 'a' / 'a1.jpg').rename(other / 'a' / 'new.jpg')
+    before = files_of(copied)
+    shutil.move(photos.train_file, aside := tmp_path / 'aside')
+    shutil.copytree(other, photos.train_file)
+    try:
+        with pytest.raises(ValueError, match='renamed was trained on other images or labels'):
+            run_recipe(photos.with_(name='renamed'), copied.parent, resume=True, progress=False)
+    finally:
+        shutil.rmtree(photos.train_file)
+        shutil.move(aside, photos.train_file)
+    assert files_of(copied) == before
+
+
+# ---- what is missing or damaged
+
+READS = {'metrics.csv': lambda run: run.metrics, 'report.json': lambda run: run.report,
+         'predictions.parquet': lambda run: run.predictions, 'prompts.safetensors': lambda run: run.prompts,
+         'last.safetensors': lambda run: run.model('last')}
+
+
+@pytest.mark.parametrize('name', READS)
+def test_a_file_that_was_cut_short_is_named(copied, name):
+    file = copied / name
+    file.write_bytes(file.read_bytes()[:0 if name == 'metrics.csv' else 30])
+    with pytest.raises(ValueError, match=f'{name} is damaged') as error: READS[name](Run(copied))
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', READS)
+def test_a_file_that_is_missing_is_named(copied, name):
+    (copied / name).unlink()
+    with pytest.raises(ValueError, match=f'renamed has no {name}: '): READS[name](Run(copied))
+
+
+def test_a_changed_bit_in_a_weight_is_noticed(copied):
+    file = copied / 'last.safetensors'
+    raw = bytearray(file.read_bytes())
+    raw[-5] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(ValueError, match='last.safetensors is damaged.*checksum differs'): Run(copied).model('last')
+
+
+def test_weights_without_a_checksum_are_read(copied):
+    file = copied / 'last.safetensors'
+    save_file(load_file(file), file)
+    assert Run(copied).model('last') is not None
+
+
+def test_a_run_without_a_test_says_why(photos, tmp_path):
+    run = run_recipe(photos.with_(held_out=0., epochs=1), tmp_path, progress=False)
+    with pytest.raises(ValueError, match='no predictions.parquet: it was trained without test images'):
+        _ = run.predictions
+
+
+def test_broken_runs_are_left_out(copied, tmp_path):
+    for name, text in (('cut', '{"recipe":'), ('foreign', '{"a": 1}'), ('list', '[]')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'config.json').write_text(text)
+    with pytest.warns(UserWarning) as said: runs = open_runs(tmp_path)
+    assert [run.folder for run in runs] == [copied]
+    told = [str(warning.message) for warning in said]
+    assert [text for text in told if 'is left out' not in text or 'config.json' not in text] == []
+    assert len(told) == 3
 
 
 def test_the_seconds_of_a_run_count_what_came_before_a_stop(photos, plain_and_cached, tmp_path):

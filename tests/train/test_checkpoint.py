@@ -1,6 +1,7 @@
 "States and the run's folder: a resumed training equals one that was left alone, bit for bit"
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from toys import (
 from cprfl.files import write_atomic
 from cprfl.model.backbones import build_backbone
 from cprfl.model.cprfl import CPRFL
+from cprfl.train.callbacks import Callback
 from cprfl.train.checkpoint import Checkpoint, RunFolder
 from cprfl.train.config import TrainConfig
 
@@ -152,6 +154,40 @@ def test_a_refused_resume_leaves_the_folder_alone(tmp_path):
     assert bytes_of(tmp_path) == before
 
 
+def test_more_epochs_go_on_from_the_last_state(tmp_path):
+    toy(tmp_path)
+    with pytest.warns(UserWarning, match='epochs: 3 before, 5 now; the learning rate goes on at'):
+        more = toy(tmp_path, epochs=5, resume=True)
+    assert [row['epoch'] for row in more.history] == [1, 2, 3, 4, 5]
+
+
+def test_the_rate_of_more_epochs_is_that_of_their_schedule(tmp_path):
+    toy(tmp_path)
+    with pytest.warns(UserWarning): more = toy(tmp_path, epochs=5, resume=True)
+    assert [row['lr'] for row in more.history[3:]] == [row['lr'] for row in toy(epochs=5).history[3:]]
+
+
+def test_more_epochs_that_are_cut_off_resume_exactly(tmp_path):
+    toy(tmp_path / 'whole')
+    toy(tmp_path / 'cut')
+    with pytest.warns(UserWarning):
+        whole = toy(tmp_path / 'whole', epochs=6, resume=True)
+        toy(tmp_path / 'cut', [StopAfter(4)], epochs=6, resume=True)
+    assert same(whole, toy(tmp_path / 'cut', epochs=6, resume=True))
+
+
+def test_a_stopped_training_may_end_sooner(tmp_path):
+    toy(tmp_path, [StopAfter(1)], epochs=9)
+    with pytest.warns(UserWarning, match='epochs: 9 before, 2 now'): short = toy(tmp_path, epochs=2, resume=True)
+    assert len(short.history) == 2
+
+
+def test_fewer_epochs_than_are_done_are_refused(tmp_path):
+    toy(tmp_path)
+    with pytest.raises(ValueError, match='epochs: .*epoch_0003.pt is in epoch 3, and 2 were asked for'):
+        toy(tmp_path, epochs=2, resume=True)
+
+
 @pytest.fixture
 def old(tmp_path):
     "A run whose newest state is from before the setting `sampler` existed"
@@ -242,6 +278,23 @@ def test_the_folder_is_made_by_callbacks_that_one_can_add(tmp_path):
 def test_a_model_without_prompts_records_none(tmp_path):
     toy(tmp_path, epochs=1)
     assert not (tmp_path / 'prompts.safetensors').exists()
+
+
+def test_damaged_prompts_are_named(tmp_path):
+    toy(tmp_path, [StopAfter(1)], model=feature_model())
+    file = tmp_path / 'prompts.safetensors'
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(ValueError, match='prompts.safetensors is damaged'):
+        toy(tmp_path, model=feature_model(), resume=True)
+
+
+def test_a_folder_that_is_removed_ends_the_training(tmp_path):
+    class Removes(Callback):
+        def before_epoch(self, trainer):
+            if trainer.epoch == 1: shutil.rmtree(tmp_path / 'run')
+    with pytest.raises(OSError, match='could not be written, because its folder is not there'):
+        toy(tmp_path / 'run', [Removes()], save_steps=2)
+    assert not (tmp_path / 'run').exists()
 
 
 # ---- writing

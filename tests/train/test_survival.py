@@ -16,6 +16,7 @@ from toys import Head, StopAfter, Toy, build, paint, picture_model, same, states
 
 from cprfl.data.dataset import LongTailDataset, resize
 from cprfl.data.images import BadDataError
+from cprfl.files import Owner
 from cprfl.train.callbacks import Callback, NonFiniteLoss, StopOnSignal
 from cprfl.train.checkpoint import saved_states
 
@@ -110,7 +111,7 @@ def test_another_training_in_the_same_folder_is_refused(tmp_path):
 def test_a_folder_has_one_training_at_a_time(tmp_path):
     class Second(Callback):
         def after_batch(self, trainer):
-            with pytest.raises(RuntimeError, match='is in use by another training'): toy(tmp_path, resume=True)
+            with pytest.raises(RuntimeError, match='is in use by another command'): toy(tmp_path, resume=True)
     toy(tmp_path, [Second()], epochs=1)
     assert same(toy(epochs=1), toy(tmp_path, epochs=1, resume=True)), 'and is free afterwards'
 
@@ -167,6 +168,12 @@ def test_a_stop_with_worker_processes(tmp_path):
 
 # ---- killed
 
+def number_of_a_dead_process():
+    process = subprocess.Popen([sys.executable, '-c', ''])
+    process.wait()
+    return process.pid
+
+
 def test_killed_three_times(tmp_path):
     "`python tests/train/kills.py` does it 25 times"
     lines = []
@@ -177,9 +184,22 @@ def test_killed_three_times(tmp_path):
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     toy(tmp_path, epochs=1)
-    (tmp_path / 'state' / 'epoch_0001.pt.123.part').write_bytes(b'ha')
+    (tmp_path / 'state' / f'epoch_0001.pt.{number_of_a_dead_process()}.part').write_bytes(b'ha')
     toy(tmp_path, epochs=1, resume=True)
     assert not list(tmp_path.rglob('*.part'))
+
+
+def test_what_a_process_that_had_the_same_number_left_is_removed(tmp_path):
+    left = tmp_path / f'a.txt.{os.getpid()}.part'
+    left.touch()
+    os.utime(left, (1e9, 1e9)) # long before this process began
+    with Owner(tmp_path): assert not left.exists()
+
+
+@pytest.mark.parametrize('name', [f'a.txt.{os.getpid()}.part', 'film.part'], ids=['living', 'not ours'])
+def test_a_file_that_no_dead_process_left_stays(tmp_path, name):
+    (tmp_path / name).touch()
+    with Owner(tmp_path): assert (tmp_path / name).exists()
 
 
 # ---- no room, no permission
@@ -304,6 +324,34 @@ def test_broken_weights_are_never_saved(tmp_path):
     assert states(tmp_path) == ['epoch_0001.pt']
     assert all(w.isfinite().all() for w in load_file(tmp_path / 'last.safetensors').values())
     assert same(toy(ema=0), toy(tmp_path, ema=0, resume=True))
+
+
+class Spoils(Callback):
+    "What is saved, right before it is"
+    order = 49
+    def __init__(self, spoil): self.spoil = spoil
+    def after_epoch(self, trainer):
+        if trainer.epoch == 2: self.spoil(trainer)
+
+
+def spoil_the_average(trainer): trainer.evaluated.fc.bias.data[0] = float('inf')
+
+
+def spoil_a_mean(trainer): trainer.optimizer.state[trainer.model.fc.bias]['exp_avg_sq'][0] = float('nan')
+
+
+def test_a_broken_average_ends_the_training_before_it_is_written(tmp_path):
+    with pytest.raises(NonFiniteLoss, match='fc.bias; the files of the epoch before are as they were'):
+        toy(tmp_path, [Spoils(spoil_the_average)])
+    assert states(tmp_path) == ['epoch_0001.pt']
+    assert all(w.isfinite().all() for w in load_file(tmp_path / 'best.safetensors').values())
+    assert same(toy(), toy(tmp_path, resume=True))
+
+
+def test_a_broken_mean_of_the_optimiser_is_in_no_state(tmp_path):
+    with pytest.warns(UserWarning, match='optimizer.state.1.exp_avg_sq are not finite, so no state is written'):
+        toy(tmp_path, [Spoils(spoil_a_mean), StopAfter(2)])
+    assert states(tmp_path) == ['epoch_0001.pt']
 
 
 def test_a_stop_with_broken_weights_keeps_the_last_good_state(tmp_path):
