@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +28,7 @@ import pandas as pd
 import psutil
 import torch
 from PIL import Image
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -178,17 +178,17 @@ class KitStep:
         setting:Setting, # model and batch
         precision:str='bf16', # or 'fp32'
         memory_format:torch.memory_format|None=None, # of images and weights; the setting's when left out
-        fused:bool=True, # AdamW in one kernel
+        fused:bool|None=True, # AdamW in one kernel; None: PyTorch's default
         foreach:bool=True, # the moving average in one kernel
         compile:str|None=None # mode of `torch.compile`
     ):
-        self.s, self.precision, self.foreach = setting, precision, foreach
+        self.s, self.precision = setting, precision
         self.memory_format = memory_format or setting.memory_format
         self.model = deepcopy(setting.model).to(memory_format=self.memory_format)
         self.run = torch.compile(self.model, mode=compile) if compile else self.model
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trainable, lr=1e-5, fused=fused)
-        self.average = deepcopy(self.model).eval()
+        self.average = ModelEmaV3(self.model, 0.998, foreach=foreach)
 
     def autocast(self):
         return torch.autocast(self.s.device_type, torch.bfloat16, enabled=self.precision == 'bf16')
@@ -200,18 +200,13 @@ class KitStep:
 
     def load(self): # the batch as it enters the model
         images = self.fetch()
-        return self.convert(images if images.ndim == 3 else BatchAugment('flip')(images))
+        return self.convert(images if images.ndim == 3 else BatchAugment('standard')(images))
 
     def forward(self, images): # to the loss
         with self.autocast(): logits = self.run(images)
         return self.s.loss(logits.float(), self.s.targets)
 
-    @torch.no_grad()
-    def update_average(self):
-        old, new = list(self.average.parameters()), list(self.model.parameters())
-        if self.foreach: get_ema_multi_avg_fn(0.998)(old, new, None)
-        else:
-            for mean, now in zip(old, new): mean.copy_(0.998 * mean + 0.002 * now)
+    def update_average(self): self.average.update(self.model)
 
     def __call__(self):
         self.forward(self.load()).backward()
@@ -235,7 +230,7 @@ def _normalised(images): # as the processes of a data loader leave them
     return (images.float() / 255 - mean) / std
 
 # %% ../nbs/bench.ipynb #c113657e
-_PLAIN:dict = dict(precision='fp32', memory_format=torch.contiguous_format, fused=False, foreach=False)
+_PLAIN:dict = dict(memory_format=torch.contiguous_format, fused=None, foreach=False)
 
 class ReferenceStep(KitStep):
     "One training step after the released code's procedure; each difference can be switched off"
@@ -244,12 +239,13 @@ class ReferenceStep(KitStep):
         encode_text:bool=True, # run the text encoder in every forward pass
         all_rows:bool=True, # compute the attention rows of the patches as well
         run_average:bool=True, # run the averaged model on the training batch
-        floats:bool=True, # images come as normalised floats, not as bytes
+        floats:bool=True, # images come as normalised floats, augmented by a loader, and not as bytes
+        average_fp32:bool=False, # run the averaged model in float32, as the released code does
         **kw # of `KitStep`
     ):
         super().__init__(setting, **(_PLAIN | kw))
         self.text = setting.text if encode_text else None
-        self.all_rows, self.run_average = all_rows, run_average
+        self.all_rows, self.run_average, self.average_fp32 = all_rows, run_average, average_fp32
         self.floats = _normalised(setting.images) if floats and setting.images.ndim == 4 else None
 
     def load(self):
@@ -270,10 +266,13 @@ class ReferenceStep(KitStep):
         P_refined = _all_rows(model.vsi, F, P) if self.all_rows else model.vsi(F, P)
         return model.score(P_refined, P)
 
+    @torch.no_grad()
+    def forward_average(self, images): # logits [B, C]
+        with nullcontext() if self.average_fp32 else self.autocast(): return self.logits(self.average.module, images)
+
     def forward(self, images): # to the loss
         with self.autocast(): logits = self.logits(self.model, images)
-        if self.run_average:
-            with torch.no_grad(), self.autocast(): self.logits(self.average, images)
+        if self.run_average: self.forward_average(images)
         return self.s.loss(logits.float(), self.s.targets)
 
 # %% ../nbs/bench.ipynb #7cbf0736
@@ -343,14 +342,20 @@ def _reading(s):
     ways = 'JPEG files', 'images decoded once'
     return [_row(f'reading the batch, {way}', s.batch / rate, s.batch) for way, rate in zip(ways, rates)]
 
+def _augmentation_of_reference(s, repeats): # by one process of a loader
+    if s.images.ndim == 3: return []
+    seconds = clock(lambda: _normalised(BatchAugment('paper')(s.images)), repeats)
+    return [_row("the reference's augmentation, by a loader", seconds, s.batch)]
+
 # %% ../nbs/bench.ipynb #68a158b3
 def bench_train(
     setting:Setting|None=None, # what to measure; a ResNet-50, 224 px, 80 classes and 16 images when left out
     repeats:int=3 # of each measurement
 ) -> pd.DataFrame: # part or step, ms, images/s, ratio to the reference, MB, TFLOP/s, share of the ceiling
-    "A step of the reference and of the kit, and the kit's step in parts"
+    "A step of the reference and of the kit in turns, and the kit's step in parts"
     s = setting or Setting()
-    steps, memory = dict(reference=ReferenceStep(s), kit=KitStep(s)), {}
+    steps = dict(reference=ReferenceStep(s), released=ReferenceStep(s, average_fp32=True), kit=KitStep(s))
+    memory:dict = {}
     for name, step in steps.items():
         step() # warms up
         with peak_memory(s.device) as memory[name]: step()
@@ -358,17 +363,22 @@ def bench_train(
     seconds = race(steps, repeats, s.device)
     reference, flops = seconds['reference'], count_flops(kit)
     rate = flops / seconds['kit']
-    of_kit = dict(mb=memory['kit']['mb'], tflops=rate / 1e12, share_of_ceiling=rate / ceiling(s.device))
-    rows = [_row('reference step', reference, s.batch, reference, mb=memory['reference']['mb']),
-            _row("the kit's step", seconds['kit'], s.batch, reference, **of_kit)]
-    return pd.DataFrame(rows + _parts(kit, repeats) + _reading(s)).set_index('what')
+    names = dict(
+        reference='reference step',
+        released='reference step, its average in float32',
+        kit="the kit's step",
+    )
+    of_kit = dict(tflops=rate / 1e12, share_of_ceiling=rate / ceiling(s.device))
+    columns = {name: dict(mb=memory[name]['mb']) | (of_kit if name == 'kit' else {}) for name in names}
+    rows = [_row(label, seconds[name], s.batch, reference, **columns[name]) for name, label in names.items()]
+    around = _reading(s) + _augmentation_of_reference(s, repeats)
+    return pd.DataFrame(rows + _parts(kit, repeats) + around).set_index('what')
 
 # %% ../nbs/bench.ipynb #a6475fc4
 OPTIMISATIONS:dict[str, dict] = { # name -> the keywords of `ReferenceStep` that switch it on
     'semantics encoded once': dict(encode_text=False),
     'averaged model not run': dict(run_average=False),
     'attention rows of prompts only': dict(all_rows=False),
-    'bfloat16': dict(precision='bf16'),
     'channels last': dict(memory_format=torch.channels_last),
     'images as bytes, augmented on the device': dict(floats=False),
     'fused AdamW': dict(fused=True),
@@ -391,6 +401,8 @@ def leave_one_out(
     return {name: {k: v for k, v in every.items() if k not in kw} for name, kw in optimisations.items()}
 
 # %% ../nbs/bench.ipynb #ebe2e2dc
+def _without(name): return f'all without {name}'
+
 def _compiled(s): # name -> step
     modes = {f'{_KIT}, compiled': 'default'}
     if s.device_type == 'cuda': modes[f'{_KIT}, compiled, with CUDA graphs'] = 'reduce-overhead'
@@ -405,20 +417,18 @@ def _compiled(s): # name -> step
 
 def bench_optimisations(
     setting:Setting|None=None, # what to measure
-    repeats:int=3 # rounds of the reference; the kit's step, which is faster, has twice as many and one
+    repeats:int=3 # rounds
 ) -> pd.DataFrame: # optimisation, ms, images/s, ratio to the reference, slowdown of the kit's step without it
     "The reference step with each optimisation alone, and the kit's step without each"
     s = setting or Setting()
     chosen = _optimisations(s)
     alone = {_REFERENCE: ReferenceStep(s)} | {name: ReferenceStep(s, **kw) for name, kw in chosen.items()}
-    without = {name: ReferenceStep(s, **kw) for name, kw in leave_one_out(chosen).items()}
+    without = {_without(name): ReferenceStep(s, **kw) for name, kw in leave_one_out(chosen).items()}
     whole = {_KIT: KitStep(s)} | _compiled(s)
-    added = race(alone, repeats, s.device)
-    seconds = race(without | whole, 2 * repeats + 1, s.device)
-    reference = added[_REFERENCE]
-    rows = [_row(name, took, s.batch, reference) for name, took in added.items()]
-    rows += [_row(name, seconds[name], s.batch, reference) for name in whole]
-    slowdown = {name: seconds[name] / seconds[_KIT] for name in chosen}
+    seconds = race(alone | without | whole, repeats, s.device)
+    reference, kit = seconds[_REFERENCE], seconds[_KIT]
+    rows = [_row(name, seconds[name], s.batch, reference) for name in alone | whole]
+    slowdown = {name: seconds[_without(name)] / kit for name in chosen}
     return pd.DataFrame(rows).set_index('what').assign(slowdown_without=pd.Series(slowdown))
 
 # %% ../nbs/bench.ipynb #b3e75ed0
@@ -438,7 +448,8 @@ def bench_eval(
     @torch.no_grad()
     def of_reference():
         images = reference.load()
-        for model in (reference.model, reference.average): reference.logits(model, images)
+        for model in (reference.model, reference.average.module):
+            with reference.autocast(): reference.logits(model, images)
 
     slow, fast = race(dict(reference=of_reference, kit=of_kit), repeats, s.device).values()
     rows = [_row('reference: both models, text encoded', slow, s.batch, slow),

@@ -12,9 +12,10 @@ import ast
 import io
 import re
 import sys
+import warnings
 from argparse import ArgumentParser
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields, replace
 from functools import wraps
 from itertools import takewhile
@@ -29,6 +30,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from .checks import did_you_mean
 from .files import Owner, write_text
 from .runs.recipe import MODELS, RECIPES, DataSettings, ModelSettings, Recipe, RunSettings, get_recipe
+from .text import VisibleStream, visible
 from .train.config import TrainConfig
 
 # %% ../nbs/cli.ipynb #e25cc788
@@ -96,6 +98,17 @@ GOES_ON = dict(
     train='; the same command with --resume goes on', demo='; the same command goes on',
     table='; the same command goes on', prepare='; the same command goes on')
 
+def _complain(sentence): print(visible(sentence, keep='\n\t'), file=sys.stderr)
+def _as_sentence(message, *where, **more): return f'warning: {visible(message)}\n'
+
+@contextmanager
+def _plain_output():
+    "What is printed and warned of holds no control characters"
+    before, warnings.formatwarning = warnings.formatwarning, _as_sentence
+    try:
+        with redirect_stdout(VisibleStream(sys.stdout)): yield
+    finally: warnings.formatwarning = before
+
 def console(
     options:type, # a dataclass with a comment beside each field
     example:str, # of its use, for the help text
@@ -110,12 +123,13 @@ def console(
             argv = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
             try:
                 start = dict(default=default(argv)) if default else {}
-                func(_parse(options, argv, prog=name, description=description, **start))
+                given = _parse(options, argv, prog=name, description=description, **start)
+                with _plain_output(): func(given)
             except (ValueError, OSError, RuntimeError) as e:
-                print(f'{name}: {e}', file=sys.stderr)
+                _complain(f'{name}: {e}')
                 raise SystemExit(2) from None
             except KeyboardInterrupt:
-                print(f'{name}: stopped{GOES_ON.get(func.__name__, "")}', file=sys.stderr)
+                _complain(f'{name}: stopped{GOES_ON.get(func.__name__, "")}')
                 raise SystemExit(130) from None
         del command.__wrapped__ # what it takes are the words of the command line
         return command
@@ -222,7 +236,9 @@ class TrainOptions:
 # %% ../nbs/cli.ipynb #52679205
 _HEAD = tuple(f.name for f in fields(ModelOptions) if f.name not in ModelSettings.__dataclass_fields__)
 
-def _start(recipe, list): return get_recipe(recipe or ('frozen-cprfl' if list else 'shapes-cprfl'))
+def _start(recipe, list, benchmark):
+    of_benchmark = benchmark if benchmark in RECIPES else 'shapes-cprfl'
+    return get_recipe(recipe or ('frozen-cprfl' if list else of_benchmark))
 
 def _part(settings, recipe, **more):
     "The fields of a recipe that belong to one of its parts"
@@ -232,20 +248,20 @@ def _part(settings, recipe, **more):
 def _train_defaults(argv):
     "The options of `cprfl_train` before any is given: those of the recipe"
     parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ('--recipe', '--list'): parser.add_argument(name, nargs='?')
+    for name in ('--recipe', '--list', '--benchmark'): parser.add_argument(name, nargs='?')
     given, _ = parser.parse_known_args(argv)
     name = None if given.recipe == 'list' else given.recipe
-    recipe = _start(name, given.list)
+    recipe = _start(name, given.list, given.benchmark)
     data = _part(DataSettings, recipe)
     if given.list: data = replace(data, benchmark=None, test_file=None)
     head = {name: recipe.model_args.get(name) for name in _HEAD}
     model = _part(ModelOptions, recipe, **head)
-    return TrainOptions(data, model, recipe.train, _part(RunOptions, recipe), given.recipe)
+    training = replace(recipe.train, loss_args={}) # another loss may not take them
+    return TrainOptions(data, model, training, _part(RunOptions, recipe), given.recipe)
 
 # %% ../nbs/cli.ipynb #69987002
-def _recipe(o):
-    "The recipe that the options describe"
-    base = _start(o.recipe, o.data.train_file)
+def _recipe(o, base):
+    "The recipe that the options describe, as a change of another"
     model = {f.name: getattr(o.model, f.name) for f in fields(ModelSettings)}
     model['model_args'] = _keywords_of('model', o.model, base) | _head(o.model, base)
     model['backbone_args'] = _keywords_of('backbone', o.model, base)
@@ -270,14 +286,26 @@ def _head(model, base):
         raise ValueError(f'{options}: these are for --model cprfl only')
     return given
 
+# %% ../nbs/cli.ipynb #f667860b
+def _kept(recipe, base):
+    "Settings that were chosen for another model or other data, as a sentence; '' if there are none"
+    def of(r): return dict(model=r.model, images=r.benchmark or 'your own files')
+    changed = [value for name, value in of(base).items() if value != of(recipe)[name]]
+    kept = [name for name in ('lr', 'epochs') if getattr(recipe.train, name) == getattr(base.train, name)]
+    if not (changed and kept) or recipe.model == 'clip': return ''
+    settings = ' and '.join(f'{name} {getattr(base.train, name):g}' for name in kept)
+    return f'{settings}: as in the recipe {base.name}, which is for {" on ".join(changed)}'
+
 # %% ../nbs/cli.ipynb #c16aed5a
 @console(TrainOptions, 'cprfl_train --list photos.csv --held-out 0.25 --name mine\n'
          'cprfl_train --recipe voc-lt --root data', default=_train_defaults)
 def train(o:TrainOptions):
     "Train a model, test it, and leave a run folder"
     if o.recipe == 'list': return print('\n'.join(f'{name:22} {r.about}' for name, r in RECIPES.items()))
-    recipe = _recipe(o)
+    base = _start(o.recipe, o.data.train_file, o.data.benchmark)
+    recipe = _recipe(o, base)
     from cprfl.runs.run import is_main, run_recipe
+    if is_main() and (kept := _kept(recipe, base)): print(kept)
     run = run_recipe(recipe, o.run.out, resume=o.run.resume, cache=o.run.cache)
     if is_main(): _show(run)
 
@@ -287,7 +315,8 @@ def _show(run):
         print('\nmAP in percent\n', summarise(results_table([run])).to_string(), sep='')
     elif (run.folder / 'metrics.csv').exists():
         last = run.metrics.tail(1).to_string(index=False)
-        print(f'\nno test images were given; the last epoch:\n{last}')
+        print('\nno test images were given, so nothing was tested '
+              f'(--held-out 0.25 tests on a share of the training images); the last epoch:\n{last}')
     if run.recipe.train.select == 'valid' and run.recipe.model != 'clip':
         best = run.metrics.set_index('epoch')['total']
         print(f'\nkept: epoch {best.idxmax()} of {len(best)}, which is best on the validation images '
@@ -307,19 +336,20 @@ class EvaluateOptions:
 def evaluate(o:EvaluateOptions):
     "Test a run: mAP by group, precision and recall"
     from cprfl.metrics import format_report
-    from cprfl.runs.build import Splits
+    from cprfl.runs.build import read_test_file
     from cprfl.runs.run import Run
     from cprfl.train.trainer import evaluate as score
     run = Run(o.run)
     if o.list:
         files = dict(benchmark=None, train_file=o.list, test_file=None, root=o.root, held_out=0.)
-        test = Splits.read(run.recipe.with_(**files)).train
+        test = read_test_file(run.recipe.with_(**files), o.list, run.classes, run.groups)
     else: test = run.test_set()
     if test is None: raise ValueError(f'{run.folder} has no test set of its own; give one with --list')
     if test.classes != run.classes:
         theirs, ours = test.classes[:3], run.classes[:3]
-        raise ValueError(f'these images have other classes ({theirs}...) than the run ({ours}...)')
+        raise ValueError(f'these images have other classes now ({theirs}...) than the run ({ours}...)')
     test.groups = run.groups
+    if o.list and test.notes: print('\n'.join(test.notes))
     print(format_report(score(run.model(), test, batch_size=o.batch_size, progress=True)))
     print(f'\nrun: {run.folder}')
 

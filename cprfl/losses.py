@@ -42,13 +42,19 @@ def bce(
 # %% ../nbs/losses.ipynb #a2896918
 REDUCTIONS = ('mean', 'sum', 'none')
 
-def _reduce(loss, reduction):
+def _reduce(loss, known, reduction):
+    "The losses [B, C] of the known labels, as one number or as a table with zeros between them"
+    loss = torch.where(known, loss, 0.)
     if reduction == 'none': return loss
-    return loss.mean() if reduction == 'mean' else loss.sum()
+    return loss.sum() / known.sum().clamp(min=1) if reduction == 'mean' else loss.sum()
 
 # %% ../nbs/losses.ipynb #f2677e13
+def _swapped(logits):
+    "A question, for an error message, if the logits look like targets"
+    return '; are logits and targets swapped?' if torch.isin(logits, logits.new_tensor([0, 1])).all() else ''
+
 def _prepare(logits, targets):
-    "Checked logits and targets, at least in float32"
+    "Checked logits and targets, at least in float32, both 0 where the label is unknown; and which labels are known"
     for name, v in (('logits', logits), ('targets', targets)):
         if not isinstance(v, torch.Tensor):
             raise TypeError(f'{name}: expected a tensor [B, C], got {type(v).__name__}')
@@ -57,18 +63,22 @@ def _prepare(logits, targets):
                          f'got {list(logits.shape)} and {list(targets.shape)}')
     if not logits.numel():
         raise ValueError(f'logits: expected at least one image and class, got {list(logits.shape)}')
-    if not logits.is_floating_point(): raise TypeError(f'logits: expected floating point, got {logits.dtype}')
+    if not logits.is_floating_point():
+        raise TypeError(f'logits: expected floating point, got {logits.dtype}{_swapped(logits)}')
     x = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     y = targets.to(x.dtype)
-    if y.device.type == 'cpu' and not ((y >= 0) & (y <= 1)).all():
-        raise ValueError(f'targets: expected 0 or 1 (or a probability between), got {y.min():g} to {y.max():g}')
-    return x, y
+    known = y >= 0
+    if y.device.type == 'cpu' and not ((known & (y <= 1)) | (y == -1)).all():
+        hint = _swapped(logits) or '; -1 would stand for an unknown label'
+        raise ValueError('targets: expected 0 or 1 (or a probability between), '
+                         f'got {y.min():g} to {y.max():g}{hint}')
+    return torch.where(known, x, 0.), torch.where(known, y, 0.), known
 
 # %% ../nbs/losses.ipynb #224a659c
 class MultiLabelLoss(nn.Module):
     "Base of all losses: checks its input, converts it to float32, and reduces what `elements` returns"
     def __init__(self,
-        reduction:str='mean' # 'mean' over all B*C elements, 'sum', or 'none' for [B, C]
+        reduction:str='mean' # 'mean' over the known labels, 'sum', or 'none' for [B, C]
     ):
         super().__init__()
         check_choice('reduction', reduction, REDUCTIONS)
@@ -83,10 +93,10 @@ class MultiLabelLoss(nn.Module):
 
     def forward(self,
         logits:torch.Tensor, # [B, C] raw scores
-        targets:torch.Tensor # [B, C] 0 or 1
+        targets:torch.Tensor # [B, C] 0 or 1; -1 where the label is unknown
     ) -> torch.Tensor: # []; [B, C] without reduction
-        x, y = _prepare(logits, targets)
-        return _reduce(self.elements(x, y), self.reduction)
+        x, y, known = _prepare(logits, targets)
+        return _reduce(self.elements(x, y), known, self.reduction)
 
     def extra_repr(self):
         shown = {k: v for k, v in vars(self).items() if not k.startswith('_') and k != 'training'}
@@ -142,7 +152,7 @@ def _accepts(name, keyword):
 def build_loss(
     name:str, # one of `available_losses()`
     class_counts:ArrayLike|None=None, # [C] training images per class, if the loss needs them
-    num_samples:int|None=None, # number of training images N, likewise
+    num_samples:ArrayLike|None=None, # number of training images N, likewise; or one number for each class
     **kw # keywords of the loss, see `loss_keywords(name)`
 ) -> Any: # a module: loss(logits [B, C], targets [B, C])
     "The loss of that name"
@@ -206,17 +216,21 @@ class FocalLoss(MultiLabelLoss):
         return focal(x, y, self.gamma, self.balance)
 
 # %% ../nbs/losses.ipynb #9ddf5dcd
+def _numbers(v):
+    "A number, or several, in float64 on the CPU"
+    return v.detach().cpu().double() if isinstance(v, torch.Tensor) else torch.tensor(np.array(v, dtype=np.float64))
+
 def _check_counts(class_counts, num_samples):
-    "Counts [C] in float64, at least 1"
-    if not isinstance(class_counts, torch.Tensor):
-        class_counts = torch.from_numpy(np.array(class_counts, dtype=np.float64))
-    n = class_counts.detach().cpu().double()
+    "Counts [C] and images, one number or [C], in float64 and at least 1"
+    n, N = _numbers(class_counts), _numbers(num_samples)
     if n.ndim != 1 or not n.numel():
         raise ValueError(f'class_counts: expected one number per class [C], got shape {list(n.shape)}')
     if not torch.isfinite(n).all() or (n < 0).any():
         raise ValueError(f'class_counts: expected counts >= 0, got {n.tolist()}')
-    check_range('num_samples', num_samples, low=1)
-    return n.clamp(min=1)
+    if N.ndim and N.shape != n.shape:
+        raise ValueError(f'num_samples: expected one number, or one for each of {len(n)} classes, got {list(N.shape)}')
+    check_range('num_samples', N.max().item(), low=1)
+    return n.clamp(min=1), N.clamp(min=1)
 
 class _CountedLoss(MultiLabelLoss):
     "A loss with per-class constants, in buffers that follow the logits' device and type"
@@ -231,7 +245,7 @@ class _CountedLoss(MultiLabelLoss):
 # %% ../nbs/losses.ipynb #3e1b71ea
 def inverse_frequency_weight(
     class_counts:torch.Tensor, # [C] training images per class, 0 counts as 1
-    num_samples:int, # training images N
+    num_samples:int|torch.Tensor, # training images N, or one number for each class [C]
     power:float=1. # 1: inverse, 0.5: its square root
 ) -> torch.Tensor: # [C]
     "(N / n_c) ** power"
@@ -244,15 +258,15 @@ class ReweightedBCELoss(_CountedLoss):
     "Binary cross-entropy weighted by inverse class frequency"
     def __init__(self,
         class_counts:ArrayLike, # [C] training images per class
-        num_samples:int, # training images N
+        num_samples:ArrayLike, # training images N, or one number for each class [C]
         power:float=1., # 1: inverse, 0.5: its square root
         reduction:str='mean' # 'mean', 'sum' or 'none'
     ):
         super().__init__(reduction)
-        n = _check_counts(class_counts, num_samples)
+        n, N = _check_counts(class_counts, num_samples)
         self.num_samples = num_samples
         self.power = power
-        self._constant('weight', inverse_frequency_weight(n, num_samples, power))
+        self._constant('weight', inverse_frequency_weight(n, N, power))
 
     def elements(self, x:torch.Tensor, y:torch.Tensor) -> torch.Tensor:
         return self._get('weight', x) * bce(x, y)
@@ -260,7 +274,7 @@ class ReweightedBCELoss(_CountedLoss):
 # %% ../nbs/losses.ipynb #377ff8ae
 def prior_bias(
     class_counts:torch.Tensor, # [C] training images per class
-    num_samples:int, # training images N
+    num_samples:int|torch.Tensor, # training images N, or one number for each class [C]
     init_bias:float=0.05, # kappa
     neg_scale:float=5. # lambda
 ) -> torch.Tensor: # [C] added to the logits
@@ -298,7 +312,7 @@ class ClassBalancedFocalLoss(_CountedLoss):
     "Class-balanced focal loss, Cui et al. 2019, with negative tolerance"
     def __init__(self, # noqa: PLR0913 - the constants of the paper, each under its name
         class_counts:ArrayLike, # [C] training images per class
-        num_samples:int, # training images N
+        num_samples:ArrayLike, # training images N, or one number for each class [C]
         beta:float=0.9, # of the effective number
         gamma:float=2., # focusing exponent
         balance:float=2., # constant factor of the focal loss
@@ -311,12 +325,12 @@ class ClassBalancedFocalLoss(_CountedLoss):
         check_range('beta', beta, low=0, below=1)
         check_range('gamma', gamma, low=0)
         check_range('neg_scale', neg_scale, above=0)
-        n = _check_counts(class_counts, num_samples)
+        n, N = _check_counts(class_counts, num_samples)
         self.num_samples = num_samples
         self.beta, self.gamma, self.balance, self.scale = beta, gamma, balance, scale
         self.neg_scale, self.init_bias = neg_scale, init_bias
         self._constant('weight', scale*class_balanced_weight(n, beta))
-        self._constant('bias', prior_bias(n, num_samples, init_bias, neg_scale))
+        self._constant('bias', prior_bias(n, N, init_bias, neg_scale))
 
     def elements(self, x:torch.Tensor, y:torch.Tensor) -> torch.Tensor:
         weight, bias = self._get('weight', x), self._get('bias', x)
@@ -342,7 +356,7 @@ class DistributionBalancedLoss(_CountedLoss):
     "Distribution-balanced loss, Wu et al. 2020"
     def __init__(self, # noqa: PLR0913 - the constants of the paper, each under its name
         class_counts:ArrayLike, # [C] training images per class
-        num_samples:int, # training images N
+        num_samples:ArrayLike, # training images N, or one number for each class [C]
         focal:bool=True, # based on the focal loss, else on BCE
         gamma:float=2., # focusing exponent, if focal
         balance:float|None=None, # constant factor; None: 2 with focal, 0.5 without
@@ -357,7 +371,7 @@ class DistributionBalancedLoss(_CountedLoss):
         check_range('gamma', gamma, low=0)
         check_range('neg_scale', neg_scale, above=0)
         check_range('map_beta', map_beta, low=0)
-        n = _check_counts(class_counts, num_samples)
+        n, N = _check_counts(class_counts, num_samples)
         self.num_samples = num_samples
         default_balance = 2. if focal else 0.5
         self.focal, self.gamma = focal, gamma
@@ -365,7 +379,7 @@ class DistributionBalancedLoss(_CountedLoss):
         self.map_alpha, self.map_beta, self.map_gamma = map_alpha, map_beta, map_gamma
         self.neg_scale, self.init_bias = neg_scale, init_bias
         self._constant('class_counts', n)
-        self._constant('bias', prior_bias(n, num_samples, init_bias, neg_scale))
+        self._constant('bias', prior_bias(n, N, init_bias, neg_scale))
 
     def elements(self, x:torch.Tensor, y:torch.Tensor) -> torch.Tensor:
         n = self._get('class_counts', x)
@@ -395,7 +409,7 @@ class LDAMLoss(_CountedLoss):
         super().__init__(reduction)
         check_range('max_margin', max_margin, low=0)
         check_range('scale', scale, above=0)
-        n = _check_counts(class_counts, 1)
+        n, _ = _check_counts(class_counts, 1)
         self.max_margin, self.scale = max_margin, scale
         self._constant('margin', rarity_margin(n, max_margin))
 

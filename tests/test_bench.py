@@ -7,6 +7,7 @@ import torch
 
 from cprfl import bench
 from cprfl.cli import bench as cprfl_bench
+from cprfl.train.config import TrainConfig
 
 SIZES = dict(size=64, d=32, heads=2, head_dim=8, ffn_dim=32)
 TINY = dict(SIZES, backbone='resnet18')
@@ -50,7 +51,7 @@ def count_calls(step, **modules):
 def test_both_steps_compute_the_same_loss(tiny):
     tiny.model.eval()
     kit = bench.KitStep(tiny, 'fp32')
-    reference = bench.ReferenceStep(tiny, encode_text=False, run_average=False)
+    reference = bench.ReferenceStep(tiny, encode_text=False, run_average=False, precision='fp32')
     expected = reference.forward(reference.load()).item()
     tiny.model.train()
     assert kit.forward(tiny.images).item() == pytest.approx(expected, rel=1e-4)
@@ -58,13 +59,52 @@ def test_both_steps_compute_the_same_loss(tiny):
 
 def test_the_reference_encodes_text_and_runs_the_average(tiny):
     step = bench.ReferenceStep(tiny)
-    calls = count_calls(step, text=step.text[0].transformer, average=step.average.backbone.net)
+    calls = count_calls(step, text=step.text[0].transformer, average=step.average.module.backbone.net)
     assert calls == ['text', 'text', 'average']
 
 
 def test_the_kit_does_not_run_the_average(tiny):
     kit = bench.KitStep(tiny)
-    assert count_calls(kit, average=kit.average) == []
+    assert count_calls(kit, average=kit.average.module) == []
+
+
+def dtypes_of(step, network):
+    "What the last layer of a network computes in, in a step"
+    seen = []
+    network.fc.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    step()
+    return seen
+
+
+def test_the_reference_trains_under_mixed_precision(tiny):
+    step = bench.ReferenceStep(tiny, encode_text=False)
+    assert dtypes_of(step, step.model) == [torch.bfloat16]
+
+
+@pytest.mark.parametrize('average_fp32, dtype', [(False, torch.bfloat16), (True, torch.float32)])
+def test_the_average_of_the_reference_runs_as_asked(tiny, average_fp32, dtype):
+    step = bench.ReferenceStep(tiny, encode_text=False, average_fp32=average_fp32)
+    assert dtypes_of(step, step.average.module) == [dtype]
+
+
+def test_the_optimizer_of_the_reference_is_the_default(tiny):
+    step, default = bench.ReferenceStep(tiny, encode_text=False), torch.optim.AdamW(tiny.model.parameters())
+    choice = 'fused', 'foreach'
+    assert [step.optimizer.defaults[k] for k in choice] == [default.defaults[k] for k in choice]
+
+
+def test_the_kit_augments_as_by_default(tiny, monkeypatch):
+    policies = []
+    monkeypatch.setattr(bench, 'BatchAugment', lambda policy: policies.append(policy) or (lambda images: images))
+    bench.KitStep(tiny).load()
+    assert policies == [TrainConfig().augment]
+
+
+def test_the_loader_of_the_reference_augments_as_released(tiny, monkeypatch):
+    policies = []
+    monkeypatch.setattr(bench, 'BatchAugment', lambda policy: policies.append(policy) or (lambda images: images))
+    bench._augmentation_of_reference(tiny, 1)
+    assert set(policies) == {'paper'}
 
 
 def test_a_race_takes_turns(monkeypatch):
@@ -97,6 +137,7 @@ def test_each_optimisation_is_left_out_once(optimisations):
 def test_parts_of_a_step(tiny):
     parts = bench.bench_train(tiny, repeats=1)
     assert {'  backbone, forward', '  backward', '  optimiser', '  moving average'} <= set(parts.index)
+    assert "the reference's augmentation, by a loader" in parts.index
     assert parts.loc["the kit's step", 'share_of_ceiling'] > 0
 
 
@@ -118,14 +159,13 @@ def test_what_is_left_out_is_all_that_is_missing(keywords):
 def test_all_optimisations_make_the_kits_step(tiny):
     every = {k: v for kw in bench.OPTIMISATIONS.values() for k, v in kw.items()}
     habits_off = dict.fromkeys(HABITS, False)
-    assert every == habits_off | dict(
-        precision='bf16', memory_format=tiny.memory_format, fused=True, foreach=True)
+    assert every == habits_off | dict(memory_format=tiny.memory_format, fused=True, foreach=True)
 
 
 def test_the_head_alone():
     "On cached features, which have no bytes and no memory format"
     table = bench.bench_optimisations(bench.Setting(None, **SIZES, classes=6, batch=2), repeats=1)
-    assert 'bfloat16' in table.index
+    assert 'fused AdamW' in table.index
     assert not set(bench.OF_IMAGES) & set(table.index)
 
 

@@ -365,8 +365,8 @@ def test_bad_input(name):
     with pytest.raises(ValueError, match=r'one shape \[B, C\], got \[3, 2\] and \[2, 3\]'): loss(z(3, 2), z(2, 3))
     with pytest.raises(ValueError, match=r'got \[2\] and \[2\]'): loss(z(2), z(2))
     with pytest.raises(ValueError, match='at least one image'): loss(z(0, 2), z(0, 2))
-    with pytest.raises(ValueError, match='targets: expected 0 or 1 .*got -1 to 0'):
-        loss(z(1, 2), torch.tensor([[0, -1]]))
+    with pytest.raises(ValueError, match='targets: expected 0 or 1 .*got -2 to 0'):
+        loss(z(1, 2), torch.tensor([[0, -2]]))
     with pytest.raises(ValueError, match='targets: expected 0 or 1'): loss(z(1, 2), torch.tensor([[0, float('nan')]]))
     with pytest.raises(TypeError, match='logits: expected floating point, got torch.int64'):
         loss(z(1, 2).long(), z(1, 2))

@@ -232,7 +232,7 @@ def test_bad_shapes(f):
     with pytest.raises(ValueError, match=r'expected \[N, C\] .*got \[3\]'): f(np.zeros(3), np.zeros(3))
     with pytest.raises(ValueError, match='at least one image'): f(np.zeros((0, 3)), np.zeros((0, 3)))
 
-@pytest.mark.parametrize('bad', [-1, 2, 0.5, np.nan])
+@pytest.mark.parametrize('bad', [-2, 2, 0.5, np.nan])
 def test_bad_targets(bad):
     targets = np.zeros((4, 2))
     targets[2, 1] = bad

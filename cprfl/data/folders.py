@@ -8,37 +8,102 @@ __all__ = ['read_folder']
 # %% ../../nbs/data/folders.ipynb #a136953a
 import filecmp
 import os
+import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 # %% ../../nbs/data/folders.ipynb #fcb703f6
-from PIL import Image
-
-from .images import BadDataError, Problem
-from .readers import Listing, Row, as_classes
+from ..checks import some
+from .images import IMAGE_SUFFIXES, BadDataError, Problem
+from .readers import Listing, Row, as_classes, one_form
 
 # %% ../../nbs/data/folders.ipynb #f8471864
-def _is_image(file):
-    return file.suffix.lower() in Image.registered_extensions() and not file.name.startswith('.')
+_LEFT_BEHIND = {'__macosx', '__pycache__', '@eadir', '#recycle', '$recycle.bin', 'system volume information',
+                'lost+found'}
+
+def _is_ours(name): return not name.startswith('.') and name.casefold() not in _LEFT_BEHIND
+
+def _is_image(file): return file.suffix.lower() in IMAGE_SUFFIXES and _is_ours(file.name)
+
+def _refuse(error): raise BadDataError([Problem(str(error.filename), None, error.strerror)])
 
 def _images_below(folder):
     "Paths of images relative to `folder`, sorted"
-    files = (Path(at)/name for at, _, names in os.walk(folder) for name in names)
+    files = []
+    for at, folders, names in os.walk(folder, onerror=_refuse):
+        folders[:] = [name for name in folders if _is_ours(name)]
+        files += [Path(at)/name for name in names]
     return sorted(file.relative_to(folder) for file in files if _is_image(file))
+
+def _folders_in(root): return sorted(p.name for p in root.iterdir() if p.is_dir() and _is_ours(p.name))
 
 def _same_content(a, b): return not (a.exists() and b.exists()) or filecmp.cmp(a, b, shallow=False)
 
+# %% ../../nbs/data/folders.ipynb #f9da97c3
+_SPLIT = re.compile(r'(train|training|test|testing|val|valid|validation|dev|eval|evaluation|holdout)'
+                    r'([ _-]?(set|split|data|images|imgs|\d+))?', re.IGNORECASE)
+_PARTS = re.compile(r'(image|img|jpegimage|photo|label|annotation|imageset|mask|bboxe?|segmentation\w*)s?',
+                    re.IGNORECASE)
+
+def _are_splits(root, folders):
+    "Whether the folders divide the images, not the classes"
+    splits = [name for name in folders if _SPLIT.fullmatch(name)]
+    if splits and all(_SPLIT.fullmatch(name) or _PARTS.fullmatch(name) for name in folders): return True
+    inside = [set(_folders_in(root/name)) for name in splits]
+    return len(splits) > 1 and bool(set.intersection(*inside))
+
+def _hint(root):
+    "What was probably meant"
+    parts = [root/name for name in _folders_in(root) if _SPLIT.fullmatch(name) or _PARTS.fullmatch(name)]
+    for suffix in ('.csv', '.tsv', '.json', '.txt'):
+        for folder in (root, *parts):
+            tables = sorted(p for p in folder.iterdir() if p.suffix.lower() == suffix)
+            if tables: return f'; did you mean {tables[0]}?'
+    deeper = [folder for folder in parts if _folders_in(folder)]
+    return f'; did you mean {deeper[0]}?' if deeper else ''
+
+def _splits_problem(root, folders):
+    "How the splits of a folder are read"
+    splits = [name for name in folders if _SPLIT.fullmatch(name)]
+    first = next((name for name in splits if name.lower().startswith('train')), splits[0])
+    other = next((name for name in splits if name.lower().startswith('test')), None)
+    other = other or next((name for name in splits if name != first), None)
+    found = f"{', '.join(splits)} divide the images, they are no classes"
+    if not _folders_in(root/first): return f'{found}, and there are no folders of classes in {root/first}{_hint(root)}'
+    test = f' --test-list {root/other}' if other else ''
+    return f"{found}; read them as --list {root/first}{test} (from_folder('{root/first}')), or name the classes"
+
 # %% ../../nbs/data/folders.ipynb #dafe1014
 def _class_folders(root):
-    "Names of the folders in `root`, sorted"
+    "Names of the folders in `root` that may be classes, sorted"
     if not root.is_dir(): raise BadDataError([Problem(str(root), None, 'the image root is not a folder')])
-    folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith('.'))
-    if folders: return folders
-    tables = sorted(p for p in root.iterdir() if p.suffix in ('.csv', '.json', '.txt'))
-    hint = f'; did you mean {tables[0]}?' if tables else ''
-    raise BadDataError([Problem(str(root), None, f'no folder of a class in it{hint}')])
+    folders = _folders_in(root)
+    if not folders: problem = f'no folder of a class in it{_hint(root)}'
+    elif _are_splits(root, folders): problem = _splits_problem(root, folders)
+    elif all(map(_PARTS.fullmatch, folders)): problem = f'no folder of a class in it, only {some(folders)}{_hint(root)}'
+    elif voc := [name for name in folders if (root/name/'Annotations').is_dir()]:
+        problem = f'{some(voc)} have annotations in the form of VOC; name one of them: {root/voc[0]}'
+    else: return folders
+    raise BadDataError([Problem(str(root), None, problem)])
+
+# %% ../../nbs/data/folders.ipynb #e02578f5
+def _warn_of_wrapper(root, folders):
+    if len(folders) > 1 or any(map(_is_image, (root/folders[0]).iterdir())): return
+    inside = _folders_in(root/folders[0])
+    if len(inside) < 2: return
+    warnings.warn(f'{root}: its one folder {folders[0]} is read as the only class, though it holds the folders '
+                  f'{some(inside, 3)}; did you mean {root/folders[0]}?', stacklevel=3)
 
 # %% ../../nbs/data/folders.ipynb #57a47098
+def _find_folders(root, names):
+    "The folder of each class"
+    if not root.is_dir(): raise BadDataError([Problem(str(root), None, 'the image root is not a folder')])
+    found = {one_form(folder): folder for folder in _folders_in(root)}
+    missing = [name for name in names if one_form(name) not in found]
+    if not missing: return {name: found[one_form(name)] for name in names}
+    raise BadDataError([Problem(str(root), None, f'no folder {some(missing)}; there are {some(found)}')])
+
 def read_folder(
     root:str|Path, # folder with one sub-folder for each class
     classes:Sequence|str|Path|None=None, # C names or a labels file; the sub-folders, sorted, if left out
@@ -46,18 +111,26 @@ def read_folder(
 ) -> Listing: # as the folder has it, unchecked
     "The rows of class folders"
     home = Path(root)
-    folders = _class_folders(home)
-    names = folders if classes is None else as_classes(classes)
-    if missing := [name for name in names if name not in folders]:
-        problem = f"no folder {', '.join(missing)}; there are {', '.join(folders)}"
-        raise BadDataError([Problem(str(home), None, problem)])
+    notes:list = []
+    if classes is None:
+        folders = {one_form(name): name for name in _class_folders(home)}
+        _warn_of_wrapper(home, list(folders.values()))
+    else: folders = _find_folders(home, as_classes(classes, notes))
     unlabelled = sorted(file.name for file in home.iterdir() if file.is_file() and _is_image(file))
     rows:dict = {('', name): Row(None, name) for name in unlabelled}
-    for i, name in enumerate(names):
+    for i, name in enumerate(folders.values()):
         for file in _images_below(home/name):
             path = (name/file).as_posix()
             row = rows.setdefault(file if union else path, Row(None, path))
             row.labels.append(i)
             if row.path == path or _same_content(home/row.path, home/path): continue
             row.problems.append(f'{row.path} and {path} have one name but differ (union=False keeps them apart)')
-    return Listing(home, home, names, list(rows.values()))
+    return Listing(home, home, list(folders), list(rows.values()), notes=notes + _notes(home, folders, rows.values()))
+
+def _notes(home, folders, rows):
+    "What was left out, and what is empty"
+    seen = {i for row in rows for i in row.labels}
+    empty = [name for i, name in enumerate(folders) if i not in seen]
+    left_out = [p.name for p in home.iterdir() if p.is_dir() and not _is_ours(p.name) and not p.name.startswith('.')]
+    notes = [f'{home}: no image in the folders {some(empty, 5)}'] if empty else []
+    return notes + ([f'{home}: left out {some(sorted(left_out), 5)}'] if left_out else [])

@@ -22,6 +22,7 @@ from torch import nn
 from ..checks import check_choice
 from ..data.dataset import MultiLabelDataset
 from ..data.longtail import GROUPS, group_names
+from ..model.backbones import plain_model
 from ..model.baselines import LearnedContext, ZeroShotCLIP
 from ..model.semantics import Clip
 from ..runs.build import load_data
@@ -58,8 +59,8 @@ def upsample_maps(
 def as_model(
     model:Any # a model, or a `Run`, which is asked for its trained model
 ) -> nn.Module:
-    "The model itself"
-    return model if isinstance(model, nn.Module) else model.model()
+    "The model itself, without the wrappers of a training"
+    return plain_model(model if isinstance(model, nn.Module) else model.model())
 
 # %% ../../nbs/look/attention.ipynb #b4030ec3
 @dataclass
@@ -98,7 +99,7 @@ def _grid_cam():
         "Grad-CAM on the layer's own grid, neither enlarged nor stretched"
         def compute_cam_per_layer(self, images, targets, eigen_smooth):
             a = self.activations_and_grads
-            values, gradients = a.activations[0].numpy(), a.gradients[0].numpy()
+            values, gradients = a.activations[0].float().numpy(), a.gradients[0].float().numpy()
             return self.get_cam_image(images, self.target_layers[0], targets, values, gradients, eigen_smooth)
         def aggregate_multi_layers(self, maps): return np.maximum(maps, 0)
     return GridCAM

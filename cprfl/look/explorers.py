@@ -8,7 +8,6 @@ __all__ = ['image_size', 'ComparedRuns', 'draw_best', 'draw_predictions', 'Predi
 
 # %% ../../nbs/look/explorers.ipynb #f5ca069d
 from functools import lru_cache
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from ..checks import check_choice
 from .attention import as_model, attention_maps, grad_cam, score_maps, upsample_maps
 from cprfl.look.explorer import (
     BROWSE,
-    PLAIN,
     SHARP,
     SHOW,
     UPLOAD,
@@ -44,9 +42,10 @@ from cprfl.look.predictions import (
     top_k_table,
 )
 from .prompts import class_similarity, prompt_drift, prompt_trajectories
-from .style import FAINT, GROUP_COLOURS, INK, LEGEND, MARKERS, RIGHT, TEXT, UNKNOWN
+from .style import FAINT, GROUP_COLOURS, INK, LEGEND, MARKERS, RIGHT, TEXT, UNKNOWN, legend_text
 from ..model.baselines import ZeroShotCLIP
 from ..runs.build import load_data
+from ..text import figure_text, html_text, visible
 from ..train.trainer import predict
 
 # %% ../../nbs/look/explorers.ipynb #e5a74801
@@ -111,10 +110,10 @@ def draw_best(
 ):
     "The k best labels of one model: a text and a bar each"
     _bare(ax).set(xlim=(0, 1), ylim=(len(rows), 0))
-    ax.set_title(title, loc='left', fontsize=9, fontweight='bold', color=INK, pad=5, **PLAIN)
+    ax.set_title(figure_text(title), loc='left', fontsize=9, fontweight='bold', color=INK, pad=5)
     fills, marks = {None: UNKNOWN, True: RIGHT, False: 'white'}, {None: '', True: '✓ ', False: '✗ '}
     for y, (label, score, right) in enumerate(rows):
-        ax.text(0, y + 0.4, marks[right] + shorten(label), fontsize=9, color=TEXT, **PLAIN)
+        ax.text(0, y + 0.4, figure_text(marks[right] + shorten(label)), fontsize=9, color=TEXT)
         ax.text(1, y + 0.4, f'{score:.2f}', fontsize=9, color=TEXT, ha='right')
         ax.barh(y + 0.58, 1, 0.24, color='#f1f3f4')
         style = dict(color=fills[right], hatch='/////' if right is False else '')
@@ -164,7 +163,7 @@ class PredictionExplorer(ImageExplorer):
 
     def options(self, field):
         if field == 'image': return range(len(self))
-        filters = {'all images': 'all', f'only {self.model} is right': 'fixed', 'a tail label': 'tail',
+        filters = {'all images': 'all', f'only {visible(self.model)} is right': 'fixed', 'a tail label': 'tail',
                    'labels that no model finds': 'all_fail'}
         return filters | self.own_filter()
 
@@ -196,7 +195,7 @@ class PredictionExplorer(ImageExplorer):
         return draw_predictions(self.table(), self.pixels(self.image), labels, titles, self.width)
 
     def caption(self):
-        missed = ', '.join(escape(self.labels[c]) for c in self.missed())
+        missed = ', '.join(html_text(self.labels[c]) for c in self.missed())
         lost = f'; no model finds {missed}' if missed else ''
         legend = f'<small>✓ right, ✗ wrong; {LEGEND}</small>'
         return f'{self.heading()}: {self.truth_text(self.image)}{lost}<br>{legend}'
@@ -370,7 +369,7 @@ class AttentionExplorer(ImageExplorer):
 
     def caption(self):
         numbers = _attention_text(self.scores(), isinstance(self.maps.model, ZeroShotCLIP), len(self.labels))
-        truth, name = self.truth(self.image), escape(self.labels[self.category])
+        truth, name = self.truth(self.image), html_text(self.labels[self.category])
         if truth is not None and self.category not in truth: name += ' (not in this image)'
         return f'{self.heading()}: {self.truth_text(self.image)}<br><b>{name}</b>: {numbers}<br><small>{LEGEND}</small>'
 
@@ -386,7 +385,7 @@ def draw_paths(
     for c in range(xy.shape[1]): ax.plot(*xy[:now + 1, c].T, color=FAINT, linewidth=0.8, zorder=1)
     for g, ids in groups.items():
         style = dict(color=GROUP_COLOURS.get(g, INK), marker=MARKERS.get(g, 'D'), linewidths=0)
-        if len(ids): ax.scatter(*xy[now, np.asarray(ids, int)].T, s=34, label=g, zorder=2, **style)
+        if len(ids): ax.scatter(*xy[now, np.asarray(ids, int)].T, s=34, label=legend_text(g), zorder=2, **style)
     path = xy[:now + 1, category].T
     ax.plot(*path, color=TEXT, linewidth=1.8, zorder=3)
     ax.scatter(*path[:, 0], marker='o', s=60, facecolors='white', edgecolors=TEXT, zorder=4)
@@ -408,7 +407,7 @@ def draw_names(
         left = j == 0 and at[0] < xy[0, c, 0]
         style = dict(color='#555555') if j else dict(color=TEXT, fontweight='bold')
         place = dict(textcoords='offset points', ha='right' if left else 'left', fontsize=9, zorder=5)
-        ax.annotate(shorten(name), at, (-9 if left else 9, 5), **place, **style, **PLAIN)
+        ax.annotate(figure_text(shorten(name)), at, (-9 if left else 9, 5), **place, **style)
 
 def draw_neighbours(
     ax:Any, # matplotlib axes
@@ -420,7 +419,7 @@ def draw_neighbours(
     colours = [GROUP_COLOURS.get(g, INK) for g in near['group']]
     ax.barh(y, near['now'], 0.6, color=colours)
     ax.scatter(near['start'], y, marker='D', s=36, facecolors='white', edgecolors=TEXT, zorder=3)
-    ax.set_yticks(y, [shorten(label, 20) for label in labels], fontsize=9, **PLAIN)
+    ax.set_yticks(y, [figure_text(shorten(label, 20)) for label in labels], fontsize=9)
     ax.set(xlim=(min(0, cosines.min() - 0.05), 1.05), ylim=(len(near) - 0.5, -0.5))
     ax.set_xlabel('cosine', fontsize=9)
 
@@ -470,14 +469,14 @@ class DriftExplorer(Explorer):
         draw_neighbours(bars, near, [self.labels[c] for c in index])
         titles = f'Prompts at epoch {self.epoch} of {self.epochs[-1]}', f'Nearest to {shorten(name, 18)}'
         for ax, title in zip((paths, bars), titles):
-            ax.set_title(title, loc='left', fontsize=10, color=INK, **PLAIN)
+            ax.set_title(figure_text(title), loc='left', fontsize=10, color=INK)
             ax.spines[['top', 'right']].set_visible(False)
             ax.tick_params(labelsize=8)
         return fig
 
     def caption(self):
         row = self.drift.iloc[self.epochs.index(self.epoch) * len(self.classes) + self.category]
-        name = escape(self.labels[self.category])
+        name = html_text(self.labels[self.category])
         moved = f"cosine with its own start {row['cosine']:.2f}, moved by {row['relative']:.2f} of its length"
         return (f'<b>{name}</b> at epoch {self.epoch}: {moved}<br>'
                 f'<small>bars: cosine now; ◇: at the start; {LEGEND}</small>')

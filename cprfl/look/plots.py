@@ -25,11 +25,13 @@ from cprfl.look.style import (
     WITH_TOTAL,
     WRONG,
     legend_above,
+    legend_text,
     new_axes,
     signed,
     tidy,
     true_labels,
 )
+from ..text import figure_text
 
 # %% ../../nbs/look/plots.ipynb #4de6a8c1
 def _frame(ax, box):
@@ -52,10 +54,11 @@ def show_images(
     fig, axes = new_axes(None, size, nrows=rows, ncols=columns, squeeze=False)
     for ax in axes.flat: ax.set_axis_off()
     for ax, i in zip(axes.flat, indices):
-        ax.imshow(dataset[i][0].permute(1, 2, 0).numpy())
-        ax.set_title('\n'.join(true_labels(dataset, i)), fontsize=8, loc='left', y=0, va='top', pad=-3)
-        known = getattr(dataset, 'boxes', None)
-        for _, *box in known[i] if boxes and known else (): _frame(ax, box)
+        image = dataset[i][0]
+        ax.imshow(image.permute(1, 2, 0).numpy())
+        names = '\n'.join(map(figure_text, true_labels(dataset, i)))
+        ax.set_title(names, fontsize=8, loc='left', y=0, va='top', pad=-3)
+        for _, *box in dataset.boxes_at(i, image.shape[-2:]) if boxes else (): _frame(ax, box)
     fig.get_layout_engine().set(h_pad=0.25)
     return fig, axes
 
@@ -71,9 +74,10 @@ def plot_class_counts(
     colours = [GROUP_COLOURS.get(g, FAINT) for g in group_names(dataset.groups, C)[order]]
     ax.bar(range(C), dataset.class_counts[order], color=colours)
     ax.set(yscale='log', ylabel='training images')
-    names = [dataset.classes[c] for c in order]
+    names = [figure_text(dataset.classes[c]) for c in order]
     ax.set_xticks(range(C), names, rotation=60, ha='right', rotation_mode='anchor', fontsize=8)
-    for g in GROUPS: ax.bar(0, 0, color=GROUP_COLOURS[g], label=signed(f'{g} ({len(dataset.groups[g])})', g))
+    sizes = {g: signed(f'{g} ({len(dataset.groups[g])})', g) for g in GROUPS}
+    for g, label in sizes.items(): ax.bar(0, 0, color=GROUP_COLOURS[g], label=legend_text(label))
     ax.legend(frameon=False)
     tidy(ax)
     return fig, ax
@@ -81,11 +85,11 @@ def plot_class_counts(
 # %% ../../nbs/look/plots.ipynb #07e326c7
 def _training_curves(axes, name, metrics, style, validated):
     "Loss, and mAP or learning rate, of one run"
-    axes[0].plot(metrics['epoch'], metrics['loss'], style, color=INK, label=name or 'loss')
-    if not validated: axes[1].plot(metrics['epoch'], metrics['lr'], style, color=INK, label=name)
+    axes[0].plot(metrics['epoch'], metrics['loss'], style, color=INK, label=legend_text(name or 'loss'))
+    if not validated: axes[1].plot(metrics['epoch'], metrics['lr'], style, color=INK, label=legend_text(name))
     for g in WITH_TOTAL:
         if validated and g in metrics:
-            label = ' '.join(filter(None, (name, g)))
+            label = legend_text(' '.join(filter(None, (name, g))))
             axes[1].plot(metrics['epoch'], 100 * metrics[g], style, color=GROUP_COLOURS[g], label=label)
 
 def plot_training(
@@ -115,7 +119,8 @@ def plot_groups(
     "Bars of mAP by group, a cluster per method"
     fig, ax = new_axes(ax, (max(5.5, 1.7 * len(table)), 3.4))
     names = [g for g in WITH_TOTAL if g in table]
-    table[names].plot.bar(ax=ax, color=GROUP_COLOURS, width=0.8, rot=0, xlabel='', ylabel='mAP (%)')
+    shown = table[names].set_axis([figure_text(name) for name in table.index])
+    shown.plot.bar(ax=ax, color=GROUP_COLOURS, width=0.8, rot=0, xlabel='', ylabel='mAP (%)')
     for bars in ax.containers: ax.bar_label(bars, fmt='%.0f', fontsize=8, padding=1)
     tidy(ax)
     legend_above(ax, len(names))
@@ -127,8 +132,8 @@ def _method_lines(ax, labels, points, xlabel, apart):
     for j, (g, (x, error)) in enumerate(points.items()):
         y = np.arange(len(labels)) + apart * (j - (len(points) - 1) / 2)
         style = dict(fmt=MARKERS.get(g, 'D'), color=GROUP_COLOURS[g], markersize=5, capsize=2, linewidth=1.2)
-        ax.errorbar(x, y, xerr=error, label=g, **style)
-    ax.set_yticks(range(len(labels)), labels)
+        ax.errorbar(x, y, xerr=error, label=legend_text(g), **style)
+    ax.set_yticks(range(len(labels)), map(figure_text, labels))
     ax.set(ylim=(len(labels) - 0.5, -0.5), xlabel=xlabel)
     tidy(ax, 'both')
     legend_above(ax, len(points))
@@ -178,8 +183,8 @@ def plot_ap_by_frequency(
     ax.vlines(x, a, b, color=FAINT, linewidth=1, zorder=1)
     for g, ids in groups.items():
         style = dict(marker=MARKERS[g], s=34, edgecolors=GROUP_COLOURS[g], zorder=2)
-        ax.scatter(x[ids], a[ids], facecolors='white', label=f'{first}, {g}', **style)
-        ax.scatter(x[ids], b[ids], facecolors=GROUP_COLOURS[g], label=f'{last}, {g}', **style)
+        ax.scatter(x[ids], a[ids], facecolors='white', label=legend_text(f'{first}, {g}'), **style)
+        ax.scatter(x[ids], b[ids], facecolors=GROUP_COLOURS[g], label=legend_text(f'{last}, {g}'), **style)
     ax.set(xscale='log', xlabel='training images of the class', ylabel='AP (%)')
     tidy(ax)
     legend_above(ax, 3)
@@ -205,7 +210,7 @@ def plot_top(
         style = dict(color=RIGHT, edgecolor=INK)
         if not right: style = dict(color='white', edgecolor=WRONG, hatch='////')
         axes[1].barh(y, scores[c], **style)
-    axes[1].set_yticks(range(len(top)), [classes[c] for c in top])
+    axes[1].set_yticks(range(len(top)), [figure_text(classes[c]) for c in top])
     axes[1].invert_yaxis()
     axes[1].set(xlim=(0, 1), xlabel='score')
     axes[1].spines[['top', 'right']].set_visible(False)

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 
 from ..checks import check_choice, some
 from ..data.dataset import MultiLabelDataset, read_image, resize
+from ..data.images import IMAGE_SUFFIXES
 from ..data.longtail import group_names
 from ..metrics import topk_predictions
 from ..runs.build import load_data
@@ -54,15 +54,16 @@ def _in_order(frame, paths, classes, name, first):
     "One run's logits in the order of another's images and classes"
     other = set(frame.columns[1:]) ^ set(classes)
     if other: raise ValueError(f'{name} has other classes than {first}; only one of them knows {_few(other)}')
-    if list(frame['path']) == list(paths): return frame[list(classes)].to_numpy(np.float32)
-    other = set(frame['path']) ^ set(paths)
+    own = frame.iloc[:, 0]
+    if list(own) == list(paths): return frame[list(classes)].to_numpy(np.float32)
+    other = set(own) ^ set(paths)
     if other:
         raise ValueError(f'{name} and {first} were tested on different images: '
                          f'{len(other)} are in one of them only, such as {_few(other)}')
-    if frame['path'].duplicated().any() or len(frame) != len(paths):
+    if own.duplicated().any() or len(frame) != len(paths):
         raise ValueError(f'{name}: some paths occur twice, so its images cannot be matched '
                          f'with those of {first}')
-    return frame.set_index('path').loc[list(paths), list(classes)].to_numpy(np.float32)
+    return frame.set_index(own.name).loc[list(paths), list(classes)].to_numpy(np.float32)
 
 def _targets(dataset, paths, classes):
     "Targets [N, C] of the predicted images"
@@ -84,7 +85,7 @@ def align_predictions(
     "Predictions of several runs on the same images, matched by path"
     frames = {name: run if is_table(run) else run.predictions for name, run in runs.items()}
     first, run = next(iter(frames)), first_run(runs)
-    paths, classes = list(frames[first]['path']), list(frames[first].columns[1:])
+    paths, classes = list(frames[first].iloc[:, 0]), list(frames[first].columns[1:])
     logits = {name: _in_order(frame, paths, classes, name, first) for name, frame in frames.items()}
     if dataset is None and run is not None: dataset = load_data(run.recipe)[1]
     if dataset is None: raise ValueError('align_predictions: no run has a test set; pass `dataset`')
@@ -223,10 +224,10 @@ def _image_sources(source):
     "(name, path or bytes) of each image"
     if isinstance(source, dict): return [(str(name), BytesIO(data)) for name, data in source.items()]
     if not isinstance(source, (str, Path)): return [(str(file), file) for file in source]
-    path, kinds = Path(source), Image.registered_extensions()
+    path = Path(source)
     if not path.exists(): raise FileNotFoundError(f'no such file or folder: {path}')
     if path.is_file(): return [(str(path), path)]
-    files = [file for file in sorted(path.rglob('*')) if file.suffix.lower() in kinds and file.name[0] != '.']
+    files = [file for file in sorted(path.rglob('*')) if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != '.']
     return [(file.relative_to(path).as_posix(), file) for file in files]
 
 def load_images(

@@ -18,7 +18,7 @@ def _epochs(prompts, classes):
     "Epochs in order, and prompts [E, C, d] in float32"
     epochs = sorted(prompts)
     if not epochs: raise ValueError('prompts: expected {epoch: [C, d]}, got none')
-    P = torch.stack([torch.as_tensor(prompts[e]).float() for e in epochs])
+    P = torch.stack([torch.as_tensor(prompts[e]).detach().cpu().float() for e in epochs])
     if P.ndim != 3 or P.shape[1] != len(classes):
         raise ValueError(f'prompts: expected [C, d] with C = {len(classes)} classes, got {list(P.shape[1:])}')
     return epochs, P
@@ -50,7 +50,7 @@ def class_similarity(
     centre:bool=False # subtract the mean prompt first
 ) -> pd.DataFrame: # [C, C], cosines
     "How similar the prompts of any two classes are"
-    P = torch.as_tensor(prompts).float()
+    P = torch.as_tensor(prompts).detach().cpu().float()
     P = F.normalize(P - P.mean(0) if centre else P, dim=-1)
     return pd.DataFrame((P @ P.T).clamp(-1, 1).numpy(), index=list(classes), columns=list(classes))
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WITH_TOTAL', 'GROUP_COLOURS', 'GROUP_SIGNS', 'MARKERS', 'LEGEND', 'INK', 'RIGHT', 'WRONG', 'UNKNOWN', 'TEXT', 'FAINT',
-           'FILLINGS', 'signed', 'true_labels', 'groups_in', 'light_to_dark', 'new_axes', 'tidy', 'legend_above',
-           'filling', 'grouped_bars', 'heat_map']
+           'FILLINGS', 'signed', 'true_labels', 'groups_in', 'light_to_dark', 'new_axes', 'tidy', 'legend_text',
+           'legend_above', 'filling', 'grouped_bars', 'heat_map']
 
 # %% ../../nbs/look/style.ipynb #cd78d068
 from typing import Any
@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..data.dataset import MultiLabelDataset
 from ..data.longtail import GROUPS, group_names
+from ..text import figure_text
 
 # %% ../../nbs/look/style.ipynb #863dc1b5
 WITH_TOTAL = ('total', *GROUPS)
@@ -75,6 +76,13 @@ def tidy(
     ax.spines[['top', 'right']].set_visible(False)
     ax.grid(axis=grid, alpha=0.25, linewidth=0.6)
 
+def legend_text(
+    name:object # of a method or a group
+) -> str:
+    "A name for a legend, which leaves out what begins with `_`; a hair space before it helps"
+    text = figure_text(name)
+    return f'\u200a{text}' if text.startswith('_') else text
+
 def legend_above(
     ax:Any, # matplotlib axes
     ncols:int, # entries side by side
@@ -114,11 +122,11 @@ def grouped_bars(
             at = i + (j - (n - 1) / 2) * width
             bar = ax.bar(at, values.loc[name, g], 0.9 * width, linewidth=0.9, **style)
             ax.bar_label(bar, fmt=lambda v: f'{v:.2f}'.lstrip('0'), fontsize=7, padding=1, bbox=box)
-    ax.set_xticks(range(len(values.columns)), [signed(g, g) for g in values.columns])
+    ax.set_xticks(range(len(values.columns)), [figure_text(signed(g, g)) for g in values.columns])
     tidy(ax)
     if not legend: return
     grey = GROUP_COLOURS['total']
-    handles = [Patch(label=name, **filling(j, n, grey)) for j, name in enumerate(values.index)]
+    handles = [Patch(label=legend_text(name), **filling(j, n, grey)) for j, name in enumerate(values.index)]
     legend_above(ax, n, handles=handles)
 
 # %% ../../nbs/look/style.ipynb #ca678b89
@@ -129,4 +137,5 @@ def heat_map(
 ):
     "seaborn's heat map from light to dark"
     import seaborn as sns
+    if isinstance(values, pd.DataFrame): values = values.rename(index=figure_text, columns=figure_text)
     return sns.heatmap(values, ax=ax, **dict(cmap=light_to_dark(), linewidths=0.4, linecolor='white') | kw)

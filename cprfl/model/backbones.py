@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'to_patches', 'load_state', 'load_strictly', 'Backbone', 'PatchModel',
-           'backbone_and_width', 'preferred_memory_format', 'TunedBackbone', 'build_backbone']
+           'backbone_and_width', 'plain_model', 'preferred_memory_format', 'TunedBackbone', 'build_backbone']
 
 # %% ../../nbs/model/backbones.ipynb #d1246047
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from ..checks import check_choice, some
+from .hub import fetched
 
 # %% ../../nbs/model/backbones.ipynb #095c7388
 def to_patches(
@@ -79,6 +81,7 @@ class Backbone(nn.Module):
     "An image network without its last pooling: images [B, 3, H, W] to features [B, D, h, w] or [B, v, D]"
     mean: torch.Tensor
     std: torch.Tensor
+    built_as:tuple|None = None # name and keywords of `build_backbone`
 
     def __init__(self,
         net:nn.Module, # gives [B, D, h, w] or [B, v, D] for normalised images
@@ -150,6 +153,15 @@ def backbone_and_width(
                          'pass feature_dim=D, its number of channels')
     return net, D
 
+# %% ../../nbs/model/backbones.ipynb #ab7d6193
+def plain_model(
+    model:nn.Module # or what DDP, torch.compile or an average of weights made of it
+) -> nn.Module:
+    "The model within its wrappers"
+    for name in ('_orig_mod', 'module'):
+        if isinstance(inner := getattr(model, name, None), nn.Module): return plain_model(inner)
+    return model
+
 # %% ../../nbs/model/backbones.ipynb #b1ea4360
 def preferred_memory_format(
     model:nn.Module, # whose convolutions count
@@ -173,9 +185,8 @@ class _TimmFeatures(nn.Module):
         out = self.net.forward_features(x)
         return out[:, self.prefix:] if out.ndim == 3 else out
 
-_OFFLINE = ('With a network they are downloaded once. Without one, give a file (weights=FILE, or --weights FILE), '
-            'or try the small networks in the package, which know drawings only '
-            '(--backbone shapes --semantics words --semantics-norm 12)')
+_OFFLINE = ('Without one, give a file (weights=FILE, or --weights FILE), or try the small networks in the package, '
+            'which know drawings only (--backbone shapes --semantics words --semantics-norm 12)')
 
 def _timm_model(name, pretrained, **kw):
     import timm
@@ -183,18 +194,17 @@ def _timm_model(name, pretrained, **kw):
         near = timm.list_models(name.rstrip('0123456789').split('_')[0] + '*')
         hint = f'; near names: {some(near, 8)}' if near else ''
         raise ValueError(f'backbone: timm has no model {name!r}{hint}')
-    try: return timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool='', **kw)
-    except Exception as e:
-        if not pretrained or isinstance(e, (TypeError, ValueError)): raise
-        raise RuntimeError(f'backbone {name!r}: its weights are not on this machine and could not be fetched '
-                           f'({type(e).__name__}). {_OFFLINE}') from e
+    if pretrained and not timm.is_model_pretrained(name):
+        there = timm.list_pretrained(name.split('.')[0] + '.*')
+        raise ValueError(f'backbone: timm has no weights for {name!r}; it has {some(there, 8) or "none"}')
+    build = partial(timm.create_model, name, pretrained=pretrained, num_classes=0, global_pool='', **kw)
+    return fetched(build, f'backbone {name!r}', _OFFLINE) if pretrained else build()
 
 def _timm_backbone(name, pretrained, weights, normalize, **kw):
     pretrained = pretrained and not weights
     net = _timm_model(name, pretrained, **kw)
     if weights: _load_weights(net, weights)
-    cfg = net.pretrained_cfg if pretrained else {}
-    mean, std = cfg.get('mean', IMAGENET_MEAN), cfg.get('std', IMAGENET_STD)
+    mean, std = (net.pretrained_cfg[name] for name in ('mean', 'std')) # also for weights from a file, or from a run
     stages = getattr(net, 'layer4', None) or getattr(net, 'blocks', None)
     last = stages[-1] if stages else None
     return Backbone(_TimmFeatures(net), net.num_features, mean, std, normalize, last)
@@ -205,7 +215,9 @@ def _torchvision_backbone(name, pretrained, weights, normalize, **kw):
     resnets = models.list_models(include='resn*')
     if name not in resnets:
         raise ValueError(f'backbone: expected a torchvision ResNet, got {name!r}; there are {some(resnets)}')
-    net = models.get_model(name, weights='DEFAULT' if pretrained and not weights else None, **kw)
+    if pretrained and not weights:
+        net = fetched(lambda: models.get_model(name, weights='DEFAULT', **kw), f'backbone torchvision:{name}', _OFFLINE)
+    else: net = models.get_model(name, **kw)
     D = net.fc.in_features
     net.fc = nn.Identity()
     if weights: _load_weights(net, weights)
@@ -298,7 +310,9 @@ def build_backbone(
                              'put a file after the slash, as in clip:RN50/FILE')
         if unknown := set(kw) - {'stage'}:
             raise ValueError(f'backbone: {name} takes stage=1..4 only, got {some(unknown)}')
-        return _clip_backbone(name, normalize, **kw)
-    if name.startswith('torchvision:'):
-        return _torchvision_backbone(name.removeprefix('torchvision:'), pretrained, weights, normalize, **kw)
-    return _timm_backbone(name.removeprefix('timm:'), pretrained, weights, normalize, **kw)
+        backbone = _clip_backbone(name, normalize, **kw)
+    elif name.startswith('torchvision:'):
+        backbone = _torchvision_backbone(name.removeprefix('torchvision:'), pretrained, weights, normalize, **kw)
+    else: backbone = _timm_backbone(name.removeprefix('timm:'), pretrained, weights, normalize, **kw)
+    backbone.built_as = name.removeprefix('timm:'), kw
+    return backbone

@@ -35,15 +35,16 @@ class ERM(PatchModel):
 
 # %% ../../nbs/model/baselines.ipynb #55a58294
 def label_correlation(
-    targets:Any, # [N, C] training labels, 0 or 1; an array or a tensor
+    targets:Any, # [N, C] training labels, 0 or 1, -1 where unknown; an array or a tensor
     threshold:float=0.4, # tau: below it a conditional probability counts as noise
     p:float=0.2 # what a class takes from its neighbours, all together
 ) -> torch.Tensor: # [C, C] float32
     "Re-weighted correlation matrix A' of the labels"
     check_range('threshold', threshold, above=0, high=1)
     check_range('p', p, low=0, below=1)
-    y = torch.as_tensor(targets).float()
-    conditional = (y.T @ y) / y.sum(0).clamp(min=1)[:, None]
+    targets = torch.as_tensor(targets)
+    y, known = (targets > 0).float(), (targets >= 0).float()
+    conditional = (y.T @ y) / (y.T @ known).clamp(min=1)
     A = (conditional >= threshold).float().fill_diagonal_(0)
     return p * A / A.sum(1, keepdim=True).clamp(min=1) + (1 - p) * torch.eye(len(A))
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from tyro.conf import Suppress, arg
 
-from ..checks import check_choice, did_you_mean, some
+from ..checks import check_choice, check_fields, check_range, check_type
+from ..data.cells import UNKNOWN_LABELS
+from ..settings import check_keys, from_dict, read_yaml
+from ..text import safe_name
 from ..train.config import TrainConfig
 
 # %% ../../nbs/runs/recipe.ipynb #de68d862
@@ -30,9 +32,14 @@ class DataSettings:
     benchmark:str|None = 'shapes-lt' # voc-lt, coco-lt or shapes-lt; None: your own files
     data_seed:int = 0 # of the held-out share; of Shapes-LT, each seed is another benchmark of the same kind
     root:str|None = None # folder of the prepared benchmark, or of the images in your files
-    train_file:Annotated[str|None, arg(name='list')] = None # .txt, .csv, COCO .json, or a folder of class folders
+    train_file:Annotated[str|None, arg(name='list')] = None # .txt, .csv, .tsv, COCO .json, or a folder of class folders
     test_file:Annotated[str|None, arg(name='test-list')] = None # the same for the test images
-    classes:str|None = None # file of class names, for list files; classes.txt beside the list when left out
+    classes:str|None = None # file of class names, in their order; lists take classes.txt beside them when left out
+    path_column:str|None = None # of a table: column of image paths, if its name does not tell
+    label_column:str|None = None # of a table: column of labels, if its name does not tell
+    label_separator:str|None = None # of a table: between the labels of a cell, such as ',' or space; none: one name
+    image_suffix:str|None = None # of a table: ending that its paths lack, such as .jpg
+    unknown:str|None = None # of a table: what blank, -1 and u mean: negative, ignore or positive; None: an error
     skip_bad:bool = False # leave bad rows out and record them, instead of stopping
     held_out:float = 0. # share of the training images that replaces the test set, for choosing settings
     image_size:int|None = None # edge that images are squashed to, pixels; None leaves them as they are
@@ -58,6 +65,9 @@ class ModelSettings:
 
 # %% ../../nbs/runs/recipe.ipynb #cd337681
 MODELS = ('cprfl', 'erm', 'mlgcn', 'coop', 'clip')
+_RANGES = dict(
+    purity=dict(low=0), data_seed=dict(low=0), held_out=dict(low=0, below=1), image_size=dict(low=1),
+    tune=dict(low=0), views=dict(low=1), semantics_norm=dict(above=0))
 
 @dataclass
 class Recipe(ModelSettings, DataSettings, RunSettings):
@@ -65,10 +75,18 @@ class Recipe(ModelSettings, DataSettings, RunSettings):
     train:TrainConfig = field(default_factory=TrainConfig) # settings of the training
 
     def __post_init__(self):
-        if isinstance(self.train, dict): self.train = TrainConfig(**self.train)
+        if isinstance(self.train, dict): self.train = from_dict(TrainConfig, self.train, 'train')
+        check_fields(self)
+        self._check_name()
         check_choice('model', self.model, MODELS)
+        for name, bounds in _RANGES.items():
+            if (value := getattr(self, name)) is not None: check_range(name, value, **bounds)
+        if self.unknown is not None: check_choice('unknown', self.unknown, UNKNOWN_LABELS)
         self._check_images()
         self._check_frozen()
+
+    def _check_name(self):
+        if safe_name(self.name).lower() == 'cache': raise ValueError("name: 'cache' is the folder of cached features")
 
     def _check_images(self):
         if not (self.benchmark or self.train_file):
@@ -76,9 +94,6 @@ class Recipe(ModelSettings, DataSettings, RunSettings):
         if self.image_size is None and self.benchmark != 'shapes-lt':
             raise ValueError('image_size: real images differ in size; '
                              'give the edge to squash them to, such as 224')
-        if not 0 <= self.held_out < 1:
-            raise ValueError('held_out: expected a share of the training images in [0, 1), '
-                             f'got {self.held_out}')
 
     def _check_frozen(self):
         if self.frozen and self.cache_images:
@@ -93,29 +108,32 @@ class Recipe(ModelSettings, DataSettings, RunSettings):
     def with_(self,
         **changes # of the recipe, or of its `train` settings
     ):
-        "A copy with other settings; names may be the recipe's or the training's"
-        of_recipe = {k: v for k, v in changes.items() if k in self.__dataclass_fields__}
-        of_training = {k: v for k, v in changes.items() if k not in of_recipe}
+        "A copy with other settings; another model, backbone or loss starts with no keywords"
+        training = changes.pop('train', {})
+        if isinstance(training, TrainConfig): training = vars(training)
         known = [f.name for f in (*fields(self), *fields(TrainConfig))]
-        if unknown := [k for k in of_training if k not in known]:
-            hint = did_you_mean(unknown[0], known)
-            raise ValueError(f'recipe: unknown settings {some(unknown)}; '
-                             f'there are {some(known, len(known))}{hint}')
-        train = replace(of_recipe.pop('train', self.train), **of_training)
+        changes = check_keys('recipe', check_keys('train', training) | changes, known)
+        for owner in ('model', 'backbone', 'loss'):
+            before = getattr(self.train if owner == 'loss' else self, owner)
+            if changes.get(owner, before) != before: changes.setdefault(f'{owner}_args', {})
+        of_recipe = {k: v for k, v in changes.items() if k in self.__dataclass_fields__}
+        train = replace(self.train, **{k: v for k, v in changes.items() if k not in of_recipe})
         return replace(self, **of_recipe, train=train)
+
+    def with_constants(self):
+        "A copy whose loss has the constants that were tuned on its benchmark, unless they are given"
+        from cprfl.losses import loss_constants, loss_keywords
+        if self.benchmark is None: return self
+        loss, usual = self.train.loss, loss_keywords(self.train.loss)
+        tuned = {k: v for k, v in loss_constants(self.benchmark, loss).items() if v != usual.get(k)}
+        return self.with_(loss_args=tuned | self.train.loss_args)
 
     @classmethod
     def from_yaml(cls,
         file:str|Path # of settings, with lines `name: value`
     ):
         "A recipe from a file: `base: frozen-cprfl`, then settings of the recipe or its training"
-        settings = yaml.safe_load(Path(file).read_text())
-        if not isinstance(settings, dict):
-            raise ValueError(f'{file}: expected lines `name: value`, got {settings!r}')
-        try:
-            base = get_recipe(settings.pop('base')) if 'base' in settings else cls()
-            return base.with_(**settings)
-        except (TypeError, ValueError) as e: raise ValueError(f'{file}: {e}') from e
+        return _from_yaml(cls, file)
 
 # %% ../../nbs/runs/recipe.ipynb #19955bd9
 GLOBAL_HEAD = dict(global_path=True, patch_dropout=0.3) # CPRFL + global head
@@ -126,7 +144,7 @@ _MEDIUM_HEAD = dict(d=512, heads=8, head_dim=64, ffn_dim=512)
 _SHAPES = Recipe(
     purity=200, backbone='shapes', backbone_args=dict(stage=3), image_size=96,
     train=TrainConfig(epochs=30, lr=1e-3, backbone_lr=0.3, weight_decay=0.01, ema=0.99, precision='bf16',
-                      augment='shapes', select='last'))
+                      augment='shapes'))
 _PAPER = Recipe(
     backbone='resnet101', pretrained=True, image_size=448, semantics='clip:RN50/openai',
     train=TrainConfig(precision='bf16', num_workers=8))
@@ -161,6 +179,18 @@ def get_recipe(
     name:str # of a recipe, or a YAML file
 ) -> Recipe: # a copy
     "A recipe of the kit, or your own"
-    if Path(name).suffix in ('.yaml', '.yml'): return Recipe.from_yaml(name)
+    return _get_recipe(name)
+
+def _get_recipe(name, above=()):
+    if Path(check_type('recipe', name, str)).suffix in ('.yaml', '.yml'): return _from_yaml(Recipe, name, above)
     check_choice('recipe', name, RECIPES)
     return replace(RECIPES[name])
+
+def _from_yaml(cls, file, above=()):
+    "A recipe from a file; `above` are the files that it is the base of"
+    if (path := Path(file).resolve()) in above: raise ValueError(f'{file}: is the base of itself')
+    settings = check_keys(file, read_yaml(file))
+    try:
+        base = _get_recipe(settings.pop('base'), (*above, path)) if 'base' in settings else cls()
+        return base.with_(**settings)
+    except (TypeError, ValueError) as e: raise ValueError(f'{file}: {e}') from e

@@ -15,7 +15,6 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -25,6 +24,7 @@ from ..files import Owner, read_tensors, reading, write_atomic, write_json, writ
 from ..metrics import multilabel_report
 from .build import Splits, build_model
 from .recipe import Recipe
+from .stored import RunConfig, read_metrics, read_report
 from ..train.alignment import PurificationRecorder
 from ..train.callbacks import NonFiniteLoss
 from ..train.checkpoint import data_key, saved_states
@@ -41,13 +41,9 @@ class Run:
         if not (self.folder / 'config.json').is_file():
             beside = ', '.join(path.name for path in find_runs(self.folder.parent)) or 'none'
             raise FileNotFoundError(f'{self.folder} is not a run (it has no config.json); runs beside it: {beside}')
-        with reading(self.folder / 'config.json') as file:
-            config = json.loads(file.read_text())
-            self.recipe = Recipe(**config['recipe'])
-            self.classes = config['classes']
-            self.groups = {name: np.array(ids, int) for name, ids in config['groups'].items()}
-            self.class_counts = np.array(config['class_counts'])
-            self.num_train = config['num_train']
+        self.config = RunConfig.read(self.folder / 'config.json')
+        self.recipe, self.classes, self.groups = self.config.recipe, self.config.classes, self.config.groups
+        self.class_counts, self.num_train = self.config.class_counts, self.config.num_train
 
     def __repr__(self):
         images = self.recipe.benchmark or self.recipe.train_file
@@ -67,16 +63,16 @@ class Run:
     @property
     def metrics(self):
         "A row per epoch (pandas)"
-        with self._file('metrics.csv', 'no epoch of a training has ended') as file: return pd.read_csv(file)
+        with self._file('metrics.csv', 'no epoch of a training has ended') as file: return read_metrics(file)
 
     @property
     def report(self):
         "The test report"
-        with self._of_the_test('report.json') as file: return json.loads(file.read_text())
+        with self._of_the_test('report.json') as file: return read_report(file, self.config)
 
     @property
     def predictions(self):
-        "Logits on the test set (pandas: path, then a column per class)"
+        "Logits on the test set (pandas: a column of paths, then a column for each class)"
         with self._of_the_test('predictions.parquet') as file: return pd.read_parquet(file)
 
     @property
@@ -145,11 +141,18 @@ def _start_folder(path, recipe, data):
         data=data_key(data.train),
         versions=dict(cprfl=__version__, torch=torch.__version__)))
 
+def _predictions(paths, logits, classes):
+    "The first column has the paths; it is `path`, or `path_` and so on if a class has that name"
+    name = 'path'
+    while name in classes: name += '_'
+    frame = pd.DataFrame(logits.numpy(), columns=list(classes))
+    frame.insert(0, name, paths)
+    return frame
+
 def _write_report(path, test, logits, seconds):
     broken = [name for name, row in zip(test.paths, logits) if not row.isfinite().all()]
     if broken: raise NonFiniteLoss(f'{path}: logits of {len(broken)} test images are not finite: {some(broken, 5)}')
-    frame = pd.DataFrame(logits.numpy(), columns=test.classes)
-    frame.insert(0, 'path', test.paths)
+    frame = _predictions(test.paths, logits, test.classes)
     write_atomic(path / 'predictions.parquet', frame.to_parquet)
     report = multilabel_report(logits, torch.from_numpy(test.targets), test.groups)
     plain = {name: v.tolist() if hasattr(v, 'tolist') else v for name, v in report.items()}
@@ -204,6 +207,7 @@ def run_recipe(
     progress:bool=True # show bars
 ) -> Run:
     "Train (zero-shot CLIP has nothing to train), test, and write the run's folder"
+    recipe = recipe.with_constants()
     path, began, writes = Path(folder) / recipe.name, time.perf_counter(), is_main()
     with Owner(path) if writes else nullcontext(path) as owner:
         _check_resumable(path, recipe, resume, speaks=progress and writes)
@@ -239,6 +243,7 @@ def run_or_open(
     **kw # keywords of `run_recipe`
 ) -> Run:
     "The run of a recipe, computed if it is not there yet"
+    recipe = recipe.with_constants()
     path = Path(folder) / recipe.name
     begun = (path / 'config.json').exists()
     if begun:

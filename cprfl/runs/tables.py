@@ -15,12 +15,12 @@ from threading import Event, Thread
 
 import psutil
 import torch
-import yaml
 from tqdm.auto import tqdm
 
-from ..checks import did_you_mean, some
+from ..checks import check_fields, check_type, some
 from .recipe import GLOBAL_HEAD, Recipe, get_recipe
 from .workers import Worker, side_by_side, why_it_failed
+from ..settings import check_keys, read_yaml
 
 # %% ../../nbs/runs/tables.ipynb #0146dad3
 @dataclass
@@ -36,6 +36,9 @@ class Protocol:
     tower:bool = True # whether the source 'clip' has an image tower, for zero-shot CLIP and CoOp
 
     def __post_init__(self):
+        check_fields(self)
+        for name, kind in dict(sources=str, loss_args=dict, inputs=dict).items():
+            for key, value in getattr(self, name).items(): check_type(f'{name}: {key}', value, kind)
         if 'clip' not in self.sources:
             given = some(self.sources) or 'none'
             raise ValueError(f"protocol: sources must name CPRFL's own semantics 'clip', got {given}")
@@ -51,14 +54,15 @@ class Protocol:
         file:str|Path # of settings; its `recipe` is written as for `Recipe.from_yaml`
     ):
         "A protocol from a file"
-        settings = yaml.safe_load(Path(file).read_text())
         known = [f.name for f in fields(cls)]
-        if unknown := sorted(set(settings) - set(known)):
-            hint = did_you_mean(unknown[0], known)
-            raise ValueError(f'{file}: unknown settings {some(unknown)}{hint}; there are {some(known)}')
-        changes = settings.pop('recipe', {})
-        base = get_recipe(changes.pop('base', 'frozen-cprfl'))
-        return cls(recipe=base.with_(**changes), **settings)
+        settings = check_keys(file, read_yaml(file), known, needs=('title',))
+        try:
+            changes = check_type('recipe', settings.pop('recipe', {}), dict)
+            base = get_recipe(changes.pop('base', 'frozen-cprfl'))
+            protocol = cls(recipe=base.with_(**changes), **settings)
+            all_rows(protocol) # a wrong setting of some row is said now
+        except (TypeError, ValueError) as e: raise ValueError(f'{file}: {e}') from e
+        return protocol
 
 # %% ../../nbs/runs/tables.ipynb #5de88b06
 PROTOCOLS = dict(
@@ -220,12 +224,15 @@ def all_rows(
     "The recipe of every row"
     cprfl, asl = protocol.recipe, ROWS['asl'].recipe(protocol)
     rows = {key: row.recipe(protocol) for key, row in ROWS.items()}
+    def add(key, recipe, label):
+        if key in rows: raise ValueError(f'{label}: another row has the name {key}; choose another')
+        rows[key] = recipe
     for name, source in protocol.sources.items():
-        if name != 'clip': rows[f'cprfl-{name}'] = cprfl.with_(semantics=source)
+        if name != 'clip': add(f'cprfl-{name}', cprfl.with_(semantics=source), f'sources: {name}')
     for label, changes in protocol.inputs.items():
-        rows[f'asl@{_slug(label)}'] = asl.with_(**changes)
-        rows[f'cprfl@{_slug(label)}'] = cprfl.with_(**changes)
-    for label, change in _SEARCH.items(): rows[f'cprfl@{_slug(label)}'] = change(cprfl)
+        add(f'asl@{_slug(label)}', asl.with_(**changes), f'inputs: {label}')
+        add(f'cprfl@{_slug(label)}', cprfl.with_(**changes), f'inputs: {label}')
+    for label, change in _SEARCH.items(): add(f'cprfl@{_slug(label)}', change(cprfl), label)
     return {key: recipe.with_(name=key) for key, recipe in rows.items() if recipe}
 
 # %% ../../nbs/runs/tables.ipynb #94a7da73

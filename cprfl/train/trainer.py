@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EpochSampler', 'evaluating', 'prepared', 'predict', 'evaluate', 'build_accelerator', 'in_use',
-           'training_and_validation', 'default_callbacks', 'build_loader', 'states_to_resume', 'total_loss', 'Parts',
-           'Processes', 'Weights', 'Events', 'Preparation', 'Loop', 'Trainer']
+           'training_and_validation', 'default_callbacks', 'loss_for', 'build_loader', 'states_to_resume', 'total_loss',
+           'Parts', 'Processes', 'Weights', 'Events', 'Preparation', 'Loop', 'Trainer']
 
 # %% ../../nbs/train/trainer.ipynb #61cc984b
 import math
@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler, Sampler, WeightedRandomSampler
 
 from ..data.dataset import MultiLabelDataset
-from ..data.longtail import stratified_split
+from ..data.longtail import class_counts, stratified_split
 from ..losses import build_loss
 from ..metrics import multilabel_report
 from ..model.backbones import preferred_memory_format
@@ -49,12 +49,12 @@ from .config import PRECISIONS, TrainConfig, param_groups
 
 # %% ../../nbs/train/trainer.ipynb #69f494ac
 def _class_aware_weights(
-    targets:np.ndarray # [n, C] labels, 0 or 1
+    targets:np.ndarray # [n, C] labels, 0 or 1; -1 where unknown
 ) -> list: # [n], how often each image is drawn, relative to the others
     "Weights with which every class that has an image is drawn equally often"
-    counts = targets.sum(0)
+    shown, counts = targets > 0, class_counts(targets)
     if not counts.any(): raise ValueError(f"sampler='class_aware': none of the {len(targets)} images carries a class")
-    return (targets / counts.clip(min=1)).sum(1).tolist()
+    return (shown / counts.clip(min=1)).sum(1).tolist()
 
 # %% ../../nbs/train/trainer.ipynb #572b45d4
 class EpochSampler(Sampler):
@@ -62,7 +62,7 @@ class EpochSampler(Sampler):
     def __init__(self,
         n:int, # number of images
         seed:int=0, # of the run
-        targets:np.ndarray|None=None # [n, C] labels, for class-aware sampling
+        targets:np.ndarray|None=None # [n, C] labels, for class-aware sampling; unknown ones are not drawn for
     ):
         self.n = n
         self.seed = seed
@@ -180,7 +180,7 @@ def training_and_validation(
     if config.select == 'valid' and valid is None:
         kept, held = stratified_split(train.targets, config.valid_fraction, config.seed)
         train, valid = train.subset(kept), train.subset(held)
-    if config.select != 'last' and valid is not None and not valid.targets.any():
+    if config.select != 'last' and valid is not None and not valid.class_counts.any():
         raise ValueError(f'select={config.select!r}: the {len(valid)} images to select on show no class at all, so no '
                          "epoch is better than another; use select='last', or give more images")
     return train, valid
@@ -204,6 +204,15 @@ def default_callbacks(
     return callbacks
 
 # %% ../../nbs/train/trainer.ipynb #0a48c519
+def loss_for(
+    train:MultiLabelDataset, # the training set, whose known labels are counted
+    config:TrainConfig # name of the loss and its keywords
+): # a module: loss(logits [B, C], targets [B, C])
+    "The loss that the settings ask for"
+    known = train.known_counts
+    num_samples = len(train) if (known == len(train)).all() else known
+    return build_loss(config.loss, train.class_counts, num_samples, **config.loss_args)
+
 def build_loader(
     train:MultiLabelDataset, # the training set
     config:TrainConfig, # batch size, order, processes that decode
@@ -229,7 +238,7 @@ def states_to_resume(
 def total_loss(
     loss_func:Callable, # logits [B, C], targets [B, C] -> loss
     logits:torch.Tensor|tuple, # [B, C], or one such tensor for each path
-    targets:torch.Tensor # [B, C] zeros and ones
+    targets:torch.Tensor # [B, C] 0 or 1; -1 where a label is unknown
 ) -> torch.Tensor: # []
     "The loss of all paths of a model, in float32"
     paths = logits if isinstance(logits, tuple) else (logits,)
@@ -362,6 +371,11 @@ class Events(Parts):
             raise RuntimeError(f'{where}: {e}') from e
 
 # %% ../../nbs/train/trainer.ipynb #ffb6f297
+def _without_autocast(model):
+    "The model with its own `forward`, which Accelerate keeps while its wrapper is in place"
+    if own := model.__dict__.pop('_original_forward', None): model.forward = own
+    return model
+
 class Preparation(Events, Processes, Weights):
     "How a training begins, and its batches"
     def start(self, source): # see `fit`
@@ -382,7 +396,7 @@ class Preparation(Events, Processes, Weights):
         self.sampler, loader = build_loader(self.train, self.config, self.accelerator.device)
         optimizer = torch.optim.AdamW(param_groups(self.model, self.config), lr=self.config.lr, fused=True)
         self.model, self.optimizer, self.loader = self.accelerator.prepare(self.model, optimizer, loader)
-        self.evaluated = self.accelerator.unwrap_model(self.model)
+        self.evaluated = _without_autocast(self.accelerator.unwrap_model(self.model))
         self.run = self.model
         self.loss_func.to(self.accelerator.device)
         self.steps = math.ceil(len(self.loader) / self.config.accumulate)
@@ -473,8 +487,7 @@ class Trainer(Loop):
     ):
         self.config = config or TrainConfig()
         self.train, self.valid = training_and_validation(train, valid, self.config)
-        self.loss_func = loss or build_loss(self.config.loss, self.train.class_counts, len(self.train),
-                                            **self.config.loss_args)
+        self.loss_func = loss or loss_for(self.train, self.config)
         self.accelerator = build_accelerator(self.config)
         self.layout = preferred_memory_format(model, self.accelerator.device)
         self.model = self.evaluated = model.to(memory_format=self.layout)

@@ -1,14 +1,13 @@
-"Lists, tables, COCO JSON and class folders, and all problems of each at once"
-import json
+"Lists, class files and paths, and all problems of each at once"
 import pickle
 
 import pytest
 from pictures import noise
 from PIL import Image
 
-from cprfl.data.dataset import from_coco, from_csv, from_folder, from_list
+from cprfl.data.dataset import from_list
 from cprfl.data.images import BadDataError, Problem
-from cprfl.data.readers import Row, check_listing, read_classes, read_list
+from cprfl.data.readers import Row, check_listing, read_class_file, read_classes, read_list
 
 CLASSES = ['cat', 'dining table', 'dog']
 
@@ -63,6 +62,93 @@ def bad_list(root):
     (root/'inner.jpg').symlink_to(root/'target.jpg')
     (root/'bad.txt').write_text('\n'.join(text for text, _ in BAD) + '\n')
     return root/'bad.txt'
+
+
+@pytest.mark.parametrize('text, path, labels', [
+    ('my photo.jpg 0 2', 'my photo.jpg', [0, 2]), ('my photo.jpg', 'my photo.jpg', []),
+    ('a b/c 1.jpg\t1', 'a b/c 1.jpg', [1]), ('"my photo" 0', 'my photo', [0]), ('a.jpg.png 1', 'a.jpg.png', [1]),
+    ('a.JPG,0,2', 'a.JPG', [0, 2]), ('photos/17 2', 'photos/17', [2])])
+def test_where_a_path_ends(tmp_path, text, path, labels):
+    (tmp_path/'list.txt').write_text(text)
+    assert read_list(tmp_path/'list.txt', CLASSES).rows == [Row(1, path, labels)]
+
+
+@pytest.mark.parametrize('text, targets', [
+    ('a 0 1 1\nb 0 0 0', [[0, 1, 1], [0, 0, 0]]), ('a 2 0 1\nb 0', [[1, 1, 1], [1, 0, 0]])])
+def test_lists_of_zeros_and_ones(tmp_path, text, targets):
+    (tmp_path/'list.txt').write_text(text)
+    assert read_list(tmp_path/'list.txt', CLASSES).targets.tolist() == targets
+
+
+def test_zeros_and_ones_of_two_classes_are_questioned(tmp_path):
+    (tmp_path/'list.txt').write_text('a 0 1\nb 1 0\n')
+    with pytest.warns(UserWarning, match='read as no and yes'): listing = read_list(tmp_path/'list.txt', CLASSES[:2])
+    assert listing.targets.tolist() == [[0, 1], [1, 0]]
+
+
+@pytest.fixture
+def from_one(tmp_path):
+    (tmp_path/'c.txt').write_text('cat 1\ndog 2\n')
+    return lambda text: ((tmp_path/'l.txt').write_text(text), read_list(tmp_path/'l.txt', tmp_path/'c.txt'))[1]
+
+
+def test_ids_count_as_in_the_class_file(from_one):
+    assert from_one('a 1\nb 2').targets.tolist() == [[1, 0], [0, 1]]
+
+
+def test_a_list_may_count_from_0_all_the_same(from_one):
+    listing = from_one('a 0\nb 1')
+    assert listing.targets.tolist() == [[1, 0], [0, 1]]
+    assert 'its ids count from 0' in listing.notes[-1]
+
+
+def test_ids_that_may_count_from_0_or_1_are_questioned(from_one):
+    with pytest.warns(UserWarning, match='read as counting from 1'): listing = from_one('a 1')
+    assert listing.targets.tolist() == [[1, 0]]
+
+
+def test_ids_with_gaps(tmp_path):
+    (tmp_path/'c.txt').write_text('1 cat\n5 dog\n')
+    (tmp_path/'l.txt').write_text('a 5\nb 2\n')
+    rows = read_list(tmp_path/'l.txt', tmp_path/'c.txt').rows
+    assert rows[0].labels == [1]
+    assert rows[1].problems == ['label 2 is out of range, expected one of 1, 5']
+
+
+# ---- paths from another system
+
+@pytest.fixture
+def windows(root):
+    (root/'images').mkdir()
+    Image.fromarray(noise(11)).save(root/'images/w.png')
+    return root
+
+
+def test_backslashes_are_read_as_slashes(windows):
+    (windows/'l.txt').write_text('images\\w.png 0\n')
+    ds = from_list(windows/'l.txt', CLASSES)
+    assert ds.paths == ['images/w.png']
+    assert ds.notes == ['backslashes are read as slashes in 1 paths, such as images\\w.png: it is images/w.png']
+
+
+def test_a_file_whose_name_has_a_backslash(windows):
+    (windows/'images/w.png').rename(windows/'images\\w.png')
+    (windows/'l.txt').write_text('images\\w.png 0\n')
+    assert from_list(windows/'l.txt', CLASSES).paths == ['images\\w.png']
+
+
+def test_one_image_in_two_spellings_is_a_duplicate(windows):
+    (windows/'l.txt').write_text('images\\w.png 0\nimages/w.png 1\n')
+    with pytest.raises(BadDataError, match='duplicate image'): from_list(windows/'l.txt', CLASSES)
+
+
+@pytest.mark.parametrize('path, why', [
+    ('..\\outside.jpg', 'leaves the image root'), ('images\\..\\..\\outside.jpg', 'leaves the image root'),
+    ('C:\\photos\\a.jpg', 'is absolute'), ('C:photos\\a.jpg', 'names a drive'), ('D:/photos/a.jpg', 'is absolute'),
+    ('\\\\server\\a.jpg', 'is absolute'), ('images\\none.png', 'images/none.png: image is missing')])
+def test_windows_paths_that_are_refused(windows, path, why):
+    (windows/'l.txt').write_text(f'{path} 0\n')
+    with pytest.raises(BadDataError, match=why): from_list(windows/'l.txt', CLASSES)
 
 
 def test_all_problems_of_a_list_are_found_at_once(bad_list):
@@ -158,207 +244,83 @@ def test_thousands_of_images_are_checked(coco_mini):
     (' dining table 1 \r\ncat 0\r\n\r\nhot dog  2', ['cat', 'dining table', 'hot dog']),
     ('cat\ndining table\n', ['cat', 'dining table']),
     ('route 66\nroute 67\n', ['route 66', 'route 67']),
-    ('a_b 0\nc 1', ['a_b', 'c'])])
+    ('a_b 0\nc 1', ['a_b', 'c']),
+    ('dog', ['dog']),
+    ('Formula 1', ['Formula 1']),
+    ('tench, Tinca tinca\ngoldfish, Carassius', ['tench, Tinca tinca', 'goldfish, Carassius']),
+    ('3-toed sloth\n2-toed sloth', ['3-toed sloth', '2-toed sloth']),
+    ('naïve\n猫\xa0\n', ['naïve', '猫'])])
 def test_read_classes(tmp_path, text, names):
-    (tmp_path/'c.txt').write_text(text)
+    (tmp_path/'c.txt').write_text(text, 'utf-8')
     assert read_classes(tmp_path/'c.txt') == names
 
 
+DOG_CAT = [ # files of "dog" and "cat" in the forms of several tools
+    ('c.txt', '0 dog\n1 cat'), ('c.txt', '1\tcat\n0\tdog\n'), ('c.txt', '0: dog\n1: cat'), ('c.txt', '0:dog\n1:cat'),
+    ('c.txt', 'cat: 1\ndog: 0'), ('c.txt', '0. dog\n1. cat'), ('c.txt', '00 dog\n01 cat'), ('c.txt', 'dog,0\ncat,1'),
+    ('c.txt', '"dog"\n"cat"'), ('c.txt', "'dog',\n'cat',"), ('c.txt', '0 "dog"\n1 "cat"'), ('c.names', 'dog\ncat\n'),
+    ('c.csv', 'id,name\n1,cat\n0,dog\n'), ('c.csv', 'name;class_id\ncat;1\ndog;0\n'), ('c.csv', 'name\ndog\ncat\n'),
+    ('c.tsv', 'index\tcolour\tname\n0\tbrown\tdog\n1\tred\tcat\n'), ('c.txt', 'label,name\n0,dog\n1,cat'),
+    ('c.csv', ',name\n0,dog\n1,cat\n'),
+    ('c.json', '["dog", "cat"]'), ('c.txt', "['dog', 'cat']"), ('c.json', '{"1": "cat", "0": "dog"}'),
+    ('c.json', '{"cat": 1, "dog": 0}'), ('c.json', '{"names": ["dog", "cat"]}'),
+    ('c.json', '{"categories": [{"id": 1, "name": "cat"}, {"id": 0, "name": "dog"}]}'),
+    ('c.yaml', 'nc: 2\nnames:\n  0: dog\n  1: cat\n'), ('c.yml', 'names: [dog, cat]')]
+
+
+@pytest.mark.parametrize('name, text', DOG_CAT)
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16'])
+def test_class_files_of_other_tools(tmp_path, name, text, encoding):
+    (tmp_path/name).write_text(text, encoding)
+    found = read_class_file(tmp_path/name)
+    assert found.names == ['dog', 'cat']
+    assert found.ids == [0, 1]
+
+
+def test_classes_of_teachable_machine(tmp_path):
+    (tmp_path/'labels.txt').write_text('0 Class 1\n1 Class 2\n')
+    assert read_classes(tmp_path/'labels.txt') == ['Class 1', 'Class 2']
+
+
+@pytest.mark.parametrize('text', ['class 0\nclass 1\nclass 2', 'level 2\nlevel 0\nlevel 1', '1 star\n2 stars', '0\n1'])
+def test_names_that_differ_only_in_their_number(tmp_path, text):
+    (tmp_path/'c.txt').write_text(text)
+    assert read_classes(tmp_path/'c.txt') == text.splitlines()
+
+
+def test_quotes_keep_a_number_in_its_name(tmp_path):
+    (tmp_path/'c.txt').write_text('"cat 0"\n"dog 1"\n"cat 2"\n')
+    assert read_classes(tmp_path/'c.txt') == ['cat 0', 'dog 1', 'cat 2']
+
+
+@pytest.mark.parametrize('text, ids', [
+    ('dog 1\ncat 2', [1, 2]), ('1 dog\n2 cat', [1, 2]), ('1 dog\n5 cat', [1, 5]), ('{"dog": 7, "cat": 9}', [7, 9])])
+def test_ids_that_do_not_count_from_0(tmp_path, text, ids):
+    (tmp_path/'c.txt').write_text(text)
+    found = read_class_file(tmp_path/'c.txt')
+    assert (found.names, found.ids) == (['dog', 'cat'], ids)
+
+
+@pytest.mark.parametrize('text, names', [
+    ('dog, cat', ['dog', 'cat']), ('route 66\nhighway 61', ['route 66', 'highway 61']),
+    ('0 dog\n1 cat\nbird', ['0 dog', '1 cat', 'bird'])])
+def test_class_files_with_two_readings_are_questioned(tmp_path, text, names):
+    (tmp_path/'c.txt').write_text(text)
+    with pytest.warns(UserWarning, match=r'c\.txt: '): assert read_classes(tmp_path/'c.txt') == names
+
+
+def test_the_note_says_where_the_ids_were(tmp_path):
+    (tmp_path/'c.txt').write_text('1 cat\n0 dog\n')
+    note = f'{tmp_path}/c.txt: the numbers before the names are their ids: 0 dog, 1 cat'
+    assert read_class_file(tmp_path/'c.txt').note == note
+
+
 @pytest.mark.parametrize('text, why', [
-    ('cat 0\ndog 1\ncat 2\n', "c.txt:3: class 'cat' is already on line 1"), ('\n', 'no class')])
+    ('cat 0\ndog 1\ncat 2\n', "c.txt:3: class 'cat' is already on line 1"), ('\n', 'no class'),
+    ('id,name\n', 'no class'), ('id,name\n0\n', 'c.txt:2: expected 2 fields, got 1'),
+    ('["dog", ]]', 'not JSON'), ('{"a": {"b": 1}}', 'expected a list of names'), ('[null]', 'expected a list of names'),
+    ('["dog", "dog"]', "class 'dog' is already there"), ('{"dog": 1, "cat": 1}', 'id 1 is already there'),
+    ('["dog", ""]', "class name '' is not a text")])
 def test_class_names_that_are_refused(tmp_path, text, why):
     (tmp_path/'c.txt').write_text(text)
     with pytest.raises(BadDataError, match=why): read_classes(tmp_path/'c.txt')
-
-
-# ---- CSV
-
-@pytest.mark.parametrize('text', [
-    'path,labels\na.jpg,dog|cat\nb.jpg,\ne.png, dog \n',
-    'Labels,IMAGE\r\ncat;dog,a.jpg\r\n,b.jpg\r\ndog,e.png\r\n',
-    'filename,cat,dog\na.jpg,1,1\nb.jpg,0,0.0\ne.png,False,1\n',
-    'image\tlabels\na.jpg\tcat;dog\ne.png\tdog\nb.jpg\t\n'])
-def test_csv(root, text):
-    (root/'t.csv').write_text(text)
-    ds = from_csv(root/'t.csv', root)
-    assert ds.classes == ['cat', 'dog']
-    assert dict(zip(ds.paths, ds.targets.tolist())) == {'a.jpg': [1, 1], 'b.jpg': [0, 0], 'e.png': [0, 1]}
-
-
-BAD_CSV = [ # the record, and what is said about it
-    ('a.jpg,cat', None),
-    ('b.jpg,zebra', "label 'zebra' is unknown, expected one of cat, dog"),
-    ('', 'empty line'),
-    ('c.jpg,cat|cat', "duplicate label 'cat'"),
-    ('a.jpg,dog', 'duplicate image'),
-    ('d.jpg', 'expected 2 fields, got 1'),
-    ('"../outside.jpg",cat', 'leaves the image root'),
-    (',cat', 'the path is empty'),
-    ('none.jpg,cat', 'image is missing'),
-]
-
-
-@pytest.fixture
-def bad_csv(root):
-    (root/'t.csv').write_text('\n'.join(['path,labels', *(text for text, _ in BAD_CSV)]) + '\n')
-    return root/'t.csv'
-
-
-def test_csv_problems_have_lines(bad_csv):
-    wrong = [(n, message) for n, (_, message) in enumerate(BAD_CSV, 2) if message]
-    problems = problems_of(from_csv, bad_csv, classes=['cat', 'dog'])
-    assert [p.line for p in problems] == [n for n, _ in wrong]
-    for problem, (_, message) in zip(problems, wrong): assert message in problem.message
-
-
-def test_csv_without_its_bad_records(bad_csv):
-    ds = from_csv(bad_csv, classes=['cat', 'dog'], skip_bad=True)
-    assert ds.paths == ['a.jpg']
-    assert len(ds.skipped) == 8
-
-
-@pytest.fixture
-def flags_csv(root):
-    (root/'t.csv').write_text('path,split,cat,dog\na.jpg,train,1,0\nb.jpg,test,x,1\n')
-    return root/'t.csv'
-
-
-def test_given_classes_select_columns(flags_csv):
-    ds = from_csv(flags_csv, classes=['dog', 'cat'], skip_bad=True)
-    assert ds.targets.tolist() == [[0, 1]]
-
-
-def test_a_flag_that_is_no_flag_is_refused(flags_csv):
-    with pytest.raises(BadDataError, match="t.csv:3: column 'cat' is 'x', expected 0 or 1"):
-        from_csv(flags_csv, classes=['dog', 'cat'])
-
-
-def test_a_class_without_a_column_is_refused(flags_csv):
-    with pytest.raises(BadDataError, match='no column cow; the columns are path, split'):
-        from_csv(flags_csv, classes=['cow'])
-
-
-@pytest.mark.parametrize('text, why', [
-    ('file,cat\na.jpg,1\n', 'no column path, image or filename'),
-    ('path\na.jpg\n', 'no column holds labels'),
-    ('path,split\na.jpg,train\n', r'no column labels \(with names\), nor one of 0 and 1 for each class'),
-    ('path,cat,cat\na.jpg,1,1\n', 'two columns'),
-    ('', 'no column path')])
-def test_tables_that_are_refused(root, text, why):
-    (root/'t.csv').write_text(text)
-    with pytest.raises(BadDataError, match=why): from_csv(root/'t.csv')
-
-
-# ---- COCO JSON
-
-COCO = {
-    'images': [
-        {'id': 7, 'file_name': 'a.jpg'}, {'id': 9, 'file_name': 'b.jpg'}, {'id': 2, 'file_name': 'c.jpg'},
-    ],
-    'annotations': [
-        {'id': 1, 'image_id': 7, 'category_id': 18}, {'id': 2, 'image_id': 7, 'category_id': 3},
-        {'id': 3, 'image_id': 7, 'category_id': 3}, {'id': 4, 'image_id': 2, 'category_id': 18},
-    ],
-    'categories': [{'id': 18, 'name': 'dog'}, {'id': 3, 'name': 'car'}],
-}
-
-
-@pytest.fixture
-def coco(root):
-    (root/'c.json').write_text(json.dumps(COCO))
-    return root/'c.json'
-
-
-def test_coco(coco):
-    ds = from_coco(coco, coco.parent)
-    assert ds.classes == ['car', 'dog']
-    assert ds.paths == ['a.jpg', 'b.jpg', 'c.jpg']
-    assert ds.targets.tolist() == [[1, 1], [0, 0], [0, 1]]
-
-
-def test_given_classes_select_categories(coco):
-    assert from_coco(coco, classes=['dog']).targets.tolist() == [[1], [0], [1]]
-    with pytest.raises(BadDataError, match='no category cow; there are car, dog'):
-        from_coco(coco, classes=['cow'])
-
-
-def test_coco_without_annotations(coco):
-    coco.write_text(json.dumps({key: value for key, value in COCO.items() if key != 'annotations'}))
-    assert from_coco(coco).class_counts.tolist() == [0, 0]
-
-
-@pytest.fixture
-def bad_coco(coco):
-    images = [*COCO['images'], {'id': 7, 'file_name': 'd.jpg'}, {'id': 11, 'file_name': 'none.jpg'}]
-    lost = {'id': 5, 'image_id': 99, 'category_id': 3}
-    unknown = {'id': 6, 'image_id': 9, 'category_id': 4}
-    annotations = [*COCO['annotations'], lost, unknown]
-    coco.write_text(json.dumps(COCO | {'images': images, 'annotations': annotations}))
-    return coco
-
-
-def test_coco_problems_name_the_image(bad_coco):
-    problems = problems_of(from_coco, bad_coco)
-    assert [p.message for p in problems] == [
-        'annotation 6 of image 9: category 4 is unknown',
-        'duplicate image id 7',
-        'none.jpg: image is missing',
-        'annotations belong to image 99, which is not among the images',
-    ]
-
-
-def test_coco_without_its_bad_images(bad_coco):
-    assert from_coco(bad_coco, skip_bad=True).paths == ['a.jpg', 'c.jpg']
-
-
-@pytest.mark.parametrize('text, why', [
-    ('{\n"images": [,]}', 'c.json:2: not JSON'), ('[]', 'not COCO'),
-    ('{"images": [{}], "categories": []}', 'not COCO')])
-def test_other_json_is_refused(root, text, why):
-    (root/'c.json').write_text(text)
-    with pytest.raises(BadDataError, match=why): from_coco(root/'c.json', root)
-
-
-# ---- folders
-
-@pytest.fixture
-def zoo(tmp_path):
-    "cat/1.jpg and dog/1.jpg are one image"
-    files = {
-        'cat/1.jpg': 1, 'dog/1.jpg': 1, 'dog/sub/2.png': 2, '3.jpg': 3, 'ox/4.jpg': 4, '.hidden/5.jpg': 5,
-    }
-    root = tmp_path/'zoo'
-    for name, seed in files.items():
-        (root/name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(noise(seed)).save(root/name)
-    (root/'dog/notes.txt').write_text('not an image')
-    (root/'yak').mkdir()
-    return root
-
-
-def test_folders(zoo):
-    ds = from_folder(zoo)
-    assert ds.classes == ['cat', 'dog', 'ox', 'yak']
-    assert ds.class_counts.tolist() == [1, 2, 1, 0]
-    labels = {path: ds.labels(i) for i, path in enumerate(ds.paths)}
-    assert labels == {'3.jpg': [], 'cat/1.jpg': ['cat', 'dog'], 'dog/sub/2.png': ['dog'], 'ox/4.jpg': ['ox']}
-
-
-def test_given_classes_select_folders(zoo):
-    assert from_folder(zoo, classes=['ox', 'cat']).class_counts.tolist() == [1, 1]
-    with pytest.raises(BadDataError, match='no folder cow; there are cat, dog, ox, yak'):
-        from_folder(zoo, classes=['cow'])
-
-
-def test_equal_names_with_other_pixels_are_refused(zoo):
-    Image.fromarray(noise(6)).save(zoo/'dog/1.jpg')
-    with pytest.raises(BadDataError, match='cat/1.jpg and dog/1.jpg have one name but differ'):
-        from_folder(zoo)
-    assert len(from_folder(zoo, union=False)) == 5
-
-
-def test_a_folder_without_classes_is_refused(zoo):
-    with pytest.raises(BadDataError, match='not a folder'): from_folder(zoo/'none')
-    (zoo/'yak/list.csv').write_text('path,labels\n')
-    with pytest.raises(BadDataError, match='no folder of a class in it; did you mean .*list.csv'):
-        from_folder(zoo/'yak')

@@ -1,10 +1,12 @@
 "Attention, Grad-CAM and the pointing game, on models whose maps are known"
 import gc
+from functools import partial, wraps
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from cprfl.data.dataset import ArrayDataset, resize
@@ -22,15 +24,28 @@ from cprfl.look.attention import (
     score_maps,
     upsample_maps,
 )
-from cprfl.model.backbones import Backbone, build_backbone
+from cprfl.look.explorers import AttentionExplorer
+from cprfl.look.prompts import class_similarity
+from cprfl.model.backbones import Backbone, build_backbone, plain_model
 from cprfl.model.baselines import ERM, LearnedContext, ZeroShotCLIP
 from cprfl.model.cprfl import CPRFL
 from cprfl.model.semantics import Clip, load_clip
+from cprfl.train.alignment import purification
+from cprfl.train.config import TrainConfig
+from cprfl.train.trainer import Trainer, predict
 
 
-def small_cprfl():
+def small_cprfl(num_classes=4):
     torch.manual_seed(0)
-    return CPRFL('resnet18', torch.randn(4, 8), d=16, heads=2, head_dim=8, ffn_dim=16)
+    backbone = build_backbone('resnet10t', channels=(8, 8, 16, 16))
+    return CPRFL(backbone, torch.randn(num_classes, 8), d=16, heads=2, head_dim=8, ffn_dim=16)
+
+
+def twice(forward):
+    "A decorator of `forward`"
+    @wraps(forward)
+    def doubled(self, x): return 2 * forward(self, x)
+    return doubled
 
 
 # ---- geometry
@@ -195,6 +210,64 @@ def test_cam_needs_a_backbone():
 def test_cam_needs_a_category_per_image():
     with grad_cam(ERM('resnet18', 3)) as cam:
         with pytest.raises(ValueError, match='2 images and 1 categories'): cam(_images(), [0])
+
+
+# ---- models as a training leaves them
+
+ANALYSES = {
+    'attention': lambda m, data: attention_maps(m, data[0][0][None]).heads.numpy(),
+    'Grad-CAM': lambda m, data: explain_image(m, data[0][0], 1)['gradcam'],
+    'alignment': lambda m, data: purification(m, data)['auc'].to_numpy(),
+    'explorer': lambda m, data: AttentionExplorer(m, data).map().numpy(),
+    'similarity': lambda m, data: class_similarity(plain_model(m).prompts(), data.classes).to_numpy(),
+    'logits': lambda m, data: predict(m, data).numpy()}
+
+
+def _fresh(trained):
+    fresh = small_cprfl(num_classes=3)
+    fresh.load_state_dict(trained.state_dict())
+    return fresh.eval()
+
+
+@pytest.fixture(scope='module', params=['bf16', 'bf16, average', 'fp32, average'])
+def trained(request):
+    "What a training leaves behind, by precision"
+    precision, _, average = request.param.partition(', ')
+    config = TrainConfig(epochs=1, batch_size=10, select='last', augment='none', precision=precision, device='cpu',
+                         ema=0.9 if average else 0.)
+    return Trainer(small_cprfl(num_classes=3), _squares(20), None, config, progress=False).fit().evaluated
+
+
+@pytest.mark.parametrize('analysis', ANALYSES)
+def test_a_trained_model_is_analysed_like_a_fresh_one(trained, analysis):
+    run, data = ANALYSES[analysis], _squares(6)
+    assert np.allclose(run(trained, data), run(_fresh(trained), data), atol=1e-5, equal_nan=True)
+
+
+WRAPPERS = {
+    'several processes': nn.DataParallel,
+    'compiled': partial(torch.compile, backend='eager'),
+    'both': lambda m: torch.compile(nn.DataParallel(m), backend='eager'),
+    'average': torch.optim.swa_utils.AveragedModel,
+    'average of timm': ModelEmaV3,
+    'channels last': lambda m: m.to(memory_format=torch.channels_last)}
+
+
+@pytest.mark.parametrize('analysis', [name for name in ANALYSES if name != 'logits'])
+@pytest.mark.parametrize('wrapper', WRAPPERS)
+def test_a_wrapped_model_is_analysed_like_the_plain_one(wrapper, analysis):
+    run, data, plain = ANALYSES[analysis], _squares(6), small_cprfl(num_classes=3)
+    assert np.allclose(run(WRAPPERS[wrapper](_fresh(plain)), data), run(_fresh(plain), data), atol=1e-4, equal_nan=True)
+
+
+def test_a_decorated_forward_survives_a_training_in_bf16():
+    class Doubled(ERM):
+        @twice
+        def forward(self, x): return super().forward(x)
+    config = TrainConfig(epochs=1, batch_size=10, select='last', augment='none', precision='bf16', device='cpu')
+    m = Trainer(Doubled('resnet18', 3), _squares(10), None, config, progress=False).fit().evaluated
+    images = _images()
+    assert torch.allclose(m(images), 2 * m.from_features(m.patches(images)), atol=1e-5)
 
 
 # ---- what is left behind

@@ -1,20 +1,35 @@
 "Category semantics from every source, and the CLIP in the package"
 import json
 import pickle
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import TouchesAFile
+from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
+from torch import nn
 from torch.nn.functional import normalize
 
 import cprfl.model.semantics
 from cprfl.data.shapes import COLOURS, SHAPES, render_drawing, shapes_classes, shapes_lt
 from cprfl.metrics import average_precision
 from cprfl.model.baselines import ERM, ZeroShotCLIP
-from cprfl.model.semantics import SOURCES, TEMPLATE, Clip, WordTokenizer, category_semantics, fill_template, load_clip
+from cprfl.model.hub import without_waiting
+from cprfl.model.semantics import (
+    SOURCES,
+    TEMPLATE,
+    Clip,
+    WordTokenizer,
+    category_semantics,
+    clip_setup,
+    fill_template,
+    load_clip,
+)
+from cprfl.runs.build import build_model
+from cprfl.runs.recipe import get_recipe
 
 CLASSES = ['red circle', 'red star', 'blue square']
 ASSETS = Path(cprfl.__file__).parent / 'assets'
@@ -188,6 +203,149 @@ def test_a_clip_of_ones_own_from_a_file(tmp_path):
     assert torch.allclose(W, want, atol=1e-5)
 
 
+# ---- the towers that the weights were trained in
+
+VISION = dict(layers=1, width=32, head_width=16, patch_size=16, image_size=32)
+TEXT = dict(context_length=77, vocab_size=49408, width=16, heads=2, layers=1)
+TAGS = dict(
+    openai=dict(quick_gelu=True, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2), interpolation='bicubic'),
+    plain=dict(mean=(0.1, 0.1, 0.1), std=(0.9, 0.9, 0.9), interpolation='bilinear'))
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    "A small architecture that was trained in two ways, and the file with its weights"
+    import open_clip
+    for name, config in dict(tiny={}, quick=dict(quick_gelu=True)).items():
+        file = tmp_path / f'cprfl-{name}.json'
+        file.write_text(json.dumps(dict(embed_dim=8, vision_cfg=VISION, text_cfg=TEXT) | config))
+        open_clip.add_model_config(file)
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model('cprfl-tiny').state_dict(), tmp_path / 'w.pt')
+    download = open_clip.factory.download_pretrained
+    here = lambda cfg, **kw: download(cfg, **kw) if cfg.get('hf_hub') else str(tmp_path / 'w.pt')
+    monkeypatch.setattr(open_clip.factory, 'download_pretrained', here)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, 'cprfl-tiny', dict(TAGS))
+    return tmp_path / 'w.pt'
+
+
+def activations(clip): return {type(m).__name__ for m in clip.model.modules() if 'GELU' in type(m).__name__}
+
+
+@pytest.mark.parametrize('tag, found', [('openai', 'QuickGELU'), ('plain', 'GELU')])
+def test_a_tag_brings_its_activation(tiny, tag, found):
+    assert activations(load_clip(f'clip:cprfl-tiny/{tag}')) == {found}
+
+
+@pytest.mark.parametrize('tag', TAGS)
+def test_a_tag_brings_its_preprocessing(tiny, tag):
+    clip = load_clip(f'clip:cprfl-tiny/{tag}')
+    assert dict(mean=clip.mean, std=clip.std, interpolation=clip.interpolation).items() <= TAGS[tag].items()
+    assert clip.image_size == 32
+
+
+def test_no_warning_is_left_over(tiny, recwarn):
+    load_clip('clip:cprfl-tiny/openai')
+    assert not [w for w in recwarn if 'QuickGELU' in str(w.message)]
+
+
+def test_embeddings_are_those_of_the_right_towers(tiny):
+    import open_clip
+    right = open_clip.create_model('cprfl-quick', pretrained=str(tiny)).eval()
+    clip, tokens = load_clip('clip:cprfl-tiny/openai'), open_clip.tokenize(['a cat', 'a dog'])
+    with torch.no_grad(): assert torch.equal(clip.encode_text(['a cat', 'a dog']), right.encode_text(tokens))
+
+
+@pytest.mark.parametrize('interpolation', ['bicubic', 'bilinear'])
+def test_images_are_resized_as_the_tag_says(tiny, interpolation):
+    tag = next(tag for tag, cfg in TAGS.items() if cfg['interpolation'] == interpolation)
+    clip, x = load_clip(f'clip:cprfl-tiny/{tag}'), torch.rand(2, 3, 50, 50)
+    resized = torch.nn.functional.interpolate(x, (32, 32), mode=interpolation, antialias=True).clamp(0, 1)
+    assert torch.equal(clip.encode_image(x), clip.encode_image(resized))
+
+
+@pytest.mark.parametrize('source, found', [
+    ('{file}', None), ('openai={file}', 'QuickGELU'), ('plain={file}', 'GELU')])
+def test_a_file_is_taken_for_what_it_was_trained_as(tiny, source, found):
+    source = f'clip:cprfl-tiny/{source.format(file=tiny)}'
+    if found: assert activations(load_clip(source)) == {found}
+    else:
+        with pytest.raises(ValueError, match='trained in several ways.*clip:cprfl-tiny/openai='): load_clip(source)
+
+
+def test_the_name_of_a_file_may_say_it(tiny):
+    file = tiny.rename(tiny.with_name('tiny-openai.pt'))
+    assert activations(load_clip(f'clip:cprfl-tiny/{file}')) == {'QuickGELU'}
+
+
+def test_a_file_with_one_reading_needs_no_tag(tiny, monkeypatch):
+    import open_clip
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, 'cprfl-tiny', dict(openai=TAGS['openai']))
+    clip = load_clip(f'clip:cprfl-tiny/{tiny}')
+    assert activations(clip) == {'QuickGELU'}
+    assert clip.mean == (0.5, 0.4, 0.3)
+
+
+@pytest.mark.parametrize('arch, tag, quick', [
+    ('RN50', 'openai', True), ('RN101', 'yfcc15m', True), ('ViT-B-16', 'dfn2b', True),
+    ('ViT-B-16', 'datacomp_xl_s13b_b90k', False),
+    ('ViT-B-32-quickgelu', 'metaclip_400m', True), ('ViT-H-14-378-quickgelu', 'dfn5b', True),
+    ('ViT-L-14', 'laion2b_s32b_b82k', False), ('roberta-ViT-B-32', 'laion2b_s12b_b32k', True)])
+def test_the_activation_of_published_weights(arch, tag, quick):
+    assert clip_setup(arch, tag).quick_gelu == quick
+
+
+def test_towers_that_open_clip_built_otherwise_are_refused(tiny, monkeypatch):
+    import open_clip
+    create = open_clip.create_model_and_transforms
+    monkeypatch.setattr(open_clip, 'create_model_and_transforms', lambda *a, force_quick_gelu, **kw: create(*a, **kw))
+    with pytest.raises(RuntimeError, match='expected towers with QuickGELU'): load_clip('clip:cprfl-tiny/openai')
+
+
+@pytest.mark.parametrize('model', ['clip', 'coop', 'cprfl'])
+def test_every_model_of_a_recipe_has_the_right_towers(tiny, model):
+    source = 'clip:cprfl-tiny/openai'
+    recipe = get_recipe('shapes-clip').with_(model=model, semantics=source, backbone=source, backbone_args={})
+    built, classes = build_model(recipe, CLASSES), [type(m) for m in build_model(recipe, CLASSES).modules()]
+    assert QuickGELU in classes
+    assert nn.GELU not in classes or model == 'cprfl' # the PI network has one of its own
+    if model == 'cprfl': assert torch.equal(built.semantics, category_semantics(CLASSES, source))
+
+
+def test_a_script_archive_says_how_to_convert_it(tiny):
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tiny)
+    with pytest.raises(ValueError, match='w.pt cannot be used: it is a TorchScript archive'):
+        load_clip(f'clip:cprfl-tiny/openai={tiny}')
+
+
+def test_a_missing_file_of_a_tag_is_named(tiny):
+    with pytest.raises(FileNotFoundError, match='no such file: nowhere.pt'):
+        load_clip('clip:cprfl-tiny/openai=nowhere.pt')
+
+
+# ---- without a network
+
+@pytest.fixture
+def unreachable(monkeypatch):
+    monkeypatch.setattr('cprfl.model.hub.is_reachable', lambda url: False)
+    monkeypatch.setattr(time, 'sleep', lambda seconds: pytest.fail('waited'))
+
+
+def test_weights_that_cannot_be_had_are_told_at_once(unreachable, tiny, monkeypatch):
+    import open_clip
+    on_the_hub = TAGS['openai'] | dict(hf_hub='nobody/cprfl-nothing/')
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, 'cprfl-tiny', dict(openai=on_the_hub))
+    with pytest.raises(RuntimeError, match='clip:cprfl-tiny/openai could not be fetched .*clip:cprfl-tiny/PATH'):
+        load_clip('clip:cprfl-tiny/openai')
+
+
+def test_the_hub_is_as_it_was_afterwards(unreachable):
+    from huggingface_hub import constants
+    before = constants.HF_HUB_OFFLINE
+    with without_waiting(): assert constants.HF_HUB_OFFLINE
+    assert constants.HF_HUB_OFFLINE == before
+
+
 # ---- the CLIP in the package
 
 def test_the_package_stays_small():
@@ -213,6 +371,9 @@ def test_clip_takes_bytes_and_floats_of_any_size(clip):
     assert clip.encode_image(x).shape == (2, 128)
     assert torch.equal(clip.encode_image(x), clip.encode_image(x.float() / 255))
     assert clip.encode_image(x[:, :, ::2, :48]).shape == (2, 128)
+
+
+def test_the_clip_in_the_package_has_gelu(clip): assert activations(clip) == {'GELU'}
 
 
 def test_zero_shot_knows_the_drawings(clip):

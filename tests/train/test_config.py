@@ -1,4 +1,7 @@
 "Settings that are wrong are refused at once, and parameters learn as the settings say"
+import math
+
+import numpy as np
 import pytest
 from toys import picture_model
 
@@ -21,12 +24,34 @@ WRONG = [
     (dict(clip_grad=-1), 'clip_grad'),
     (dict(warmup=1.5), 'warmup: expected 0 to 1'),
     (dict(patience=3, select='last'), 'stopping early needs'),
+    (dict(epochs=1.5), 'epochs: expected a whole number, got 1.5'),
+    (dict(epochs=True), 'epochs: expected a whole number, got True'),
+    (dict(epochs='3'), "epochs: expected a whole number, got '3'"),
+    (dict(seed=2**32), 'seed: expected at most'),
+    (dict(lr=math.inf), 'lr: expected a finite number, got inf'),
+    (dict(lr=10**400), 'lr: expected a finite number'),
+    (dict(lr='1e-3'), "lr: expected a finite number, got '1e-3'"),
+    (dict(loss_args=None), 'loss_args: expected a dictionary whose keys are texts, got None'),
+    (dict(loss_args=[1]), 'loss_args: expected a dictionary'),
+    (dict(loss_args={1: 2}), 'loss_args: expected a dictionary'),
+    (dict(loss_args=dict(gama_neg=1)), 'loss_args: .*did you mean gamma_neg'),
+    (dict(loss='db_focal', loss_args=dict(neg_scale=0)), 'loss_args: neg_scale: expected above 0, got 0'),
+    (dict(loss_args=dict(clip='x')), "loss_args: clip: expected at least 0 and below 1, got 'x'"),
+    (dict(compile=3), 'compile: expected a text or None, got 3'),
+    (dict(precision=['fp32']), r"precision: expected a text, got \['fp32'\]"),
 ]
 
 
 @pytest.mark.parametrize('settings, words', WRONG, ids=[' '.join(settings) for settings, _ in WRONG])
 def test_settings_are_checked(settings, words):
     with pytest.raises(ValueError, match=words): TrainConfig(**settings)
+
+
+@pytest.mark.parametrize('given', [np.int64(3), np.uint8(3)])
+def test_counts_of_numpy_become_plain(given): assert type(TrainConfig(epochs=given).epochs) is int
+
+
+def test_a_whole_number_is_a_rate(): assert TrainConfig(lr=1).lr == 1
 
 
 # ---- parameter groups
