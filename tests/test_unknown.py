@@ -122,15 +122,17 @@ def test_other_numbers_are_no_labels(bad):
 
 def test_swapped_arguments_are_noticed():
     y = torch.tensor([[0., 1.], [1., 0.]])
-    with pytest.raises(ValueError, match='are logits and targets swapped'): build_loss('bce')(y, torch.randn(2, 2))
-    with pytest.raises(TypeError, match='are logits and targets swapped'): build_loss('bce')(y.long(), torch.randn(2, 2))
+    loss, x = build_loss('bce'), torch.randn(2, 2)
+    with pytest.raises(ValueError, match='are logits and targets swapped'): loss(y, x)
+    with pytest.raises(TypeError, match='are logits and targets swapped'): loss(y.long(), x)
 
 
 @pytest.mark.parametrize('name', ['rw_inv', 'rw_sqrt_inv', 'cb_focal', 'db_focal', 'db_nofocal'])
 def test_a_class_counts_its_known_images(name, batch):
     "Weights from N_c are those of a training set with N_c images"
     x, y = torch.randn(4, 1), torch.tensor([[0], [1], [1], [0]])
-    both = build_loss(name, [20, 20], [1000, 200], reduction='none')(x.expand(4, 2), torch.cat([y, -torch.ones(4, 1)], 1))
+    unknown = -torch.ones(4, 1)
+    both = build_loss(name, [20, 20], [1000, 200], reduction='none')(x.expand(4, 2), torch.cat([y, unknown], 1))
     alone = build_loss(name, [20], 1000, reduction='none')(x, y)
     torch.testing.assert_close(both[:, :1], alone)
 
