@@ -113,7 +113,7 @@ def _check_quotes(file, text, records):
 @dataclass
 class Table:
     "A table of texts"
-    file:str|Path
+    file:str|Path # where it is from
     header:list # names of the columns
     rows:list # a `Row` for each record, with what is wrong with it
     sound:list # the rows that have a field for each column
