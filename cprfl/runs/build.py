@@ -221,7 +221,7 @@ def build_model(
 
 def _build_backbone(recipe, load_weights):
     pretrained, weights = (recipe.pretrained, recipe.weights) if load_weights else (False, None)
-    backbone = build_backbone(recipe.backbone, pretrained, weights, recipe.normalize, recipe.image_size,
-                              **recipe.backbone_args)
+    size = recipe.image_size or 64 # None: Shapes-LT as it is
+    backbone = build_backbone(recipe.backbone, pretrained, weights, recipe.normalize, size, **recipe.backbone_args)
     if recipe.frozen: backbone.requires_grad_(False)
     return TunedBackbone(backbone, recipe.tune) if recipe.tune else backbone
