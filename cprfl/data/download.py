@@ -28,6 +28,7 @@ import urllib3
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from ..checks import check_range
 from .images import check_images, image_problem, path_problem
 from ..files import write_atomic, write_text
 
@@ -547,6 +548,8 @@ def prepare_benchmark( # noqa: PLR0913 - the options of `cprfl_prepare`, and mir
 ) -> Prepared: # a summary, to be printed
     "Put a benchmark's lists and images into root/name, verified; if stopped, run it again to go on"
     sources = SOURCES if sources is None else sources
+    for option, given in (('workers', workers), ('retries', retries)): check_range(option, given, low=1)
+    check_range('wait', wait, low=0)
     if name == 'shapes-lt': raise PrepareError('shapes-lt is drawn when loaded, there is nothing to prepare')
     if name not in sources: raise PrepareError(f"unknown benchmark {name!r}, available: {', '.join(sources)}")
     for option, folder in (('lists', lists), ('images', images)):

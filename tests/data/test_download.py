@@ -576,6 +576,12 @@ def test_names_with_odd_characters_are_asked_for_as_such(web, coco, tmp_path):
     assert go('coco-lt', tmp_path, coco).images['train'] == 1
 
 
+@pytest.mark.parametrize('kw', [dict(workers=0), dict(retries=0), dict(wait=-1)])
+def test_numbers_out_of_range_are_refused(coco, tmp_path, kw):
+    with pytest.raises(ValueError, match=f'{next(iter(kw))}.*expected'):
+        prepare_benchmark('coco-lt', tmp_path, sources=coco, **kw)
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path/'file').write_text('in the way')
     (tmp_path/'lists').mkdir()
