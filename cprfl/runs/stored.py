@@ -22,7 +22,7 @@ from .recipe import Recipe
 from ..settings import check_keys, from_dict, read_json
 
 # %% ../../nbs/runs/stored.ipynb #79d4de15
-def _numbers(version): return [int(n) for n in re.findall(r'\d+', str(version))[:3]]
+def _numbers(version): return [int(n) for n in re.findall(r'\d{1,9}', str(version))[:3]]
 
 def _hint(config):
     "Why a file may have settings that do not exist here"
@@ -40,7 +40,7 @@ def _check_classes(where, classes):
 
 def _check_indices(where, ids, below):
     for i in check_type(where, ids, list):
-        if not 0 <= check_type(where, i, int) < below: raise ValueError(f'{where}: expected 0 to {below - 1}, got {i}')
+        if not 0 <= check_type(where, i, int) < below: raise ValueError(f'{where}: expected 0 to {below - 1}, got {brief(i)}')
     return np.array(ids, int)
 
 # %% ../../nbs/runs/stored.ipynb #13cceba7
@@ -66,7 +66,7 @@ class RunConfig:
     def _checked(cls, config):
         classes = _check_classes('classes', config['classes'])
         C, groups = len(classes), check_type('groups', config['groups'], dict)
-        groups = {name: _check_indices(f'groups: {name}', ids, C) for name, ids in groups.items()}
+        groups = {name: _check_indices(f'groups: {brief(name)}', ids, C) for name, ids in groups.items()}
         num_train = check_type('num_train', config['num_train'], int)
         counts = _check_indices('class_counts', config['class_counts'], num_train + 1)
         if len(counts) != C: raise ValueError(f'class_counts: expected {C} of them, got {len(counts)}')
