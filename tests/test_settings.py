@@ -57,7 +57,8 @@ def test_a_byte_order_mark_is_no_part_of_the_text(file):
     ('epochs: yes', 'epochs: expected a whole number, got True'), ('lr: .nan', 'lr: expected a finite number, got nan'),
     ('name: 3', 'name: expected a text, got 3'), ('name: ../up', 'name: expected a plain name'),
     ('name: cache', 'cached'), ('base: [a]', "recipe: expected a text, got ['a']"),
-    ('train: [1]', 'train: expected names with values'), ('train: {epoch: 3}', 'unknown settings epoch'), ('views: 0', 'views: expected at least 1'),
+    ('train: [1]', 'train: expected names with values'),
+    ('train: {epoch: 3}', 'unknown settings epoch'), ('views: 0', 'views: expected at least 1'),
     ('loss_args: {gamma: 1}', "loss_args: loss 'asl'"), ('loss: [asl]', 'loss: expected a text'),
     ('semantics_norm: 0', 'semantics_norm: expected above 0'), ('normalize: 1', 'normalize: expected True or False')])
 def test_recipes_that_are_refused(file, content, words): assert words in refused(Recipe.from_yaml, file, content)

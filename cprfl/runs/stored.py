@@ -40,7 +40,8 @@ def _check_classes(where, classes):
 
 def _check_indices(where, ids, below):
     for i in check_type(where, ids, list):
-        if not 0 <= check_type(where, i, int) < below: raise ValueError(f'{where}: expected 0 to {below - 1}, got {brief(i)}')
+        if 0 <= check_type(where, i, int) < below: continue
+        raise ValueError(f'{where}: expected 0 to {below - 1}, got {brief(i)}')
     return np.array(ids, int)
 
 # %% ../../nbs/runs/stored.ipynb #13cceba7
