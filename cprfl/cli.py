@@ -30,7 +30,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from .checks import did_you_mean
 from .runs.recipe import MODELS, RECIPES, DataSettings, ModelSettings, Recipe, RunSettings, get_recipe
 from .text import VisibleStream, visible
-from .train.config import TrainConfig
+from .train.config import TrainConfig, choose_device
 
 # %% ../nbs/cli.ipynb #e25cc788
 _REGISTRY = ConstructorRegistry()
@@ -329,25 +329,27 @@ class EvaluateOptions:
     list:str|None = None # other images to test on; the run's own test set when left out
     root:str|None = None # folder of these images
     batch_size:int = 64 # images per forward pass
+    device:str = 'auto' # auto, cpu, cuda or mps
 
 @console(EvaluateOptions, 'cprfl_evaluate runs/mine --list more.csv')
 def evaluate(o:EvaluateOptions):
     "Test a run: mAP by group, precision and recall"
     from cprfl.metrics import format_report
-    from cprfl.runs.build import Splits
+    from cprfl.runs.build import read_test_file
     from cprfl.runs.run import Run
     from cprfl.train.trainer import evaluate as score
     run = Run(o.run)
     if o.list:
-        files = dict(benchmark=None, train_file=o.list, test_file=None, root=o.root, held_out=0.)
-        test = Splits.read(run.recipe.with_(**files)).train
+        files = dict(benchmark=None, train_file=run.recipe.train_file or o.list, test_file=None, root=o.root)
+        test = read_test_file(run.recipe.with_(**files, held_out=0.), o.list, run.classes, run.groups)
     else: test = run.test_set()
     if test is None: raise ValueError(f'{run.folder} has no test set of its own; give one with --list')
     if test.classes != run.classes:
         theirs, ours = test.classes[:3], run.classes[:3]
-        raise ValueError(f'these images have other classes ({theirs}...) than the run ({ours}...)')
+        raise ValueError(f'these images have other classes now ({theirs}...) than the run ({ours}...)')
     test.groups = run.groups
-    print(format_report(score(run.model(), test, batch_size=o.batch_size, progress=True)))
+    if o.list and test.notes: print('\n'.join(test.notes))
+    print(format_report(score(run.model().to(choose_device(o.device)), test, batch_size=o.batch_size, progress=True)))
     print(f'\nrun: {run.folder}')
 
 # %% ../nbs/cli.ipynb #ab3fcb79
@@ -357,6 +359,7 @@ class PredictOptions:
     run:Positional[Annotated[str, arg(metavar='RUN')]] # a run's folder
     images:Positional[Annotated[list[str], arg(metavar='IMAGE [IMAGE ...]', help_behavior_hint='(required)')]] # files
     k:int = 3 # categories to show
+    device:str = 'auto' # auto, cpu, cuda or mps
 
 @console(PredictOptions, 'cprfl_predict runs/mine holiday.jpg kitchen.jpg')
 def predict(o:PredictOptions):
@@ -365,15 +368,18 @@ def predict(o:PredictOptions):
 
     from cprfl.data.dataset import read_image
     from cprfl.data.longtail import group_names
+    from cprfl.model.baselines import readable_scores
     from cprfl.runs.run import Run
     if not o.images: raise ValueError('give one or more image files')
     run = Run(o.run)
-    model = run.model()
+    device = choose_device(o.device)
+    model = run.model().to(device)
     groups = group_names(run.groups, len(run.classes))
     for file in o.images:
         image = _resized(read_image(file), run.recipe)
-        with torch.inference_mode(): scores = model(image[None])[0].sigmoid()
+        with torch.inference_mode(): scores, kind = readable_scores(model, model(image[None].to(device))[0])
         print(file)
+        print(f'  {kind}')
         for score, i in zip(*scores.topk(min(o.k, len(scores)))):
             print(f'  {score:7.3f}  {run.classes[i]}  ({groups[i]})')
 
@@ -457,19 +463,17 @@ class BenchOptions:
     heads:int = 8 # attention heads
     head_dim:int = 64 # width of a head
     ffn_dim:int = 512 # hidden size of the feed-forward network
-    device:str = 'auto' # auto, cpu or cuda
+    device:str = 'auto' # auto, cpu, cuda or mps
     repeats:int = 3 # of each measurement
 
 @console(BenchOptions, 'cprfl_bench train,eval --out speed')
 def bench(o:BenchOptions):
     "Measure a training step, an evaluation, the metrics, the cost of many classes, or the reading of images"
-    import torch
-
     from cprfl.bench import BENCHES, machine, write_table
     wanted = o.what.replace(' ', '').split(',')
     if unknown := [name for name in wanted if name not in BENCHES]:
         raise ValueError(f"what: expected some of {', '.join(BENCHES)}, got {', '.join(unknown)}")
-    if o.device == 'auto': o.device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    o.device = choose_device(o.device).type
     names = ('backbone', 'size', 'd', 'heads', 'head_dim', 'ffn_dim', 'device')
     head = {name: getattr(o, name) for name in names}
     print(machine(o.device))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIGURES', 'average_precision', 'check_groups', 'group_means', 'topk_predictions', 'multilabel_report',
-           'format_report']
+           'report_groups', 'format_report']
 
 # %% ../nbs/metrics.ipynb #2a8eda76
 import warnings
@@ -205,13 +205,19 @@ def _class_rows(ap, classes):
     width = max(map(len, classes))
     return [f'{classes[c]:<{width}} {_percent(ap[c]):>6}' for c in order]
 
+def report_groups(
+    report:dict # from `multilabel_report`
+) -> list: # 'total', and the names of the groups
+    "The entries of a report that are mAP, in their order"
+    return list(report)[:list(report).index('ap')]
+
 def format_report(
     report:dict, # from `multilabel_report`
     classes:Sequence[str]|None=None # [C] names, to list each class's AP as well
 ) -> str: # several lines, in percent
     "A report as text; print it"
     at_k, limit = report['topk'], report['threshold']
-    groups = list(report)[:list(report).index('ap')]
+    groups = report_groups(report)
     at_limit = f'at {limit:g}' if isinstance(limit, float) else 'at its own'
     lines = [_row('mAP %', groups, [report[g] for g in groups]),
              _row(at_limit, FIGURES, [report[f] for f in FIGURES]),

@@ -54,11 +54,11 @@ def show_images(
     fig, axes = new_axes(None, size, nrows=rows, ncols=columns, squeeze=False)
     for ax in axes.flat: ax.set_axis_off()
     for ax, i in zip(axes.flat, indices):
-        ax.imshow(dataset[i][0].permute(1, 2, 0).numpy())
+        image = dataset[i][0]
+        ax.imshow(image.permute(1, 2, 0).numpy())
         names = '\n'.join(map(figure_text, true_labels(dataset, i)))
         ax.set_title(names, fontsize=8, loc='left', y=0, va='top', pad=-3)
-        known = getattr(dataset, 'boxes', None)
-        for _, *box in known[i] if boxes and known else (): _frame(ax, box)
+        for _, *box in dataset.boxes_at(i, image.shape[-2:]) if boxes else (): _frame(ax, box)
     fig.get_layout_engine().set(h_pad=0.25)
     return fig, axes
 

@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'run': ['Run', 'find_runs', 'open_runs', 'is_main', 'run_recipe', 'run_or_open'],
     'tables': ['PROTOCOLS', 'ROWS', 'Protocol', 'get_protocol', 'Row', 'Change', 'all_rows', 'Table',
                'all_tables', 'default_workers', 'seeded', 'run_many'],
-    'report': ['MAP_COLUMNS', 'FORMATS', 'collect', 'intervals', 'paper_results', 'make_table', 'caption',
+    'report': ['FORMATS', 'collect', 'intervals', 'paper_results', 'make_table', 'caption',
                'format_table', 'compare_to', 'write_tables', 'Results', 'read_tables', 'results_table',
                'summarise', 'ensemble_report'],
 })

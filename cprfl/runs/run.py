@@ -28,7 +28,7 @@ from .stored import RunConfig, read_metrics, read_report
 from ..train.alignment import PurificationRecorder
 from ..train.callbacks import NonFiniteLoss
 from ..train.checkpoint import data_key, saved_states
-from ..train.config import MAY_CHANGE_ON_RESUME
+from ..train.config import MAY_CHANGE_ON_RESUME, choose_device
 from ..train.trainer import Trainer, predict
 
 # %% ../../nbs/runs/run.ipynb #3f295363
@@ -226,7 +226,7 @@ def run_recipe(
 
 def _fit(recipe, model, data, owner, callbacks, resume, progress):
     "The trained model, the accelerator that trained it, and seconds of training before it was stopped, if it was"
-    if recipe.model == 'clip': return model, None, 0. # ready as it is
+    if recipe.model == 'clip': return model.to(choose_device(recipe.train.device)), None, 0. # ready as it is
     if recipe.model == 'cprfl' and recipe.purity and data.test is not None:
         callbacks = [*callbacks, PurificationRecorder(data.test, recipe.purity, Path(owner))]
     valid = data.test if recipe.train.select == 'test' else None

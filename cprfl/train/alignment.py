@@ -25,30 +25,33 @@ from .trainer import evaluating
 # %% ../../nbs/train/alignment.ipynb #01de4068
 def roc_auc(
     scores:np.ndarray, # [N, C], larger is more certain
-    targets:np.ndarray # [N, C] zeros and ones
-) -> np.ndarray: # [C] in 0..1, nan where a class has no positive or no negative
+    targets:np.ndarray # [N, C] 0 or 1; -1 where a label is unknown
+) -> np.ndarray: # [C] in 0..1, nan where a class has no known positive or no known negative
     "Probability that a positive image scores above a negative one, for each class"
     from sklearn.metrics import roc_auc_score
-    scores, y = np.asarray(scores), np.asarray(targets) != 0
-    auc = np.full(y.shape[1], np.nan)
-    for c in np.flatnonzero(y.any(0) & ~y.all(0)): auc[c] = roc_auc_score(y[:, c], scores[:, c])
+    scores, targets = np.asarray(scores), np.asarray(targets)
+    positive, negative = targets > 0, targets == 0
+    auc = np.full(targets.shape[1], np.nan)
+    for c in np.flatnonzero(positive.any(0) & negative.any(0)):
+        rows = targets[:, c] >= 0
+        auc[c] = roc_auc_score(positive[rows, c], scores[rows, c])
     return auc
 
 # %% ../../nbs/train/alignment.ipynb #d761e493
 def alignment_table(
     logits:np.ndarray, # [N, C]
     cosines:np.ndarray, # [N, C] of P' with P
-    targets:np.ndarray, # [N, C] zeros and ones
+    targets:np.ndarray, # [N, C] 0 or 1; -1 where a label is unknown
     classes:list, # C names
-    groups:dict # head, medium, tail -> class indices
+    groups:dict # name -> class indices
 ) -> pd.DataFrame: # class, group, auc of the logits, positive and negative (mean cosines), positives (images)
     "How well P' aligns with P on positive images of each class, and on negative ones"
-    y = np.asarray(targets) != 0
-    columns = {'class': list(classes), 'group': group_names(groups, len(classes)), 'auc': roc_auc(logits, y)}
-    for name, mask in (('positive', y), ('negative', ~y)):
+    positive, negative = np.asarray(targets) > 0, np.asarray(targets) == 0
+    columns = {'class': list(classes), 'group': group_names(groups, len(classes)), 'auc': roc_auc(logits, targets)}
+    for name, mask in (('positive', positive), ('negative', negative)):
         kept = np.where(mask, np.asarray(cosines, float), np.nan) # float64, which a text file gives back exactly
         columns[name] = pd.DataFrame(kept).mean().to_numpy()
-    return pd.DataFrame(columns | {'positives': y.sum(0)})
+    return pd.DataFrame(columns | {'positives': positive.sum(0)})
 
 # %% ../../nbs/train/alignment.ipynb #f8b72829
 @torch.no_grad()
@@ -79,12 +82,12 @@ def purification(
 
 # %% ../../nbs/train/alignment.ipynb #598c6ae6
 def spread_images(
-    targets:np.ndarray, # [N, C] zeros and ones
+    targets:np.ndarray, # [N, C] 0 or 1; -1 where a label is unknown
     n:int=200, # images wanted
     seed:int=0 # of the draw
 ) -> np.ndarray: # indices of min(n, N) images, rising
     "A small set of images in which each class has positives: n / C of them where there are as many"
-    y, rng = np.asarray(targets) != 0, np.random.default_rng(seed)
+    y, rng = np.asarray(targets) > 0, np.random.default_rng(seed)
     order, chosen = rng.permutation(len(y)), np.zeros(len(y), bool)
     share = max(1, n // y.shape[1])
     for c in np.argsort(y.sum(0), kind='stable'):

@@ -93,7 +93,7 @@ class Finite(Callback):
 
 # %% ../../nbs/train/callbacks.ipynb #64f961d1
 class MeanLoss(Callback):
-    "The mean loss of an epoch over the images of all processes"
+    "The mean loss of an epoch over the known labels of all processes"
     order = -70
 
     def before_epoch(self, trainer):
@@ -101,8 +101,9 @@ class MeanLoss(Callback):
         self.seen = 0
 
     def after_batch(self, trainer):
-        self.total = self.total + trainer.loss.detach() * len(trainer.x)
-        self.seen += len(trainer.x)
+        known = (trainer.y >= 0).sum()
+        self.total = self.total + trainer.loss.detach() * known
+        self.seen = self.seen + known
 
     def after_epoch(self, trainer):
         total, seen = trainer.over_processes(self.total, self.seen)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EpochSampler', 'evaluating', 'prepared', 'predict', 'evaluate', 'build_accelerator', 'in_use',
-           'training_and_validation', 'default_callbacks', 'build_loader', 'states_to_resume', 'total_loss', 'Parts',
-           'Processes', 'Weights', 'Events', 'Preparation', 'Loop', 'Trainer']
+           'training_and_validation', 'default_callbacks', 'loss_for', 'build_loader', 'states_to_resume', 'total_loss',
+           'Parts', 'Processes', 'Weights', 'Events', 'Preparation', 'Loop', 'Trainer']
 
 # %% ../../nbs/train/trainer.ipynb #61cc984b
 import math
@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler, Sampler, WeightedRandomSampler
 
 from ..data.dataset import MultiLabelDataset
-from ..data.longtail import stratified_split
+from ..data.longtail import class_counts, stratified_split
 from ..losses import build_loss
 from ..metrics import multilabel_report
 from ..model.backbones import preferred_memory_format
@@ -45,16 +45,16 @@ from cprfl.train.callbacks import (
     Views,
 )
 from .checkpoint import Checkpoint, RunFolder, resume, saved_states
-from .config import PRECISIONS, TrainConfig, param_groups
+from .config import PRECISIONS, TrainConfig, choose_device, param_groups
 
 # %% ../../nbs/train/trainer.ipynb #69f494ac
 def _class_aware_weights(
-    targets:np.ndarray # [n, C] labels, 0 or 1
+    targets:np.ndarray # [n, C] labels, 0 or 1; -1 where unknown
 ) -> list: # [n], how often each image is drawn, relative to the others
     "Weights with which every class that has an image is drawn equally often"
-    counts = targets.sum(0)
+    shown, counts = targets > 0, class_counts(targets)
     if not counts.any(): raise ValueError(f"sampler='class_aware': none of the {len(targets)} images carries a class")
-    return (targets / counts.clip(min=1)).sum(1).tolist()
+    return (shown / counts.clip(min=1)).sum(1).tolist()
 
 # %% ../../nbs/train/trainer.ipynb #572b45d4
 class EpochSampler(Sampler):
@@ -62,7 +62,7 @@ class EpochSampler(Sampler):
     def __init__(self,
         n:int, # number of images
         seed:int=0, # of the run
-        targets:np.ndarray|None=None # [n, C] labels, for class-aware sampling
+        targets:np.ndarray|None=None # [n, C] labels, for class-aware sampling; unknown ones are not drawn for
     ):
         self.n = n
         self.seed = seed
@@ -138,9 +138,8 @@ def build_accelerator(
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState, PartialState
     from accelerate.utils import DataLoaderConfiguration
-    on_gpu = torch.cuda.is_available() and config.device != 'cpu'
-    if config.device == 'cuda' and not on_gpu:
-        raise ValueError("device: 'cuda' was asked for, but PyTorch sees no GPU; use 'cpu' or 'auto'")
+    device = choose_device(config.device).type
+    on_gpu = device == 'cuda'
     if config.precision == 'fp16' and not on_gpu:
         raise ValueError("precision: 'fp16' needs a GPU, a CPU would train in float32; use 'bf16' or 'fp32'")
     if 'RANK' not in os.environ: PartialState._shared_state = {} # outside a launcher the device may be another one
@@ -148,7 +147,7 @@ def build_accelerator(
     GradientState._shared_state = {}
     return Accelerator(
         mixed_precision=PRECISIONS[config.precision], gradient_accumulation_steps=config.accumulate,
-        cpu=config.device == 'cpu', step_scheduler_with_optimizer=False,
+        cpu=device == 'cpu', step_scheduler_with_optimizer=False,
         dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=on_gpu))
 
 # %% ../../nbs/train/trainer.ipynb #3d25e808
@@ -180,7 +179,7 @@ def training_and_validation(
     if config.select == 'valid' and valid is None:
         kept, held = stratified_split(train.targets, config.valid_fraction, config.seed)
         train, valid = train.subset(kept), train.subset(held)
-    if config.select != 'last' and valid is not None and not valid.targets.any():
+    if config.select != 'last' and valid is not None and not valid.class_counts.any():
         raise ValueError(f'select={config.select!r}: the {len(valid)} images to select on show no class at all, so no '
                          "epoch is better than another; use select='last', or give more images")
     return train, valid
@@ -204,6 +203,15 @@ def default_callbacks(
     return callbacks
 
 # %% ../../nbs/train/trainer.ipynb #0a48c519
+def loss_for(
+    train:MultiLabelDataset, # the training set, whose known labels are counted
+    config:TrainConfig # name of the loss and its keywords
+): # a module: loss(logits [B, C], targets [B, C])
+    "The loss that the settings ask for"
+    known = train.known_counts
+    num_samples = len(train) if (known == len(train)).all() else known
+    return build_loss(config.loss, train.class_counts, num_samples, **config.loss_args)
+
 def build_loader(
     train:MultiLabelDataset, # the training set
     config:TrainConfig, # batch size, order, processes that decode
@@ -229,7 +237,7 @@ def states_to_resume(
 def total_loss(
     loss_func:Callable, # logits [B, C], targets [B, C] -> loss
     logits:torch.Tensor|tuple, # [B, C], or one such tensor for each path
-    targets:torch.Tensor # [B, C] zeros and ones
+    targets:torch.Tensor # [B, C] 0 or 1; -1 where a label is unknown
 ) -> torch.Tensor: # []
     "The loss of all paths of a model, in float32"
     paths = logits if isinstance(logits, tuple) else (logits,)
@@ -478,8 +486,7 @@ class Trainer(Loop):
     ):
         self.config = config or TrainConfig()
         self.train, self.valid = training_and_validation(train, valid, self.config)
-        self.loss_func = loss or build_loss(self.config.loss, self.train.class_counts, len(self.train),
-                                            **self.config.loss_args)
+        self.loss_func = loss or loss_for(self.train, self.config)
         self.accelerator = build_accelerator(self.config)
         self.layout = preferred_memory_format(model, self.accelerator.device)
         self.model = self.evaluated = model.to(memory_format=self.layout)

@@ -59,13 +59,17 @@ def test_given_classes_may_be_called_train_and_test(tmp_path):
     (['train/0.png', 'test/1.png', 'labels.csv'], 'labels.csv'),
     (['train/0.png', 'train/_annotations.coco.json', 'test/1.png'], 'train/_annotations.coco.json'),
     (['train2017/0.png', 'val2017/1.png', 'annotations/instances.json'], 'annotations/instances.json'),
-    (['images/0.png', 'labels/0.txt'], 'labels/0.txt'),
     (['images/0.png', 'list.txt'], 'list.txt'),
     (['photos/cat/0.png', 'photos/dog/1.png'], 'photos')])
 def test_a_folder_of_images_leads_to_its_labels(tmp_path, files, hint):
     make(tmp_path, *files)
     with pytest.raises(BadDataError, match='no folder') as error: from_folder(tmp_path)
     assert f'did you mean {tmp_path/hint}?' in str(error.value)
+
+
+def test_images_and_labels_of_yolo_are_no_classes(tmp_path):
+    make(tmp_path, 'images/0.png', 'labels/0.txt')
+    with pytest.raises(BadDataError, match='no folder of a class in it, only images, labels$'): from_folder(tmp_path)
 
 
 LEFT_BEHIND = ['__MACOSX/cat/._0.png', '.ipynb_checkpoints/0.png', '@eaDir/0.png', '$RECYCLE.BIN/0.png', '.DS_Store',
@@ -96,6 +100,18 @@ def test_names_are_one_whatever_the_form_of_their_accents(tmp_path):
     assert len(from_folder(tmp_path, classes=['café'])) == 1
 
 
+def test_two_forms_of_one_name_are_refused(tmp_path):
+    make(tmp_path, 'caf\u00e9/0.png', 'cafe\u0301/1.png')
+    with pytest.raises(BadDataError, match='two folders are named'): from_folder(tmp_path)
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
+    make(tmp_path, 'cat/0.png', 'more/1.png')
+    (tmp_path/'cat/more').symlink_to(tmp_path/'more')
+    (tmp_path/'cat/loop').symlink_to(tmp_path/'cat')
+    assert read_folder(tmp_path, classes=['cat']).paths == ['cat/0.png', 'cat/more/1.png']
+
+
 def test_folders_of_voc_are_named(tmp_path):
     make(tmp_path, 'VOC2007/Annotations/0.xml', 'VOC2012/Annotations/1.xml')
     with pytest.raises(BadDataError, match=f'name one of them: {tmp_path}/VOC2007'): from_folder(tmp_path)
@@ -112,3 +128,48 @@ def test_a_link_does_not_lead_out_of_the_root(tmp_path):
     (tmp_path/'root/dog').symlink_to(tmp_path/'secret')
     with pytest.raises(BadDataError, match='leaves the image root through a link'): from_folder(tmp_path/'root')
     assert len(from_folder(tmp_path/'root', follow_links=True)) == 2
+
+
+# ---- images and labels
+
+@pytest.fixture
+def zoo(tmp_path):
+    "cat/1.jpg and dog/1.jpg are one image"
+    files = {
+        'cat/1.jpg': 1, 'dog/1.jpg': 1, 'dog/sub/2.png': 2, '3.jpg': 3, 'ox/4.jpg': 4, '.hidden/5.jpg': 5,
+    }
+    root = tmp_path/'zoo'
+    for name, seed in files.items():
+        (root/name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise(seed)).save(root/name)
+    (root/'dog/notes.txt').write_text('not an image')
+    (root/'yak').mkdir()
+    return root
+
+
+def test_folders(zoo):
+    ds = from_folder(zoo)
+    assert ds.classes == ['cat', 'dog', 'ox', 'yak']
+    assert ds.class_counts.tolist() == [1, 2, 1, 0]
+    labels = {path: ds.labels(i) for i, path in enumerate(ds.paths)}
+    assert labels == {'3.jpg': [], 'cat/1.jpg': ['cat', 'dog'], 'dog/sub/2.png': ['dog'], 'ox/4.jpg': ['ox']}
+
+
+def test_given_classes_select_folders(zoo):
+    assert from_folder(zoo, classes=['ox', 'cat']).class_counts.tolist() == [1, 1]
+    with pytest.raises(BadDataError, match='no folder cow; there are cat, dog, ox, yak'):
+        from_folder(zoo, classes=['cow'])
+
+
+def test_equal_names_with_other_pixels_are_refused(zoo):
+    Image.fromarray(noise(6)).save(zoo/'dog/1.jpg')
+    with pytest.raises(BadDataError, match='cat/1.jpg and dog/1.jpg have one name but differ'):
+        from_folder(zoo)
+    assert len(from_folder(zoo, union=False)) == 5
+
+
+def test_a_folder_without_classes_is_refused(zoo):
+    with pytest.raises(BadDataError, match='not a folder'): from_folder(zoo/'none')
+    (zoo/'yak/list.csv').write_text('path,labels\n')
+    with pytest.raises(BadDataError, match='no folder of a class in it; did you mean .*list.csv'):
+        from_folder(zoo/'yak')
