@@ -28,6 +28,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from .checks import did_you_mean
+from .files import Owner, write_text
 from .runs.recipe import MODELS, RECIPES, DataSettings, ModelSettings, Recipe, RunSettings, get_recipe
 from .text import VisibleStream, visible
 from .train.config import TrainConfig, choose_device
@@ -171,15 +172,16 @@ def demo(o:DemoOptions):
     if o.epochs: recipes = [recipe.with_(epochs=o.epochs) for recipe in recipes]
     print('\n'.join(f'{r.name:22} {r.about}' for r in recipes))
     recipes = [r for same_seed in zip(*(seeded(r, o.seeds) for r in recipes)) for r in same_seed]
-    failed = run_many(recipes, o.out, o.workers, threads=1)
-    if failed: raise RuntimeError('\n'.join(f'{name}: {why}' for name, why in failed.items()))
-    _show_demo(recipes, o)
+    with Owner(o.out):
+        failed = run_many(recipes, o.out, o.workers, threads=1)
+        if failed: raise RuntimeError('\n'.join(f'{name}: {why}' for name, why in failed.items()))
+        _show_demo(recipes, o)
 
 def _show_demo(recipes, o):
     from cprfl.runs.report import results_table, summarise
     from cprfl.runs.run import Run
     results = results_table([Run(Path(o.out) / r.name) for r in recipes])
-    results.to_csv(Path(o.out) / 'demo.csv')
+    write_text(Path(o.out) / 'demo.csv', results.to_csv())
     shown = summarise(results).drop(columns=['seeds', 'seconds']).rename(DEMO).to_string()
     seeds = f' and {o.seeds} seeds' if o.seeds > 1 else ''
     predict = 'cprfl_predict' if which('cprfl_predict') else Path(sys.argv[0]).with_name('cprfl_predict')
@@ -443,9 +445,10 @@ def table(o:TableOptions):
     out = Path(o.out or f'runs/{"search" if o.held_out else "table"}-{Path(o.protocol).stem}')
     keys = dict.fromkeys(key for table in tables.values() for key, _, _ in table.rows if key in rows)
     recipes = [recipe for key in keys for recipe in seeded(rows[key], o.seeds)]
-    failed = {} if o.no_run else run_many(recipes, out, o.workers, o.cache)
-    for text in write_tables(out, protocol, tables, o.format): print(f'\n{text}')
-    for name, why in failed.items(): print(f'failed: {name}: {why}', file=sys.stderr)
+    with Owner(out):
+        failed = {} if o.no_run else run_many(recipes, out, o.workers, o.cache)
+        for name, why in failed.items(): print(f'failed: {name}: {why}', file=sys.stderr)
+        for text in write_tables(out, protocol, tables, o.format): print(f'\n{text}')
     print(f'\nruns and tables: {out}')
     if failed: raise RuntimeError(f'{len(failed)} of the runs failed; the same command tries them again')
 

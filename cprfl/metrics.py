@@ -103,7 +103,7 @@ def check_groups(
     groups:dict|None, # name -> class indices or mask [C]
     num_classes:int # C
 ) -> dict: # name -> class indices, each once and rising
-    "The groups as indices, or an error: classes that do not exist, or a name that stands for something else in a report"
+    "The groups as indices; an error for unknown classes and for a name that stands for something else in a report"
     if groups is None: return {}
     if not isinstance(groups, dict):
         raise TypeError(f'groups: expected a dictionary of name -> class indices, got {type(groups).__name__}')

@@ -161,6 +161,7 @@ def map_columns(
 ) -> list: # names
     "The columns of a table that are mAP: all classes, then each group"
     names = list(table)
+    if 'total' not in names: return []
     after = [i for i, name in enumerate(names) if name in ('classes', 'seconds', 'seeds') and 'total' in names[:i]]
     return names[names.index('total'):after[0] if after else None]
 

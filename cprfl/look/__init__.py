@@ -11,14 +11,15 @@ import lazy_loader
 # %% ../../nbs/look/index.ipynb #a40ef7b4
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'predictions': ['KINDS', 'Predictions', 'is_table', 'first_run', 'align_predictions', 'top_k_table',
-                    'top_k_mask', 'top_k_report', 'flip_table', 'telling_images', 'load_images'],
+                    'top_k_mask', 'top_k_report', 'flip_table', 'rare_group', 'telling_images', 'load_images'],
     'prompts': ['prompt_drift', 'class_similarity', 'similarity_change', 'prompt_trajectories',
                 'neighbour_changes'],
     'attention': ['METHODS', 'patch_grid', 'upsample_maps', 'as_model', 'AttentionMaps',
                   'attention_maps', 'grad_cam', 'explain_image', 'box_mask', 'strongest_point', 'score_maps',
                   'pointing_game', 'centre_map', 'pointing_baselines', 'pointing_summary'],
-    'style': ['WITH_TOTAL', 'GROUP_COLOURS', 'GROUP_SIGNS', 'MARKERS', 'LEGEND', 'INK', 'RIGHT', 'WRONG',
-              'UNKNOWN', 'TEXT', 'FAINT', 'FILLINGS', 'signed', 'true_labels', 'groups_in', 'light_to_dark', 'new_axes',
+    'style': ['GroupStyle', 'NO_GROUP', 'WITH_TOTAL', 'GROUP_COLOURS', 'GROUP_SIGNS', 'INK', 'RIGHT', 'WRONG',
+              'UNKNOWN', 'TEXT', 'FAINT', 'FILLINGS', 'in_order', 'group_styles', 'legend_of', 'signed',
+              'true_labels', 'groups_in', 'light_to_dark', 'new_axes',
               'tidy', 'legend_text', 'legend_above', 'filling', 'grouped_bars', 'heat_map'],
     'plots': ['show_images', 'plot_class_counts', 'plot_training', 'plot_groups', 'plot_rows', 'plot_intervals',
               'plot_ap_by_frequency', 'plot_top'],

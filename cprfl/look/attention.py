@@ -21,7 +21,8 @@ from torch import nn
 
 from ..checks import check_choice
 from ..data.dataset import MultiLabelDataset
-from ..data.longtail import GROUPS, group_names
+from ..data.longtail import group_names
+from .style import in_order
 from ..model.backbones import plain_model
 from ..model.baselines import LearnedContext, ZeroShotCLIP
 from ..model.semantics import Clip
@@ -349,4 +350,4 @@ def pointing_summary(
             by_group = by_class.groupby(level=0, sort=False).mean().to_dict()
             rows.append(dict(name=name, method=method, total=by_class.mean(), **by_group, pairs=len(part)))
     table = pd.DataFrame(rows).set_index(['name', 'method'])
-    return table[[c for c in ('total', *GROUPS, 'pairs') if c in table]]
+    return table[[*in_order([c for c in table if c != 'pairs'], with_total=True), 'pairs']]

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..checks import check_choice
+from ..checks import check_choice, some
 from ..data.dataset import MultiLabelDataset, read_image, resize
 from ..data.longtail import group_names
 from .predictions import load_images
-from .style import GROUP_SIGNS, TEXT
+from .style import TEXT, group_styles
 from ..text import html_text, visible
 
 # %% ../../nbs/look/explorer.ipynb #d4cdc213
@@ -73,7 +73,8 @@ def class_labels(
     groups:dict # head, medium, tail -> class indices
 ) -> list: # C texts
     "The name of each class, with the sign of its group behind it"
-    signs = [GROUP_SIGNS.get(g, '') for g in group_names(groups, len(classes))]
+    styles = group_styles(groups)
+    signs = [styles[g].sign for g in group_names(groups, len(classes))]
     return [f'{visible(name)} {sign}'.strip() for name, sign in zip(classes, signs)]
 
 # %% ../../nbs/look/explorer.ipynb #73d0caec
@@ -331,7 +332,7 @@ class Images:
     ):
         self.dataset, self.size = dataset, size
         self.own:list[OwnImages] = [] # one image each
-        self.known, self.labels = bool(dataset.targets.any()), class_labels(dataset.classes, dataset.groups)
+        self.known, self.labels = bool(dataset.class_counts.any()), class_labels(dataset.classes, dataset.groups)
         self.tensor, self.pixels = lru_cache(16)(self._tensor), lru_cache(16)(self._pixels)
 
     def __len__(self): return len(self.dataset) + len(self.own)
@@ -352,7 +353,12 @@ class Images:
         return dataset.paths[j]
 
     def truth(self, i:int) -> np.ndarray|None: # class indices
-        return np.flatnonzero(self.dataset.targets[i]) if self.known and i < len(self.dataset) else None
+        return np.flatnonzero(self.dataset.targets[i] > 0) if self.known and i < len(self.dataset) else None
+
+    def unknown(self, i:int) -> np.ndarray: # class indices
+        "The classes of which nobody knows whether a tested image shows them"
+        tested = self.known and i < len(self.dataset)
+        return np.flatnonzero(self.dataset.targets[i] < 0) if tested else np.array([], int)
 
     def boxes(self, i:int) -> list: # (class, x0, y0, x1, y1)
         boxes = getattr(self.dataset, 'boxes', None)
@@ -362,7 +368,9 @@ class Images:
         "What an image shows"
         truth = self.truth(i)
         if truth is None: return 'labels not known'
-        return 'shows ' + (', '.join(html_text(self.labels[c]) for c in truth) or 'no class')
+        shown = 'shows ' + (', '.join(html_text(self.labels[c]) for c in truth) or 'no class')
+        unknown = [html_text(self.labels[c]) for c in self.unknown(i)]
+        return shown + f'; not known: {some(unknown, 5)}' * bool(unknown)
 
 # %% ../../nbs/look/explorer.ipynb #ae0c8cf0
 def fit(

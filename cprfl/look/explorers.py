@@ -38,11 +38,12 @@ from cprfl.look.predictions import (
     align_predictions,
     first_run,
     is_table,
+    rare_group,
     telling_images,
     top_k_table,
 )
 from .prompts import class_similarity, prompt_drift, prompt_trajectories
-from .style import FAINT, GROUP_COLOURS, INK, LEGEND, MARKERS, RIGHT, TEXT, UNKNOWN, legend_text
+from .style import FAINT, INK, RIGHT, TEXT, UNKNOWN, group_styles, in_order, legend_of, legend_text
 from ..model.baselines import ZeroShotCLIP
 from ..runs.build import load_data
 from ..text import figure_text, html_text, visible
@@ -163,7 +164,8 @@ class PredictionExplorer(ImageExplorer):
 
     def options(self, field):
         if field == 'image': return range(len(self))
-        filters = {'all images': 'all', f'only {visible(self.model)} is right': 'fixed', 'a tail label': 'tail',
+        rare = visible(rare_group(self.predictions.groups))
+        filters = {'all images': 'all', f'only {visible(self.model)} is right': 'fixed', f'a {rare} label': 'tail',
                    'labels that no model finds': 'all_fail'}
         return filters | self.own_filter()
 
@@ -176,8 +178,9 @@ class PredictionExplorer(ImageExplorer):
     def table(self) -> pd.DataFrame: # model, rank (from 1), class, group, score, right (None: not known)
         "The k best labels of the image that is shown"
         p, truth = self.predictions, self.truth(self.image)
-        y = np.zeros((1, len(p.classes)), bool)
-        if truth is not None: y[0, truth] = True
+        y = np.zeros((1, len(p.classes)), np.int8)
+        if truth is not None: y[0, truth] = 1
+        y[0, self.unknown(self.image)] = -1
         logits = {name: values[[self.image]] for name, values in p.logits.items()}
         best = top_k_table(logits, y, p.classes, p.groups, self.k, p.softmax).drop(columns='image')
         return best if truth is not None else best.assign(right=None)
@@ -197,7 +200,7 @@ class PredictionExplorer(ImageExplorer):
     def caption(self):
         missed = ', '.join(html_text(self.labels[c]) for c in self.missed())
         lost = f'; no model finds {missed}' if missed else ''
-        legend = f'<small>✓ right, ✗ wrong; {LEGEND}</small>'
+        legend = f'<small>✓ right, ✗ wrong; {html_text(legend_of(self.dataset.groups))}</small>'
         return f'{self.heading()}: {self.truth_text(self.image)}{lost}<br>{legend}'
 
 # %% ../../nbs/look/explorers.ipynb #c9dcaed7
@@ -350,7 +353,7 @@ class AttentionExplorer(ImageExplorer):
         return out | score_maps(self.map()[None], [boxes], size).iloc[0].to_dict()
 
     def order(self):
-        if self.images == 'category': return np.flatnonzero(self.dataset.targets[:, self.category])
+        if self.images == 'category': return np.flatnonzero(self.dataset.targets[:, self.category] > 0)
         return super().order()
 
     def options(self, field):
@@ -361,7 +364,8 @@ class AttentionExplorer(ImageExplorer):
             known = {'with this category': 'category'} if self.known else {}
             return {'all images': 'all'} | known | self.own_filter()
         truth = () if self.truth(self.image) is None else self.truth(self.image)
-        return {label + ' ✓' * (c in truth): c for c, label in enumerate(self.labels)}
+        marks = {c: ' ✓' for c in truth} | {c: ' ?' for c in self.unknown(self.image)}
+        return {label + marks.get(c, ''): c for c, label in enumerate(self.labels)}
 
     def png(self):
         titles, pixels = (self.labels[self.category], self.chosen('method')), self.pixels(self.image)
@@ -370,8 +374,10 @@ class AttentionExplorer(ImageExplorer):
     def caption(self):
         numbers = _attention_text(self.scores(), isinstance(self.maps.model, ZeroShotCLIP), len(self.labels))
         truth, name = self.truth(self.image), html_text(self.labels[self.category])
-        if truth is not None and self.category not in truth: name += ' (not in this image)'
-        return f'{self.heading()}: {self.truth_text(self.image)}<br><b>{name}</b>: {numbers}<br><small>{LEGEND}</small>'
+        if self.category in self.unknown(self.image): name += ' (not known)'
+        elif truth is not None and self.category not in truth: name += ' (not in this image)'
+        legend = f'<small>{html_text(legend_of(self.dataset.groups))}</small>'
+        return f'{self.heading()}: {self.truth_text(self.image)}<br><b>{name}</b>: {numbers}<br>{legend}'
 
 # %% ../../nbs/look/explorers.ipynb #7c46a729
 def draw_paths(
@@ -383,9 +389,11 @@ def draw_paths(
 ):
     "Prompts at an epoch, and their paths until then"
     for c in range(xy.shape[1]): ax.plot(*xy[:now + 1, c].T, color=FAINT, linewidth=0.8, zorder=1)
-    for g, ids in groups.items():
-        style = dict(color=GROUP_COLOURS.get(g, INK), marker=MARKERS.get(g, 'D'), linewidths=0)
-        if len(ids): ax.scatter(*xy[now, np.asarray(ids, int)].T, s=34, label=legend_text(g), zorder=2, **style)
+    styles = group_styles(groups)
+    for g in in_order(groups):
+        style = dict(color=styles[g].colour, marker=styles[g].marker, linewidths=0)
+        ids = np.asarray(groups[g], int)
+        if len(ids): ax.scatter(*xy[now, ids].T, s=34, label=legend_text(g), zorder=2, **style)
     path = xy[:now + 1, category].T
     ax.plot(*path, color=TEXT, linewidth=1.8, zorder=3)
     ax.scatter(*path[:, 0], marker='o', s=60, facecolors='white', edgecolors=TEXT, zorder=4)
@@ -412,11 +420,13 @@ def draw_names(
 def draw_neighbours(
     ax:Any, # matplotlib axes
     near:pd.DataFrame, # as the explorer's `neighbours` gives it
-    labels:list # of these classes
+    labels:list, # of these classes
+    groups:dict # name -> class indices
 ):
     "Cosines of the nearest prompts: a bar for now, a hollow mark for the start"
     y, cosines = np.arange(len(near)), near[['now', 'start']].to_numpy()
-    colours = [GROUP_COLOURS.get(g, INK) for g in near['group']]
+    styles = group_styles(groups)
+    colours = [styles[g].colour for g in near['group']]
     ax.barh(y, near['now'], 0.6, color=colours)
     ax.scatter(near['start'], y, marker='D', s=36, facecolors='white', edgecolors=TEXT, zorder=3)
     ax.set_yticks(y, [figure_text(shorten(label, 20)) for label in labels], fontsize=9)
@@ -466,7 +476,7 @@ class DriftExplorer(Explorer):
         for i, axis in enumerate((paths.xaxis, paths.yaxis)):
             share = f'{self.explained[i]:.0%} of the variance'
             axis.set_label_text(f'axis {i + 1} of the PCA ({share})', fontsize=9)
-        draw_neighbours(bars, near, [self.labels[c] for c in index])
+        draw_neighbours(bars, near, [self.labels[c] for c in index], self.groups)
         titles = f'Prompts at epoch {self.epoch} of {self.epochs[-1]}', f'Nearest to {shorten(name, 18)}'
         for ax, title in zip((paths, bars), titles):
             ax.set_title(figure_text(title), loc='left', fontsize=10, color=INK)
@@ -479,4 +489,4 @@ class DriftExplorer(Explorer):
         name = html_text(self.labels[self.category])
         moved = f"cosine with its own start {row['cosine']:.2f}, moved by {row['relative']:.2f} of its length"
         return (f'<b>{name}</b> at epoch {self.epoch}: {moved}<br>'
-                f'<small>bars: cosine now; ◇: at the start; {LEGEND}</small>')
+                f'<small>bars: cosine now; ◇: at the start; {html_text(legend_of(self.groups))}</small>')

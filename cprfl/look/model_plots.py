@@ -20,16 +20,15 @@ from ..data.longtail import group_names
 from .attention import strongest_point, upsample_maps
 from cprfl.look.style import (
     FAINT,
-    GROUP_COLOURS,
     INK,
-    MARKERS,
     RIGHT,
     UNKNOWN,
-    WITH_TOTAL,
     WRONG,
+    group_styles,
     grouped_bars,
     groups_in,
     heat_map,
+    in_order,
     legend_above,
     legend_text,
     light_to_dark,
@@ -41,17 +40,17 @@ from cprfl.look.style import (
 from ..text import figure_text
 
 # %% ../../nbs/look/model_plots.ipynb #318a25a9
-def _bars(ax, rows, truth):
+def _bars(ax, rows, truth, groups):
     "Horizontal bars of one model's best labels, the best on top"
+    right = rows['right'].tolist() if truth else [None] * len(rows)
     for y, row in enumerate(rows.itertuples()):
-        wrong = truth and not row.right
-        face = ('white' if wrong else RIGHT) if truth else UNKNOWN
+        wrong = right[y] is False
+        face = {True: RIGHT, False: 'white', None: UNKNOWN}[right[y]]
         edge = dict(edgecolor=WRONG, hatch='////') if wrong else dict(edgecolor=INK)
         ax.barh(y, row.score, 0.62, facecolor=face, linewidth=0.8, **edge)
         ax.text(row.score + 0.03, y, f'{row.score:.2f}', fontsize=8, va='center', color=INK)
-    right = rows['right'].tolist() if truth else [None] * len(rows)
     marks = [{True: '✓ ', False: '✗ ', None: ''}[r] for r in right]
-    names = [figure_text(signed(c, g)) for c, g in zip(rows['class'], rows['group'])]
+    names = [figure_text(signed(c, g, groups)) for c, g in zip(rows['class'], rows['group'])]
     ax.set_yticks(range(len(rows)), [m + n for m, n in zip(marks, names)], fontsize=8)
     for label, r in zip(ax.get_yticklabels(), right): label.set_color(WRONG if r is False else INK)
     ax.set(xlim=(0, 1.25), ylim=(len(rows) - 0.4, -0.6), xticks=[])
@@ -86,7 +85,7 @@ def plot_top_k(
     rows = {key: part.sort_values('rank') for key, part in table.groupby(['image', 'model'])}
     for row, i in zip(axes, indices):
         _image_and_labels(row, dataset, i, truth)
-        for ax, model in zip(row[left:], models): _bars(ax, rows[i, model], truth)
+        for ax, model in zip(row[left:], models): _bars(ax, rows[i, model], truth, dataset.groups)
     titles = ['', 'truth'][:left] + [m + ' (softmax)' * (m in softmax) for m in models]
     for ax, title in zip(axes[0], titles): ax.set_title(figure_text(title), fontsize=10, loc='left', color=INK)
     return fig, axes
@@ -116,11 +115,12 @@ def _flip_texts(count, share):
 
 def plot_flips(
     flips:pd.DataFrame, # as `flip_table` gives it
-    groups:tuple=WITH_TOTAL, # a panel each
+    groups:Sequence[str]|None=None, # a panel each; all groups when left out
     axes:Any=None # one per group
 ):
     "Which errors of one model another corrects, as counts and as shares of the group's labels"
-    known = [g for g in groups if g in set(flips['group'])]
+    all_groups = groups_in(flips, with_total=True)
+    known = [g for g in groups or all_groups if g in all_groups]
     models = list(dict.fromkeys(flips['right']))
     size = 0.9 + (0.7 * len(models) + 0.25) * len(known), 0.75 * len(models) + 0.7
     fig, axes = new_axes(axes, size, ncols=len(known), squeeze=False)
@@ -130,7 +130,7 @@ def plot_flips(
         share, count = part['share'].loc[models, models], part['count'].loc[models, models]
         style = dict(annot_kws=dict(fontsize=8), vmin=0, vmax=top, cbar=False, square=True, linewidths=1)
         heat_map(ax, share, annot=_flip_texts(count, share), fmt='', **style)
-        ax.set(title=figure_text(signed(g, g)), xlabel='missed by', ylabel='' if j else 'found by')
+        ax.set(title=figure_text(signed(g, g, all_groups)), xlabel='missed by', ylabel='' if j else 'found by')
         ax.tick_params(length=0, labelsize=8)
         ax.tick_params(axis='y', labelleft=j == 0, rotation=0)
     return fig, np.ravel(axes)
@@ -144,6 +144,12 @@ MEASURES = dict(
 
 def _measure(column): return figure_text(MEASURES.get(column, column))
 
+def _styles_in(table):
+    "The style of each group that a table knows"
+    groups = groups_in(table)
+    styles = group_styles(groups)
+    return {g: styles[g] for g in groups}
+
 def plot_by_epoch(
     table:pd.DataFrame, # epoch, class, group and the measure; as `prompt_drift` or `read_purity` give it
     measure:str='cosine', # column
@@ -153,13 +159,13 @@ def plot_by_epoch(
     "Median of a measure over the classes of each group, by epoch, with a band between the quartiles"
     fig, ax = new_axes(ax, (5.4, 3.3))
     epochs = np.sort(table['epoch'].unique())
-    for g in groups_in(table):
+    for g, (colour, _, marker) in _styles_in(table).items():
         values = table[table['group'] == g].pivot(index='epoch', columns='class', values=measure)
         every = max(1, len(epochs) // 6)
-        style = dict(color=GROUP_COLOURS[g], marker=MARKERS[g], markevery=every, markersize=5)
+        style = dict(color=colour, marker=marker, markevery=every, markersize=5)
         low, mid, high = values.quantile([0.25, 0.5, 0.75], axis=1).to_numpy()
-        if classes: ax.plot(epochs, values, color=GROUP_COLOURS[g], linewidth=0.7, alpha=0.5)
-        else: ax.fill_between(epochs, low, high, color=GROUP_COLOURS[g], alpha=0.18, linewidth=0)
+        if classes: ax.plot(epochs, values, color=colour, linewidth=0.7, alpha=0.5)
+        else: ax.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
         ax.plot(epochs, mid, linewidth=2, label=legend_text(g), **style)
     ax.set(xlabel='epoch', ylabel=_measure(measure))
     ax.xaxis.get_major_locator().set_params(integer=True)
@@ -176,12 +182,13 @@ def plot_by_class(
 ):
     "A measure of every class at every epoch: a row per class, lines between the groups"
     group_of = table.drop_duplicates('class').set_index('class')['group']
-    members = [group_of.index[group_of == g].tolist() for g in [*groups_in(table), '']]
+    groups = groups_in(table)
+    members = [group_of.index[group_of == g].tolist() for g in [*groups, '']]
     order = [c for block in members for c in block]
     values = table.pivot(index='class', columns='epoch', values=measure).loc[order]
     fig, ax = new_axes(ax, (2.6 + 0.22 * values.shape[1], 1 + 0.19 * len(order)))
     bar = dict(label=_measure(measure), pad=0.02)
-    heat_map(ax, values, cbar_kws=bar, yticklabels=[figure_text(signed(c, group_of[c])) for c in order], **kw)
+    heat_map(ax, values, cbar_kws=bar, yticklabels=[figure_text(signed(c, group_of[c], groups)) for c in order], **kw)
     ends = np.cumsum([len(m) for m in members if m])[:-1]
     for end in ends: ax.axhline(end, color='white', linewidth=3)
     ax.set(xlabel='epoch', ylabel='')
@@ -194,16 +201,16 @@ def plot_alignment(
     axes:Any=None # one per group
 ):
     "Cosine of P' with its prompt on positive and negative images, by epoch; medians over classes"
-    groups = groups_in(purity)
+    groups = _styles_in(purity)
     fig, axes = new_axes(axes, (2.9 * len(groups), 2.9), ncols=len(groups), sharey=True, squeeze=False)
-    for j, (ax, g) in enumerate(zip(np.ravel(axes), groups)):
+    for j, (ax, (g, (colour, _, marker))) in enumerate(zip(np.ravel(axes), groups.items())):
         mid = purity[purity['group'] == g].groupby('epoch')[['positive', 'negative']].median()
-        style = dict(color=GROUP_COLOURS[g], marker=MARKERS[g], markevery=max(1, len(mid) // 5), markersize=5)
-        between = dict(color=GROUP_COLOURS[g], alpha=0.15, linewidth=0)
+        style = dict(color=colour, marker=marker, markevery=max(1, len(mid) // 5), markersize=5)
+        between = dict(color=colour, alpha=0.15, linewidth=0)
         ax.fill_between(mid.index, mid['negative'], mid['positive'], **between)
         ax.plot(mid.index, mid['positive'], label='positive images', **style)
         ax.plot(mid.index, mid['negative'], '--', markerfacecolor='white', label='negative images', **style)
-        ax.set(title=figure_text(signed(g, g)), xlabel='epoch', ylabel='' if j else "cosine(P', P)")
+        ax.set(title=figure_text(signed(g, g, groups)), xlabel='epoch', ylabel='' if j else "cosine(P', P)")
         ax.xaxis.get_major_locator().set_params(integer=True)
         tidy(ax)
         ax.legend(frameon=False, fontsize=8)
@@ -265,8 +272,9 @@ def plot_similarity(
     link, group = _cosine_linkage(before), group_names(groups, C)
     order = leaves_list(link)
     values = np.hstack([before.to_numpy()[:, order], np.full((C, 1), np.nan), after.to_numpy()[:, order]])
-    names = [figure_text(signed(c, g)) for c, g in zip(before.index, group)]
-    colours = [GROUP_COLOURS.get(g, 'white') for g in group]
+    names = [figure_text(signed(c, g, groups)) for c, g in zip(before.index, group)]
+    styles = group_styles(groups)
+    colours = [styles[g].colour if g else 'white' for g in group]
     grid = _cluster_map(values, link, names, colours, edge or min(0.2, 8 / C))
     _finish_cluster_map(grid, titles, C)
     return grid.figure, grid.ax_heatmap
@@ -294,16 +302,18 @@ def _label(fig, ax, points, marks):
 
 def _paths(ax, paths):
     "The way of each prompt, from a hollow mark to a filled one; and what these mean"
+    styles = group_styles(paths['group'].unique())
     for _, way in paths.sort_values('epoch').groupby('class', sort=False):
-        x, y, g = way['pc1'].to_numpy(), way['pc2'].to_numpy(), way['group'].iloc[0]
-        colour = GROUP_COLOURS.get(g, INK)
-        style = dict(marker=MARKERS.get(g, 'D'), markersize=6, linestyle='none', color=colour, zorder=3)
+        x, y = way['pc1'].to_numpy(), way['pc2'].to_numpy()
+        colour, _, marker = styles[way['group'].iloc[0]]
+        style = dict(marker=marker, markersize=6, linestyle='none', color=colour, zorder=3)
         ax.plot(x, y, color=colour, linewidth=1.1, alpha=0.75, zorder=2)
         ax.plot(x[:1], y[:1], markerfacecolor='white', **style)
         ax.plot(x[-1:], y[-1:], **style)
     for g in groups_in(paths):
-        ax.plot([], [], MARKERS[g], color=GROUP_COLOURS[g], markerfacecolor='white', label=legend_text(f'{g}, start'))
-        ax.plot([], [], MARKERS[g], color=GROUP_COLOURS[g], label=legend_text(f'{g}, end'))
+        mark, style = styles[g].marker, dict(color=styles[g].colour)
+        ax.plot([], [], mark, markerfacecolor='white', label=legend_text(f'{g}, start'), **style)
+        ax.plot([], [], mark, label=legend_text(f'{g}, end'), **style)
 
 # %% ../../nbs/look/model_plots.ipynb #0e159efb
 def plot_trajectories(
@@ -426,7 +436,7 @@ def plot_pointing(
     ax:Any=None # matplotlib axes
 ):
     "Scores of maps by group, with the centre and random baselines across each cluster"
-    values = summary[[g for g in WITH_TOTAL if g in summary]]
+    values = summary[in_order([name for name in summary if name != 'pairs'], with_total=True)]
     method = values.index.get_level_values('method')
     shown = values[~method.isin(['centre', 'random'])]
     fig, ax = new_axes(ax, (max(5.5, 0.36 * shown.size + 1.5), 3.2))

@@ -16,7 +16,8 @@ import pandas as pd
 
 from .explorer import Explorer, new_figure
 from .plots import plot_training
-from .style import GROUP_COLOURS, INK, WITH_TOTAL, legend_text, tidy
+from .style import WITH_TOTAL, group_styles, legend_text, tidy
+from ..metrics import report_groups
 from ..settings import read_json
 from ..text import html_text
 from ..train.callbacks import Callback
@@ -75,7 +76,8 @@ class WatchedFolder:
         "How far the training is, as a sentence"
         p = self.progress()
         if self.report:
-            shown = [f'{g} {100 * self.report[g]:.1f}' for g in WITH_TOTAL if self.report.get(g) is not None]
+            names = report_groups(self.report) if 'ap' in self.report else WITH_TOTAL
+            shown = [f'{g} {100 * self.report[g]:.1f}' for g in names if self.report.get(g) is not None]
             return 'finished; test mAP ' + ', '.join(shown)
         if not p['epoch']: return 'no epoch yet' if self.folder.exists() else 'the folder does not exist yet'
         said = f"epoch {p['epoch']} of {p['epochs'] or '?'}, {p['seconds']:.1f} s each"
@@ -90,9 +92,10 @@ def draw_alignment(
 ):
     "Mean AUC by group and epoch"
     ax.clear()
+    styles = group_styles(table['group'].unique())
     for g, part in table.groupby('group', sort=False):
         mean = part.groupby('epoch')['auc'].mean()
-        ax.plot(mean.index, mean, color=GROUP_COLOURS.get(g, INK), label=legend_text(g))
+        ax.plot(mean.index, mean, color=styles[g].colour, label=legend_text(g))
     ax.set(xlabel='epoch', ylabel='alignment (AUC) on test images')
     tidy(ax)
     ax.legend(frameon=False, fontsize=8)

@@ -15,15 +15,16 @@ import pandas as pd
 import torch
 
 from ..data.dataset import MultiLabelDataset
-from ..data.longtail import GROUPS, group_names
+from ..data.longtail import group_names
 from cprfl.look.style import (
     FAINT,
-    GROUP_COLOURS,
     INK,
-    MARKERS,
     RIGHT,
-    WITH_TOTAL,
+    UNKNOWN,
     WRONG,
+    group_styles,
+    groups_in,
+    in_order,
     legend_above,
     legend_text,
     new_axes,
@@ -31,6 +32,7 @@ from cprfl.look.style import (
     tidy,
     true_labels,
 )
+from ..statistics import map_columns
 from ..text import figure_text
 
 # %% ../../nbs/look/plots.ipynb #4de6a8c1
@@ -71,13 +73,14 @@ def plot_class_counts(
     C = len(dataset.classes)
     fig, ax = new_axes(ax, (max(5, 0.28 * C), 3.4))
     order = np.argsort(-dataset.class_counts, kind='stable')
-    colours = [GROUP_COLOURS.get(g, FAINT) for g in group_names(dataset.groups, C)[order]]
+    groups, styles = dataset.groups, group_styles(dataset.groups)
+    colours = [styles[g].colour if g else FAINT for g in group_names(groups, C)[order]]
     ax.bar(range(C), dataset.class_counts[order], color=colours)
     ax.set(yscale='log', ylabel='training images')
     names = [figure_text(dataset.classes[c]) for c in order]
     ax.set_xticks(range(C), names, rotation=60, ha='right', rotation_mode='anchor', fontsize=8)
-    sizes = {g: signed(f'{g} ({len(dataset.groups[g])})', g) for g in GROUPS}
-    for g, label in sizes.items(): ax.bar(0, 0, color=GROUP_COLOURS[g], label=legend_text(label))
+    for g in in_order(groups):
+        ax.bar(0, 0, color=styles[g].colour, label=legend_text(signed(f'{g} ({len(groups[g])})', g, groups)))
     ax.legend(frameon=False)
     tidy(ax)
     return fig, ax
@@ -87,10 +90,11 @@ def _training_curves(axes, name, metrics, style, validated):
     "Loss, and mAP or learning rate, of one run"
     axes[0].plot(metrics['epoch'], metrics['loss'], style, color=INK, label=legend_text(name or 'loss'))
     if not validated: axes[1].plot(metrics['epoch'], metrics['lr'], style, color=INK, label=legend_text(name))
-    for g in WITH_TOTAL:
-        if validated and g in metrics:
-            label = legend_text(' '.join(filter(None, (name, g))))
-            axes[1].plot(metrics['epoch'], 100 * metrics[g], style, color=GROUP_COLOURS[g], label=label)
+    if not validated: return
+    groups, styles = map_columns(metrics), group_styles(map_columns(metrics))
+    for g in in_order(groups, with_total=True):
+        label = legend_text(' '.join(filter(None, (name, g))))
+        axes[1].plot(metrics['epoch'], 100 * metrics[g], style, color=styles[g].colour, label=label)
 
 def plot_training(
     metrics:pd.DataFrame|dict, # `Run.metrics`; or a dict of name -> metrics to compare
@@ -108,7 +112,7 @@ def plot_training(
         tidy(ax)
         ax.xaxis.get_major_locator().set_params(integer=True)
     if isinstance(metrics, dict): legend_above(axes[0], len(runs))
-    if validated: legend_above(axes[1], len(runs) if len(runs) > 1 else len(WITH_TOTAL))
+    if validated: legend_above(axes[1], len(runs) if len(runs) > 1 else 4)
     return fig, axes
 
 # %% ../../nbs/look/plots.ipynb #901f857e
@@ -118,9 +122,10 @@ def plot_groups(
 ):
     "Bars of mAP by group, a cluster per method"
     fig, ax = new_axes(ax, (max(5.5, 1.7 * len(table)), 3.4))
-    names = [g for g in WITH_TOTAL if g in table]
+    names = in_order(map_columns(table), with_total=True)
+    colours = {g: style.colour for g, style in group_styles(names).items()}
     shown = table[names].set_axis([figure_text(name) for name in table.index])
-    shown.plot.bar(ax=ax, color=GROUP_COLOURS, width=0.8, rot=0, xlabel='', ylabel='mAP (%)')
+    shown.plot.bar(ax=ax, color=colours, width=0.8, rot=0, xlabel='', ylabel='mAP (%)')
     for bars in ax.containers: ax.bar_label(bars, fmt='%.0f', fontsize=8, padding=1)
     tidy(ax)
     legend_above(ax, len(names))
@@ -129,9 +134,10 @@ def plot_groups(
 # %% ../../nbs/look/plots.ipynb #85f7eebe
 def _method_lines(ax, labels, points, xlabel, apart):
     "A line per method; `points` has (x, error) of all methods for each group, drawn `apart` from each other"
+    styles = group_styles(points)
     for j, (g, (x, error)) in enumerate(points.items()):
         y = np.arange(len(labels)) + apart * (j - (len(points) - 1) / 2)
-        style = dict(fmt=MARKERS.get(g, 'D'), color=GROUP_COLOURS[g], markersize=5, capsize=2, linewidth=1.2)
+        style = dict(fmt=styles[g].marker, color=styles[g].colour, markersize=5, capsize=2, linewidth=1.2)
         ax.errorbar(x, y, xerr=error, label=legend_text(g), **style)
     ax.set_yticks(range(len(labels)), map(figure_text, labels))
     ax.set(ylim=(len(labels) - 0.5, -0.5), xlabel=xlabel)
@@ -141,14 +147,15 @@ def _method_lines(ax, labels, points, xlabel, apart):
 def plot_rows(
     results:pd.DataFrame, # as `collect` gives it, a row per run: key, seed, total, head, medium, tail (%)
     labels:dict, # key -> label, in the order of the plot from top to bottom
-    groups:tuple=WITH_TOTAL, # which to show
+    groups:Sequence[str]|None=None, # which to show; all when left out
     ax:Any=None # matplotlib axes
 ):
-    "mAP by group, mean and standard deviation over seeds, a line per method"
+    "mAP by group, mean and standard deviation over seeds, a line per method; no bar for a single seed"
+    if groups is None: groups = in_order(map_columns(results), with_total=True)
     keys = [k for k in labels if k in set(results['key'])]
     fig, ax = new_axes(ax, (7, 1 + 0.36 * len(keys)))
     by_key = results.groupby('key')[list(groups)]
-    mean, std = by_key.mean().loc[keys], by_key.std().fillna(0).loc[keys]
+    mean, std = by_key.mean().loc[keys], by_key.std().loc[keys]
     _method_lines(ax, [labels[k] for k in keys], {g: (mean[g], std[g]) for g in groups}, 'mAP (%)', 0.12)
     return fig, ax
 
@@ -156,10 +163,12 @@ def plot_rows(
 def plot_intervals(
     intervals:pd.DataFrame, # as `intervals` gives it, a row per run and group: key, group, mAP, low, high (%)
     labels:dict, # key -> label, from top to bottom
-    groups:tuple=('head', 'tail'), # which to show
+    groups:Sequence[str]|None=None, # which to show; head and tail, or else all groups, when left out
     ax:Any=None # matplotlib axes
 ):
     "mAP with its interval over test images, a line per method"
+    known = groups_in(intervals)
+    if groups is None: groups = ('head', 'tail') if {'head', 'tail'} <= set(known) else known
     keys, points = [k for k in labels if k in set(intervals['key'])], {}
     fig, ax = new_axes(ax, (7, 1 + 0.32 * len(keys)))
     for g in groups:
@@ -181,10 +190,12 @@ def plot_ap_by_frequency(
     a, b = 100 * np.asarray(aps[first]), 100 * np.asarray(aps[last])
     x = np.maximum(np.asarray(class_counts), 1)
     ax.vlines(x, a, b, color=FAINT, linewidth=1, zorder=1)
-    for g, ids in groups.items():
-        style = dict(marker=MARKERS[g], s=34, edgecolors=GROUP_COLOURS[g], zorder=2)
+    styles = group_styles(groups)
+    for g in in_order(groups):
+        colour, ids = styles[g].colour, np.asarray(groups[g], int)
+        style = dict(marker=styles[g].marker, s=34, edgecolors=colour, zorder=2)
         ax.scatter(x[ids], a[ids], facecolors='white', label=legend_text(f'{first}, {g}'), **style)
-        ax.scatter(x[ids], b[ids], facecolors=GROUP_COLOURS[g], label=legend_text(f'{last}, {g}'), **style)
+        ax.scatter(x[ids], b[ids], facecolors=colour, label=legend_text(f'{last}, {g}'), **style)
     ax.set(xscale='log', xlabel='training images of the class', ylabel='AP (%)')
     tidy(ax)
     legend_above(ax, 3)
@@ -195,7 +206,7 @@ def plot_top(
     image:torch.Tensor, # uint8 [3, H, W]
     scores:np.ndarray, # [C] in 0..1
     classes:list, # C names
-    truth:Sequence|None=None, # [C] zeros and ones, when known
+    truth:Sequence|None=None, # [C] 0 or 1, -1 where a label is unknown; None: nothing is known
     k:int=3, # categories to show
     axes:Any=None # two matplotlib axes
 ):
@@ -206,9 +217,9 @@ def plot_top(
     axes[0].set_axis_off()
     top = np.argsort(-scores)[:k]
     for y, c in enumerate(top):
-        right = truth is None or bool(truth[c])
-        style = dict(color=RIGHT, edgecolor=INK)
-        if not right: style = dict(color='white', edgecolor=WRONG, hatch='////')
+        answer = 1 if truth is None else truth[c]
+        style = dict(color=RIGHT if answer > 0 else UNKNOWN, edgecolor=INK)
+        if answer == 0: style = dict(color='white', edgecolor=WRONG, hatch='////')
         axes[1].barh(y, scores[c], **style)
     axes[1].set_yticks(range(len(top)), [figure_text(classes[c]) for c in top])
     axes[1].invert_yaxis()

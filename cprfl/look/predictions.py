@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'Predictions', 'is_table', 'first_run', 'align_predictions', 'top_k_table', 'top_k_mask', 'top_k_report',
-           'flip_table', 'telling_images', 'load_images']
+           'flip_table', 'rare_group', 'telling_images', 'load_images']
 
 # %% ../../nbs/look/predictions.ipynb #160b64b5
 from dataclasses import dataclass
@@ -30,9 +30,9 @@ class Predictions:
     "Logits of several models on the same images, in one order"
     paths:list # N readable names
     logits:dict # name of a model -> [N, C]
-    targets:np.ndarray # [N, C] zeros and ones
+    targets:np.ndarray # [N, C] 0 or 1; -1 where a label is unknown
     classes:list # C names
-    groups:dict # head, medium, tail -> class indices
+    groups:dict # name -> class indices
     softmax:tuple = () # models whose scores are a softmax over the classes; the others' are sigmoids
 
 def is_table(
@@ -95,12 +95,12 @@ def align_predictions(
 
 # %% ../../nbs/look/predictions.ipynb #a88eba0e
 def _check_aligned(predictions, targets):
-    "The targets as booleans, if all logits have their shape"
+    "Which labels are positive and which are known, if all logits have the targets' shape"
     targets = np.asarray(targets)
     for name, logits in predictions.items():
         want, got = list(targets.shape), list(np.shape(logits))
         if want != got: raise ValueError(f"{name}: expected logits of the targets' shape {want}, got {got}")
-    return targets != 0
+    return targets > 0, targets >= 0
 
 def _scores(logits, softmax):
     "Scores in 0..1"
@@ -109,21 +109,23 @@ def _scores(logits, softmax):
 
 def top_k_table(
     predictions:dict, # name of a model -> logits [N, C]
-    targets:np.ndarray, # [N, C] zeros and ones
+    targets:np.ndarray, # [N, C] 0 or 1; -1 where a label is unknown
     classes:list, # C names
-    groups:dict, # head, medium, tail -> class indices
+    groups:dict, # name -> class indices
     k:int=3, # labels per image
     softmax:tuple|list=() # models whose scores are a softmax over the classes, such as zero-shot CLIP
-) -> pd.DataFrame: # image, model, rank (from 1), class, group, score in 0..1, right
+) -> pd.DataFrame: # image, model, rank (from 1), class, group, score in 0..1, right (None: not known)
     "The k best labels of each image and model"
-    y, group, tables = _check_aligned(predictions, targets), group_names(groups, len(classes)), []
+    y, known = _check_aligned(predictions, targets)
+    right:Any = y if known.all() else np.where(known, y.astype(object), None)
+    group, tables = group_names(groups, len(classes)), []
     for name, logits in predictions.items():
         best = topk_predictions(np.asarray(logits), k)[0]
         image, rank = (index.ravel() for index in np.indices(best.shape))
         c = best.ravel()
         columns = {'image': image, 'model': name, 'rank': rank + 1, 'class': np.asarray(classes, object)[c]}
         scores = _scores(logits, name in softmax)
-        columns |= {'group': group[c], 'score': scores[image, c], 'right': y[image, c]}
+        columns |= {'group': group[c], 'score': scores[image, c], 'right': right[image, c]}
         tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
 
@@ -145,16 +147,16 @@ def _ratio(a, b): return a / b if b else np.nan
 
 def top_k_report(
     predictions:dict, # name of a model -> logits [N, C]
-    targets:np.ndarray, # [N, C] zeros and ones
-    groups:dict, # head, medium, tail -> class indices
+    targets:np.ndarray, # [N, C] 0 or 1; -1 where a label is unknown
+    groups:dict, # name -> class indices
     k:int=3 # labels per image
 ) -> pd.DataFrame: # model, group (and total), recall, precision, class_recall, hits, positives, predicted
-    "Recall and precision of the k best labels, by model and group"
-    y, rows = _check_aligned(predictions, targets), []
-    positives = y.sum(0)
+    "Recall and precision of the k best labels, by model and group; those that are unknown are not counted"
+    y, known = _check_aligned(predictions, targets)
+    positives, rows = y.sum(0), []
     for name, logits in predictions.items():
         mask = top_k_mask(logits, k)
-        hits, predicted = (mask & y).sum(0), mask.sum(0)
+        hits, predicted = (mask & y).sum(0), (mask & known).sum(0)
         for g, ids in _with_total(groups, y.shape[1]).items():
             h, t, m = int(hits[ids].sum()), int(positives[ids].sum()), int(predicted[ids].sum())
             seen = ids[positives[ids] > 0]
@@ -166,12 +168,12 @@ def top_k_report(
 # %% ../../nbs/look/predictions.ipynb #74c76b5c
 def flip_table(
     predictions:dict, # name of a model -> logits [N, C]
-    targets:np.ndarray, # [N, C] zeros and ones
-    groups:dict, # head, medium, tail -> class indices
+    targets:np.ndarray, # [N, C] 0 or 1; -1 where a label is unknown
+    groups:dict, # name -> class indices
     k:int=3 # labels per image
 ) -> pd.DataFrame: # right, wrong (models), group (and total), count, share of the group's true pairs
     "True labels that one model has among its k best and another has not"
-    y, rows = _check_aligned(predictions, targets), []
+    (y, _), rows = _check_aligned(predictions, targets), []
     found = {name: top_k_mask(logits, k) & y for name, logits in predictions.items()}
     for right, wrong in permutations(found, 2):
         corrected = (found[right] & ~found[wrong]).sum(0)
@@ -184,9 +186,17 @@ def flip_table(
 # %% ../../nbs/look/predictions.ipynb #0e0e5b70
 KINDS = ('fixed', 'tail', 'all_fail', 'random')
 
+def rare_group(
+    groups:dict # name -> class indices, the rarest last
+) -> str: # 'tail', or the last group if none is called so
+    "The name of the group of rare classes"
+    return 'tail' if 'tail' in groups or not groups else list(groups)[-1]
+
+def _rare(groups): return np.asarray(groups.get(rare_group(groups), []), int)
+
 def _merit(kind, y, found, model, groups):
     "How telling each image is; 0 is not at all"
-    if kind == 'tail': return y[:, np.asarray(groups['tail'], int)].any(1)
+    if kind == 'tail': return y[:, _rare(groups)].any(1)
     if kind == 'random': return y.any(1)
     if kind == 'all_fail': return (y & ~np.any(list(found.values()), axis=0)).sum(1) / np.maximum(y.sum(1), 1)
     others = np.zeros_like(y)
@@ -200,8 +210,8 @@ def _in_turns(y, order, rare):
 
 def telling_images(
     predictions:dict, # name of a model -> logits [N, C]
-    targets:np.ndarray, # [N, C] zeros and ones
-    groups:dict, # head, medium, tail -> class indices
+    targets:np.ndarray, # [N, C] 0 or 1; -1 where a label is unknown
+    groups:dict, # name -> class indices
     kind:str='fixed', # 'fixed', 'tail', 'all_fail' or 'random'
     model:str='cprfl', # whose successes count as fixed
     n:int=6, # images wanted
@@ -209,7 +219,7 @@ def telling_images(
     k:int=3 # labels per image
 ) -> np.ndarray: # indices of at most n images, the most telling first
     "Images worth showing, by a stated rule"
-    y = _check_aligned(predictions, targets)
+    y, _ = _check_aligned(predictions, targets)
     check_choice('kind', kind, KINDS)
     if kind == 'fixed': check_choice('model', model, predictions)
     found = {name: top_k_mask(logits, k) & y for name, logits in predictions.items()}
@@ -217,7 +227,7 @@ def telling_images(
     order = np.random.default_rng(seed).permutation(len(y))
     order = order[np.argsort(-merit[order], kind='stable')]
     order = order[merit[order] > 0]
-    return (_in_turns(y, order, groups['tail']) if kind == 'tail' else order)[:n]
+    return (_in_turns(y, order, _rare(groups)) if kind == 'tail' else order)[:n]
 
 # %% ../../nbs/look/predictions.ipynb #92e82721
 def _image_sources(source):

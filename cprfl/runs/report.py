@@ -22,7 +22,7 @@ from ..data.longtail import group_names
 from ..files import write_json, write_text
 from ..metrics import multilabel_report, report_groups
 from .recipe import Recipe
-from .run import Run, find_runs
+from .run import open_runs
 from .stored import read_frame
 from .tables import Protocol, Table
 from ..settings import check_keys, read_json
@@ -45,13 +45,21 @@ def collect(
 ) -> tuple: # (results, classes), pandas, mAP in percent
     "Results of all finished runs of a folder"
     results, classes = [], []
-    for path in find_runs(folder, '*-s*', 'report.json'):
-        key, seed = path.name.rsplit('-s', 1)
-        run, row = Run(path), dict(key=key, seed=int(seed))
+    for run in open_runs(folder, '*-s*[0-9]', 'report.json', _of_a_table):
+        key, seed = _of_a_table(run)
+        row = dict(key=key, seed=seed)
         results.append(row | _result(run))
         classes += [row | of_class for of_class in _class_results(run)]
     if not results: raise FileNotFoundError(f'{folder}: no finished run named KEY-sSEED in it')
     return _only_varying(_with_groups(results)), pd.DataFrame(classes)
+
+def _of_a_table(run):
+    "Its key and its seed, if it has all that a table needs"
+    named = re.fullmatch(r'(.+)-s(\d+)', run.folder.name)
+    if not named: raise ValueError('expected a name KEY-sSEED')
+    _result(run)
+    _class_results(run)
+    return named[1], int(named[2])
 
 def _result(run):
     report = run.report
@@ -71,10 +79,9 @@ def intervals(
 ): # pandas, a row per run and group: mAP, low, high in percent
     "Bootstrap intervals of mAP over the test images, for the runs with seed 0"
     out = []
-    for path in find_runs(folder, '*-s0', 'predictions.parquet'):
-        run = Run(path)
+    for run in open_runs(folder, '*-s0', 'predictions.parquet', lambda run: run.predictions):
         table = bootstrap_map(run.predictions.iloc[:, 1:].to_numpy(), targets, run.groups, n=n)
-        out.append(table.reset_index(names='group').assign(key=path.name.removesuffix('-s0')))
+        out.append(table.reset_index(names='group').assign(key=run.folder.name.removesuffix('-s0')))
     return pd.concat(out, ignore_index=True)
 
 # %% ../../nbs/runs/report.ipynb #0e6c004c
@@ -214,7 +221,7 @@ def write_tables(
     "Write results.csv, classes.csv, intervals.csv and each table beside the runs"
     folder = Path(folder)
     results, classes = collect(folder)
-    test = Run(find_runs(folder, '*-s0')[0]).test_set()
+    test = open_runs(folder, '*-s0')[0].test_set()
     frames = dict(results=results, classes=classes, intervals=intervals(folder, test.targets).round(3))
     for name, frame in frames.items(): write_text(folder / f'{name}.csv', frame.map(csv_text).to_csv(index=False))
     described = {name: asdict(table) for name, table in tables.items()}

@@ -10,7 +10,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -112,15 +112,16 @@ def find_runs(
 def open_runs(
     folder:str|Path, # where runs are
     name:str='*', # pattern of their names, such as '*-s0'
-    having:str='config.json' # a file that they must have; 'report.json': finished runs only
+    having:str='config.json', # a file that they must have; 'report.json': finished runs only
+    read:Callable=lambda run: None # what will be read of a run
 ) -> list: # of `Run`, by name
-    "The runs in a folder that can be opened; a warning says which cannot"
+    "The runs in a folder that can be opened and read; a warning says which cannot"
     runs = []
     for path in find_runs(folder, name, having):
         try:
             run = Run(path)
-            if having == 'report.json': _ = run.report['total'] # may be damaged, or of something else
-        except Exception as e: warnings.warn(f'{path} is left out: {e}', stacklevel=2)
+            read(run)
+        except Exception as e: warnings.warn(f'{path} is left out: {e!r}', stacklevel=2)
         else: runs.append(run)
     return runs
 

@@ -7,9 +7,7 @@ __all__ = ['PROTOCOLS', 'ROWS', 'Protocol', 'get_protocol', 'Row', 'Change', 'al
            'seeded', 'run_many']
 
 # %% ../../nbs/runs/tables.ipynb #25903a1d
-import multiprocessing
 import os
-import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,12 +15,11 @@ from threading import Event, Thread
 
 import psutil
 import torch
-from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from ..checks import check_fields, check_type, some
 from .recipe import GLOBAL_HEAD, Recipe, get_recipe
-from .run import run_or_open
+from .workers import Worker, side_by_side, why_it_failed
 from ..settings import check_keys, read_yaml
 
 # %% ../../nbs/runs/tables.ipynb #0146dad3
@@ -343,21 +340,9 @@ def run_many(
     workers = min(workers or default_workers(), len(recipes)) or 1
     threads = threads or max(1, (os.cpu_count() or 1) // workers)
     with _watched(recipes, folder, progress):
-        done = Parallel(workers)(delayed(_work)(recipe, folder, cache, threads) for recipe in recipes)
-    return {name: error for name, error in done if error}
-
-def _work(recipe, folder, cache, threads):
-    "The name of a run, and why it failed or None"
-    method = multiprocessing.get_all_start_methods()[0]
-    multiprocessing.set_start_method(method, force=True) # joblib's own cannot start a data loader's processes
-    before = torch.get_num_threads()
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        torch.set_num_threads(threads)
-        try: run_or_open(recipe, folder, cache=cache, progress=False)
-        except Exception as e: return recipe.name, f'{type(e).__name__}: {e}'
-        finally: torch.set_num_threads(before)
-    return recipe.name, None
+        if workers > 1: errors = side_by_side(recipes, [Worker(folder, cache, threads) for _ in range(workers)])
+        else: errors = {recipe.name: why_it_failed(recipe, folder, cache, threads) for recipe in recipes}
+    return {recipe.name: error for recipe in recipes if (error := errors[recipe.name])}
 
 # %% ../../nbs/runs/tables.ipynb #56880690
 def _epochs(recipe): return 0 if recipe.model == 'clip' else recipe.train.epochs
@@ -366,7 +351,7 @@ def _epochs_done(recipe, folder):
     path = Path(folder) / recipe.name
     if (path / 'report.json').exists(): return _epochs(recipe)
     try: return min(_epochs(recipe), (path / 'metrics.csv').read_text().count('\n') - 1)
-    except FileNotFoundError: return 0
+    except (OSError, ValueError): return 0 # not there yet, or no text
 
 @contextmanager
 def _watched(recipes, folder, progress, every=1.):

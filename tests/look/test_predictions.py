@@ -63,7 +63,7 @@ def test_runs_are_aligned_by_path_and_class_name(predictions, targets, rng):
     assert np.allclose(p.logits['erm'], predictions['erm'])
     assert np.array_equal(p.targets, targets)
     assert p.softmax == ()
-    assert p.groups is GROUPS
+    assert p.groups is test.groups
 
 
 @pytest.mark.parametrize('paths,message', [
