@@ -17,7 +17,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from .. import __version__
-from ..checks import brief, check_type, some
+from ..checks import brief, check_range, check_type, some
 from ..files import reading
 from .recipe import Recipe
 from ..settings import check_keys, from_dict, read_json
@@ -89,7 +89,8 @@ def read_report(
 ) -> dict: # see `multilabel_report`
     "The test report of a run"
     report = check_keys(file, read_json(file), needs=(*_IN_REPORT, *config.groups))
-    for name in ('total', *config.groups, 'num_test', 'seconds'): _check_numbers(f'{file}: {name}', [report[name]])
+    for name in ('total', *config.groups): _check_numbers(f'{file}: {name}', [report[name]])
+    for name in ('num_test', 'seconds'): check_range(f'{file}: {name}', report[name], low=0, high=1e12)
     _check_numbers(f'{file}: ap', check_type(f'{file}: ap', report['ap'], list))
     if (n := len(report['ap'])) != (C := len(config.classes)):
         raise ValueError(f'{file}: ap: expected one number for each of {C} classes, got {n}')
