@@ -74,7 +74,8 @@ def _count(values):
 
 def _sentence(error):
     "What PyYAML found, and where"
-    said = ' '.join(str(getattr(error, 'problem', None) or error).split())
+    parts = getattr(error, 'context', None), getattr(error, 'problem', None)
+    said = ' '.join((', '.join(filter(None, parts)) or str(error)).split())
     mark = getattr(error, 'problem_mark', None)
     return f'line {mark.line + 1}: {said}' if mark else said
 
@@ -98,6 +99,8 @@ def check_keys(
 ) -> dict: # the data
     "Raise unless `data` is a dictionary with these keys"
     if not isinstance(data, dict): raise ValueError(f'{where}: expected names with values, got {brief(data)}')
+    if wrong := [key for key in data if not isinstance(key, str)]:
+        raise ValueError(f'{where}: expected names that are texts, got {brief(wrong[0])}')
     if unknown := [key for key in data if known is not None and key not in known]:
         names = some((key if re.fullmatch(r'\w{1,60}', str(key)) else brief(key) for key in unknown), 5)
         hint = did_you_mean(str(unknown[0]), known)

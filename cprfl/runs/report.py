@@ -23,7 +23,7 @@ from ..files import write_json, write_text
 from ..metrics import multilabel_report, report_groups
 from .recipe import Recipe
 from .run import open_runs
-from .stored import read_frame
+from .stored import check_numeric, read_frame
 from .tables import Protocol, Table
 from ..settings import check_keys, read_json
 from ..statistics import bootstrap_map, map_columns, paired_seeds, verdict
@@ -288,7 +288,10 @@ def _stored_table(where, table):
     return Table(title, tuple(rows), of_paper, tuple(map(str, compares)))
 
 def _stored_frame(folder, name):
-    return read_frame(folder / f'{name}.csv', _TEXTS[name], _NUMBERS[name]).map(from_csv_text)
+    file = folder / f'{name}.csv'
+    frame = read_frame(file, _TEXTS[name], _NUMBERS[name])
+    check_numeric(file, frame, map_columns(frame))
+    return frame.map(from_csv_text)
 
 def read_tables(
     folder:str|Path # where results.csv is

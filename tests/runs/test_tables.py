@@ -6,10 +6,20 @@ from dataclasses import asdict
 
 import pandas as pd
 import pytest
+from helpers import ROOT
 
 from cprfl.cli import table as cprfl_table
 from cprfl.runs.recipe import Recipe, get_recipe
-from cprfl.runs.report import collect, compare_to, format_table, intervals, make_table, paper_results, write_tables
+from cprfl.runs.report import (
+    collect,
+    compare_to,
+    format_table,
+    intervals,
+    make_table,
+    paper_results,
+    read_tables,
+    write_tables,
+)
 from cprfl.runs.run import Run, run_or_open
 from cprfl.runs.tables import Protocol, _watched, all_rows, all_tables, get_protocol, run_many, seeded
 
@@ -233,6 +243,21 @@ def test_the_papers_figures_are_beside_ours(losses):
 @pytest.mark.parametrize('name', ['text', 'csv', 'markdown', 'latex'])
 def test_a_table_in_every_format(losses, name):
     assert '40.1 ± 0.1' in format_table(losses, name)
+
+
+def test_settings_that_rows_do_not_share_are_shown():
+    unequal = results(asl=40, cprfl=50).assign(epochs=[20] * 3 + [15] * 3, lr=1e-3, sampler=['a'] * 3 + ['b'] * 3)
+    made = make_table(all_tables(get_protocol('shapes'))['methods'], unequal)
+    assert made['settings'].tolist() == ['epochs 20', 'epochs 15'] # the sampler is compared
+
+
+def test_rows_that_share_their_settings_have_no_column(losses): assert 'settings' not in losses
+
+
+def test_linear_rows_of_photographs_have_another_schedule():
+    stored = read_tables(ROOT / 'nbs' / 'analysis' / 'results' / 'coco-mini').table('methods')
+    assert stored['settings'].tolist().count('epochs 20, lr 0.001') == 9
+    assert stored.loc['CPRFL, CLIP', 'settings'] == 'epochs 15, lr 0.0004'
 
 
 def test_rows_are_compared_with_cprfl():
