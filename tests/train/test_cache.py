@@ -54,7 +54,7 @@ def assert_same_labels(a, b):
     assert np.array_equal(a.targets, b.targets)
     assert a.classes == b.classes
     assert a.paths == b.paths
-    assert a.groups is b.groups
+    assert {name: list(ids) for name, ids in a.groups.items()} == {name: list(ids) for name, ids in b.groups.items()}
 
 
 # ---- the same as the backbone's output
