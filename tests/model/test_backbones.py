@@ -411,3 +411,19 @@ def test_a_clip_resnet_may_be_cut_after_an_earlier_stage():
     assert fine(images()).shape[-1] == 2 * coarse(images()).shape[-1]
     assert len(list(fine.parameters())) < len(list(coarse.parameters()))
     with pytest.raises(ValueError, match='stage: expected one of 1, 2, 3, 4, got 5'): build_backbone('shapes', stage=5)
+
+
+# ---- what a library would only warn of, or not notice
+
+def test_weights_from_a_file_are_normalised_as_the_model_expects(tmp_path):
+    "Also an empty network, which a run's weights are loaded into"
+    torch.save(timm.create_model('test_vit').state_dict(), tmp_path / 'w.pt')
+    for weights in (None, tmp_path / 'w.pt'):
+        net = build_backbone('test_vit', weights=weights)
+        assert net.mean.flatten().tolist() == pytest.approx(timm.get_pretrained_cfg('test_vit').mean)
+
+
+@pytest.mark.parametrize('name', ['resnet50.nowhere', 'coatnet_0_224'])
+def test_a_model_without_weights_is_no_matter_of_the_network(name):
+    with pytest.raises(ValueError, match=f"timm has no weights for '{name}'; it has"):
+        build_backbone(name, pretrained=True)

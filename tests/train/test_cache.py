@@ -25,6 +25,7 @@ from cprfl.model.cprfl import CPRFL
 from cprfl.train.cache import FeatureDataset, cache_features, cache_images, feature_key, random_view
 from cprfl.train.config import TrainConfig
 from cprfl.train.fingerprint import image_digests
+from cprfl.train.rows import RowFile
 from cprfl.train.trainer import Trainer, predict
 
 
@@ -53,7 +54,7 @@ def assert_same_labels(a, b):
     assert np.array_equal(a.targets, b.targets)
     assert a.classes == b.classes
     assert a.paths == b.paths
-    assert a.groups is b.groups
+    assert {name: list(ids) for name, ids in a.groups.items()} == {name: list(ids) for name, ids in b.groups.items()}
 
 
 # ---- the same as the backbone's output
@@ -369,6 +370,12 @@ def test_the_key_changes_with_versions(images, monkeypatch, name):
     assert feature_key(backbone(), images, 64) != before
 
 
+def test_caches_of_another_format_are_left_alone(images, monkeypatch):
+    before = feature_key(backbone(), images, 64)
+    monkeypatch.setattr(sys.modules['cprfl.train.fingerprint'], 'CACHE_FORMAT', 1)
+    assert feature_key(backbone(), images, 64) != before
+
+
 def test_the_key_does_not_change_with_a_patch_release(images, monkeypatch):
     before = feature_key(backbone(), images, 64)
     monkeypatch.setattr(torch, '__version__', '.'.join(torch.__version__.split('.')[:2]) + '.99')
@@ -635,6 +642,28 @@ def test_images_are_decoded_once(photos, tmp_path, monkeypatch):
     kept = decoded(photos, tmp_path / 'cache')
     monkeypatch.setattr('cprfl.train.cache._as_bytes', lambda *a: pytest.fail('decoded again'))
     assert np.array_equal(decoded(photos, tmp_path / 'cache').stored, kept.stored)
+
+
+def test_decoding_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 8, 8, 3), dtype=np.uint8)
+    data, write = ArrayDataset(pixels, np.ones((150, 2), np.uint8), ['c', 'd']), RowFile.write
+    def cut(rows, at, values):
+        if at.start == 128: raise Cut
+        write(rows, at, values)
+    with monkeypatch.context() as patched, pytest.raises(Cut):
+        patched.setattr(RowFile, 'write', cut)
+        decoded(data, tmp_path, 8)
+    read = []
+    monkeypatch.setattr(RowFile, 'write', lambda rows, at, values: (read.append(at), write(rows, at, values)))
+    kept = decoded(data, tmp_path, 8)
+    assert read == [slice(128, 150)]
+    assert np.array_equal(kept.stored, pixels.transpose(0, 3, 1, 2))
+
+
+def test_images_that_are_not_bytes_are_refused(photos, tmp_path):
+    photos.transform = lambda x: resize(16)(x) / 255
+    with pytest.raises(ValueError, match='expected a transform that keeps uint8 images, got torch.float32'):
+        decoded(photos, tmp_path / 'cache')
 
 
 def test_cached_images_belong_to_a_list_and_a_size(photos, tmp_path):
