@@ -3,8 +3,13 @@ VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+PYTEST := python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+LOWEST := .venv-lowest
+AUDIT  := .venv-audit
+# of torch before 2.11 and 2.13: files of torch.export and torch.jit.script, neither of which the kit uses
+ACCEPTED := CVE-2026-4538 CVE-2025-3000
 
-.PHONY: help setup demo test lint lab export outputs clean docs readme
+.PHONY: help setup demo test lowest audit lint lab export outputs clean docs readme
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -28,11 +33,27 @@ lint: $(READY) ## style, types, and which module may import which
 	$(BIN)/lint-imports --no-cache
 
 test: lint ## export up to date, notebooks clean and running, all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST)
+
+$(LOWEST)/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[dev]'
+	@touch $@
+
+lowest: $(LOWEST)/.ready ## all tests, with the lowest versions that pyproject.toml admits
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/$(PYTEST)
+
+audit: $(READY) ## known vulnerabilities of what is installed
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet pip-audit
+	$(AUDIT)/bin/pip-audit --skip-editable $(ACCEPTED:%=--ignore-vuln %) \
+	    --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 lab: $(READY) ## open JupyterLab on the notebooks
 	@$(BIN)/nbdev_install_hooks 2>/dev/null || true # saved notebooks stay clean for git
-	$(BIN)/jupyter lab --notebook-dir=nbs --LabApp.news_url=None nbs/index.ipynb
+	@$(BIN)/jupyter labextension disable @jupyterlab/apputils-extension:announcements 2>/dev/null # asks about news
+	$(BIN)/jupyter lab --notebook-dir=nbs nbs/index.ipynb
 
 export: $(READY) ## notebooks to package: what to run after editing nbs/
 	$(BIN)/nbdev_export && $(BIN)/nbdev_clean
@@ -49,4 +70,4 @@ docs: $(READY) ## render the site into _docs (needs Quarto)
 	$(BIN)/nbdev_docs
 
 clean: ## remove the virtual environment and what was built
-	rm -rf $(VENV) _proc _docs build *.egg-info
+	rm -rf $(VENV) $(LOWEST) $(AUDIT) _proc _docs build *.egg-info

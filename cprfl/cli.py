@@ -334,19 +334,20 @@ class EvaluateOptions:
 def evaluate(o:EvaluateOptions):
     "Test a run: mAP by group, precision and recall"
     from cprfl.metrics import format_report
-    from cprfl.runs.build import Splits
+    from cprfl.runs.build import read_test_file
     from cprfl.runs.run import Run
     from cprfl.train.trainer import evaluate as score
     run = Run(o.run)
     if o.list:
         files = dict(benchmark=None, train_file=o.list, test_file=None, root=o.root, held_out=0.)
-        test = Splits.read(run.recipe.with_(**files)).train
+        test = read_test_file(run.recipe.with_(**files), o.list, run.classes, run.groups)
     else: test = run.test_set()
     if test is None: raise ValueError(f'{run.folder} has no test set of its own; give one with --list')
     if test.classes != run.classes:
         theirs, ours = test.classes[:3], run.classes[:3]
-        raise ValueError(f'these images have other classes ({theirs}...) than the run ({ours}...)')
+        raise ValueError(f'these images have other classes now ({theirs}...) than the run ({ours}...)')
     test.groups = run.groups
+    if o.list and test.notes: print('\n'.join(test.notes))
     print(format_report(score(run.model(), test, batch_size=o.batch_size, progress=True)))
     print(f'\nrun: {run.folder}')
 

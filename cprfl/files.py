@@ -85,6 +85,7 @@ def reading(
         raise FileNotFoundError(f'{file} is missing' + (f': {missing}' if missing else '')) from None
     except MemoryError: raise
     except Exception as e:
+        if str(e).startswith(str(file)): raise # says it already
         what = (str(e).splitlines() or [''])[0]
         raise ValueError(f'{file} is damaged, or not what its name says ({type(e).__name__}: {what})') from e
 

@@ -37,7 +37,7 @@ def read_json(
     "What a JSON file holds"
     text = _read(file)
     try: return json.loads(text, object_pairs_hook=lambda pairs: _once(file, pairs))
-    except json.JSONDecodeError as e: raise ValueError(f'{file}: no JSON, or not all of it: {e}') from e
+    except json.JSONDecodeError as e: raise ValueError(f'{file} is damaged, or no JSON: {e}') from e
     except RecursionError as e: raise ValueError(f'{file}: nested too deeply') from e
 
 # %% ../nbs/settings.ipynb #e66f6851

@@ -39,10 +39,11 @@ class VisibleStream:
 
 # %% ../nbs/text.ipynb #0ea45edb
 def figure_text(
-    text:object # from outside
+    text:object, # from outside
+    keep:str='' # control characters that stay as they are, such as a line's end
 ) -> str:
     "A text that matplotlib draws as it is written"
-    return visible(text).replace('$', r'\$')
+    return visible(text, keep).replace('$', r'\$')
 
 # %% ../nbs/text.ipynb #e6754ec1
 def html_text(

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import MODULES, ROOT
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import cprfl
 from cprfl._modidx import d as index
@@ -182,6 +184,37 @@ def test_the_oldest_python_is_the_same_everywhere():
     assert PROJECT['project']['requires-python'] == f'>={oldest}'
     assert PROJECT['tool']['mypy']['python_version'] == oldest
     assert oldest in yaml.safe_load(CI.read_text())['jobs']['test']['strategy']['matrix']['python']
+
+
+# the first release of each without a known hole that the kit could meet
+SAFE = {
+    'torch': '2.10', 'torchvision': '0.25', 'pillow': '13', 'filelock': '4.2.1', 'pyarrow': '23.0.1', 'joblib': '1.5',
+    'scikit-learn': '1.5', 'requests': '2.33', 'urllib3': '2.7', 'tqdm': '4.66.3', 'jupyterlab': '4.6.4',
+    'pytest': '9.0.3', 'setuptools': '78.1.1',
+}
+
+
+def lowest_versions():
+    "The lowest version that each requirement admits"
+    project = PROJECT['project']
+    lines = [*project['dependencies'], *project['optional-dependencies']['dev'], *PROJECT['build-system']['requires']]
+    requirements = [Requirement(line) for line in lines]
+    bounds = [(r.name, spec.version) for r in requirements for spec in r.specifier if spec.operator == '>=']
+    return {name: Version(version) for name, version in bounds}
+
+
+@pytest.mark.parametrize('name', SAFE)
+def test_the_lowest_version_is_a_safe_one(name): assert lowest_versions()[name] >= Version(SAFE[name])
+
+
+@pytest.mark.parametrize('job, command', [('lowest', 'make lowest'), ('lowest', 'make audit'), ('audit', 'make audit')])
+def test_the_workflow_tries_the_lowest_versions_and_audits(job, command):
+    steps = yaml.safe_load(CI.read_text())['jobs'][job]['steps']
+    assert any(step.get('run', '').startswith(command) for step in steps)
+
+
+def test_the_workflow_tries_a_newer_python():
+    assert '3.13' in yaml.safe_load(CI.read_text())['jobs']['test']['strategy']['matrix']['python']
 
 
 def test_the_console_scripts_are_there():

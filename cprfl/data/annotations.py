@@ -18,8 +18,8 @@ from xml.etree import ElementTree
 
 # %% ../../nbs/data/annotations.ipynb #019d781a
 from ..checks import some
-from .images import BadDataError, Problem
-from .readers import IMAGE_SUFFIXES, Listing, Row, as_classes, read_text
+from .images import IMAGE_SUFFIXES, BadDataError, Problem
+from .readers import Listing, Row, as_classes, read_text
 
 # %% ../../nbs/data/annotations.ipynb #683e4186
 _LARGEST = 1_000_000 # pixels; more is no image

@@ -45,24 +45,29 @@ def _parsed(cell):
         except (ValueError, SyntaxError, MemoryError, RecursionError): pass
     return None
 
+def _in_brackets(cell): return len(cell) > 1 and _BRACKETS.get(cell[0]) == cell[-1]
+
 def split_list(
-    cell:str # text in brackets, or any other text
+    cell:str, # text in brackets, or any other text
+    bare:bool=True # items may be words without quotes
 ) -> list|None: # of names; None: the cell is no list
     "The names in a cell that is a list of Python, JSON or NumPy"
-    if len(cell) < 2 or _BRACKETS.get(cell[0]) != cell[-1]: return None
+    if not _in_brackets(cell): return None
     value = _parsed(cell)
     if isinstance(value, dict): value = next((v for v in value.values() if isinstance(v, list)), None)
     if isinstance(value, set): value = sorted(value, key=str)
-    if value is None: value = _bare_items(cell[1:-1])
+    if value is None: value = _loose_items(cell[1:-1], bare)
     if not isinstance(value, (list, tuple)): return None
     if any(isinstance(item, (list, tuple, set, dict)) for item in value): return None
     names = [as_name(item) for item in value if item is not None]
     return [name for name in names if name]
 
-def _bare_items(text):
+def _loose_items(text, bare):
     "The items of a list that is not quite Python or JSON"
     if quoted := re.findall(_QUOTED, text): return [item[1:-1] for item in quoted]
-    return text.split(',') if ',' in text else text.split()
+    items = text.split(',') if ',' in text else text.split()
+    numbers = all(re.fullmatch(r'-?[\d.]+', item.strip()) for item in items)
+    return items if bare or numbers else None
 
 # %% ../../nbs/data/cells.ipynb #bc60496e
 _STRONG = '[|;\n]'
@@ -109,7 +114,7 @@ def find_separator(
     "What separates the labels in the cells of a column"
     if any(re.search(_STRONG, cell) for cell in cells): return _STRONG, None
     for mark in ',#':
-        several = [cell for cell in cells if re.search(rf'\S\s*{mark}\s*\S', cell)]
+        several = [cell for cell in cells if mark in cell.strip('#')]
         if not several: continue
         parts = {cell: _split(cell, mark) for cell in cells}
         shared, first = _shared(parts.values()), several[0]
@@ -147,9 +152,12 @@ def _is_vectors(parts):
     return both_orders, 'each cell has a 0 and a 1, read as no and yes of two classes, but they may be ids'
 
 def _phrase(pattern, lists, plain):
-    names = {'': 'one name in each cell', _STRONG: 'split at | and ;', r'\s+': 'split at spaces'}
-    shown = re.sub(r'\\(.)', r'\1', pattern)
-    how = names.get(pattern, f'split at {shown}')
+    "How the cells are read, for a note"
+    found = {mark for cell in plain for mark in re.findall(pattern, cell)} if pattern else {}
+    marks = sorted({mark if mark.strip() else mark[0] for mark in found})
+    words = {' ': 'spaces', '\n': 'line ends', '\t': 'tabs'}
+    shown = ' and '.join(words.get(mark, repr(mark)) for mark in marks)
+    how = f'split at {shown}' if marks else 'one name in each cell'
     if lists: return f'lists, others {how}' if plain else 'lists'
     return how
 
@@ -160,17 +168,22 @@ def read_cells(
 ) -> Cells:
     "The parts of each different cell of a column"
     cells = list(dict.fromkeys(cells))
-    in_brackets = [] if separator else [cell for cell in cells if cell[:1] in _BRACKETS]
-    lists = {cell: names for cell in in_brackets if (names := split_list(cell)) is not None}
+    given = None if separator is None else _pattern(separator)
+    in_brackets = [] if given == '' else list(filter(_in_brackets, cells))
+    bare = all(map(_in_brackets, filter(None, cells)))
+    lists = {cell: names for cell in in_brackets if (names := split_list(cell, bare)) is not None}
     plain = [cell for cell in cells if cell and cell not in lists]
     pattern, doubt = _known_separator(plain, set(known)), None
-    if separator is not None: pattern = _pattern(separator)
+    if given is not None: pattern = given
     elif pattern is None: pattern, doubt = find_separator(plain)
+    nested = [cell for cell in in_brackets if cell not in lists and re.search(_QUOTED, cell)]
+    if nested: doubt = f'{nested[0]!r} is no list of names, so it is read as text'
     parts = {cell: lists[cell] if cell in lists else _split(cell, pattern) for cell in cells}
     if all(re.fullmatch(r'-?\d+\.0+', part) for one in parts.values() for part in one): # what pandas makes of ids
         parts = {cell: [as_name(part) for part in one] for cell, one in parts.items()}
     are_vectors, other = _is_vectors(parts)
     if are_vectors: return Cells(parts, 'a list of 0 and 1 for all classes', True, other)
+    parts |= {cell: list(dict.fromkeys(names)) for cell, names in lists.items()} # a list may name each object
     return Cells(parts, _phrase(pattern, lists, plain), False, doubt)
 
 # %% ../../nbs/data/cells.ipynb #ba718bfc

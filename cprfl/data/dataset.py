@@ -156,10 +156,11 @@ def _checked_dataset(cls,
     transform:Callable|None=None, # from a uint8 tensor [3, H, W] to a tensor
     groups:dict|None=None, # name -> class indices; head, medium and tail by the targets if left out
     match:Sequence|None=None, # C names of a training set, see `match_classes`; the listing's own if left out
+    drop:bool=False, # with `match`: leave other classes out, instead of refusing them
     **kwargs # see `check_listing`
 ):
     "A dataset of the images that pass all checks; otherwise one error with all problems"
-    if match is not None: listing = match_classes(listing, match, kwargs.get('skip_bad', False))
+    if match is not None: listing = match_classes(listing, match, kwargs.get('skip_bad', False), drop)
     listing = check_listing(listing, **kwargs)
     ds = cls(listing.paths, listing.targets, listing.classes, listing.root, transform, groups)
     ds.skipped, ds.notes, ds.boxes = listing.skipped, listing.notes, listing.boxes
@@ -191,7 +192,7 @@ class LongTailDataset(MultiLabelDataset):
         list_file:str|Path, # text file, "path id id ..." on each line
         classes:Sequence|str|Path, # C names, or a labels file for `read_classes`
         root:str|Path|None=None, # image root; the list's own folder if left out
-        **kwargs # transform, groups, match, and those of `check_listing`
+        **kwargs # transform, groups, match, drop, and those of `check_listing`
     ):
         "The images of a list file"
         return _checked_dataset(cls, read_list(list_file, classes, root), **kwargs)
@@ -207,10 +208,11 @@ class LongTailDataset(MultiLabelDataset):
         label_separator:str|None=None, # between the labels of a cell; 'none': one name; found out if left out
         image_suffix:str|None=None, # ending that the paths lack, such as .jpg; looked up in `root` if left out
         unknown:str|None=None, # what blank, -1, u and nan mean: negative, ignore or positive; refused if left out
-        **kwargs # transform, groups, match, and those of `check_listing`
+        **kwargs # transform, groups, match, drop, and those of `check_listing`
     ):
         "The images of a table"
-        listing = read_csv(file, root, classes, path_column, label_column, label_separator, image_suffix, unknown)
+        listing = read_csv(file, root, classes, path_column, label_column, label_separator, image_suffix, unknown,
+                           kwargs.get('match') or ())
         return _checked_dataset(cls, listing, **kwargs)
 
     @classmethod
@@ -219,7 +221,7 @@ class LongTailDataset(MultiLabelDataset):
         json_file:str|Path, # "images", "annotations", "categories"
         root:str|Path|None=None, # image root; the file's own folder if left out
         classes:Sequence|str|Path|None=None, # C names or a labels file; all categories by id if left out
-        **kwargs # transform, groups, match, and those of `check_listing`
+        **kwargs # transform, groups, match, drop, and those of `check_listing`
     ):
         "The images of COCO detection annotations, with the boxes of their objects"
         return _checked_dataset(cls, read_coco(json_file, root, classes), **kwargs)
@@ -231,7 +233,7 @@ class LongTailDataset(MultiLabelDataset):
         root:str|Path|None=None, # image root; `JPEGImages` if left out, or the folder itself
         classes:Sequence|str|Path|None=None, # C names or a labels file; all names by alphabet if left out
         difficult:bool=True, # count objects that are marked as difficult
-        **kwargs # transform, groups, match, and those of `check_listing`
+        **kwargs # transform, groups, match, drop, and those of `check_listing`
     ):
         "The images of annotations in the form of PASCAL VOC, with the boxes of their objects"
         return _checked_dataset(cls, read_voc(source, root, classes, difficult), **kwargs)
@@ -242,7 +244,7 @@ class LongTailDataset(MultiLabelDataset):
         root:str|Path, # folder with one sub-folder for each class
         classes:Sequence|str|Path|None=None, # C names or a labels file; the sub-folders, sorted, if left out
         union:bool=True, # a file name that appears in several sub-folders is one image with several labels
-        **kwargs # transform, groups, match, and those of `check_listing`
+        **kwargs # transform, groups, match, drop, and those of `check_listing`
     ):
         "The images of class folders"
         return _checked_dataset(cls, read_folder(root, classes, union), **kwargs)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 # %% ../../nbs/data/folders.ipynb #fcb703f6
 from ..checks import some
-from .images import BadDataError, Problem
-from .readers import IMAGE_SUFFIXES, Listing, Row, as_classes, one_form
+from .images import IMAGE_SUFFIXES, BadDataError, Problem
+from .readers import Listing, Row, as_classes, one_form
 
 # %% ../../nbs/data/folders.ipynb #f8471864
 _LEFT_BEHIND = {'__macosx', '__pycache__', '@eadir', '#recycle', '$recycle.bin', 'system volume information',

@@ -64,6 +64,9 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.apng', '.t
 class _Refused(ValueError):
     "Why a file is not decoded, although it may be sound"
 
+class _Foreign(ValueError):
+    "What a file is, if it is no such image"
+
 # %% ../../nbs/data/images.ipynb #662b175d
 _EXPECTED = 'expected JPEG, PNG, TIFF, BMP, WebP or GIF'
 _SIGNATURES = (
@@ -79,7 +82,7 @@ def _unidentified(f):
     head = f.read(256)
     if not head: return ValueError('the file is empty')
     names = [name for at, signature, name in _SIGNATURES if head.startswith(signature, at)]
-    return _Refused(f'it is {names[0]}, {_EXPECTED}') if names else ValueError(f'{_EXPECTED}')
+    return _Foreign(f'{names[0]}, {_EXPECTED}') if names else ValueError(_EXPECTED)
 
 # %% ../../nbs/data/images.ipynb #45b18f75
 _WIDE_COLOURS = re.compile(r'(\w+;16)([LBN])')
@@ -88,6 +91,18 @@ def _unpacking(im):
     "How Pillow unpacks the samples of an image that is not decoded yet"
     args = im.tile[0][3] if im.tile else ''
     return str(args[0] if isinstance(args, tuple) and args else args)
+
+def _with_planes(im):
+    "The image, with the right way to unpack its planes of 16 bits"
+    order = 'L' if getattr(im, 'tag_v2', None) is not None and im.tag_v2.prefix == b'II' else 'B'
+    wide = im.format == 'TIFF' and np.ravel(im.tag_v2.get(258, 8))[0] == 16
+    if wide and re.fullmatch('[RGBACMYK]', _unpacking(im)):
+        im.tile = [tile._replace(args=(f'{tile.args[0]};16{order}', *tile.args[1:])) for tile in im.tile]
+    return im
+
+def _identified(f):
+    "Pillow's image of an open file, not decoded"
+    return _with_planes(Image.open(f, formats=IMAGE_FORMATS))
 
 def _bits(im):
     "Bits of a sample in the file, rounded up to 8, 16 or 32; before the image is decoded"
@@ -122,7 +137,7 @@ def _refuse_large(f):
 def _opened(f):
     "Pillow's image of an open file, identified but not decoded, and within all bounds"
     _refuse_large(f)
-    try: im = Image.open(f, formats=IMAGE_FORMATS)
+    try: im = _identified(f)
     except UnidentifiedImageError: raise _unidentified(f) from None
     _refuse_bomb(im)
     _refuse_slow(im, f)
@@ -195,7 +210,7 @@ def _swapped(match): # of `_WIDE_COLOURS`
 
 def _low_bytes(f):
     "The lower byte of each 16-bit colour, [H, W, channels]"
-    im = Image.open(f, formats=IMAGE_FORMATS)
+    im = _identified(f)
     unpacking = _unpacking(im)
     grey = unpacking == 'LA;16B'
     def other(args):
@@ -209,7 +224,8 @@ def _from_wide_colours(im, f):
     "An 8-bit image of 16-bit colours that Pillow has reduced to their upper bytes, and a remark or None"
     mode = 'CMYK' if im.mode == 'CMYK' else 'RGB'
     high = np.asarray(im)[..., :len(mode)]
-    if high.max() > 15: return im, _if_dark(high, 256 * int(high.max()), 65535)
+    only_upper = getattr(im, 'tag_v2', {}).get(284) == 2 and im.info['compression'] != 'raw'
+    if high.max() > 15 or only_upper: return im, _if_dark(high, 256 * int(high.max()) + 255, 65535)
     low = _low_bytes(f)[..., :len(mode)]
     values = high.astype(np.uint16) << 8 | low
     colours, remark = _from_integers(values)
@@ -266,6 +282,7 @@ def _read(file):
     except FileNotFoundError: message = 'is missing'
     except IsADirectoryError: message = 'is a folder'
     except PermissionError: message = 'may not be read'
+    except _Foreign as e: message = f'is {e}'
     except MemoryError: message = 'needs more memory than there is'
     except (_Refused, Image.DecompressionBombError) as e: message = f'is refused: {e}'
     except Exception as e: message = f'is truncated or broken: {e}'

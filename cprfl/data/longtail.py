@@ -142,7 +142,7 @@ def stratified_split(
 ) -> tuple: # train indices [N - V] and validation indices [V], both rising
     "Train and validation indices by iterative stratification; every class keeps its share in train"
     if not 0 < fraction < 1: raise ValueError(f'fraction: expected a number between 0 and 1, got {fraction}')
-    targets = np.asarray(targets) > 0
+    targets = np.asarray(targets) > 0 # an unknown label is -1
     left = class_counts(targets)
     room = _valid_room(left, fraction)
     order = np.random.default_rng(seed).permutation(len(targets))

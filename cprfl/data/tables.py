@@ -7,13 +7,13 @@ __all__ = ['PATH_COLUMNS', 'LABEL_COLUMNS', 'Table', 'read_table', 'read_csv']
 
 # %% ../../nbs/data/tables.ipynb #6fa1f407
 import csv
-import io
 import os
 import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,8 @@ import numpy as np
 # %% ../../nbs/data/tables.ipynb #9532fe27
 from ..checks import check_choice, did_you_mean, some
 from .cells import UNKNOWN_LABELS, combined_names, flag, read_cells
-from .images import BadDataError, Problem
-from .readers import Listing, Row, as_classes
+from .images import IMAGE_SUFFIXES, BadDataError, Problem
+from .readers import Listing, Row, as_classes, read_class_file
 
 # %% ../../nbs/data/tables.ipynb #bade21b2
 _MARKS = {b'\xef\xbb\xbf': 'utf-8-sig', b'\xff\xfe\x00\x00': 'utf-32', b'\x00\x00\xfe\xff': 'utf-32',
@@ -91,7 +91,8 @@ def _delimiter(text, path):
 # %% ../../nbs/data/tables.ipynb #8a794c45
 def _records(file, text, delimiter):
     "The line number and the fields of each record"
-    reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, skipinitialspace=True)
+    lines = (line + '\n' for line in text.split('\n'))
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
     same, records, line = {}, [], 1
     try:
         for record in reader:
@@ -167,9 +168,7 @@ def _add_record(table, row, record):
         table.records.append(record[:width])
 
 # %% ../../nbs/data/tables.ipynb #294e343d
-_IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp', '.webp', '.gif')
-
-def _is_file_name(text): return text.lower().endswith(_IMAGE_ENDINGS)
+def _is_file_name(text): return text.lower().endswith(IMAGE_SUFFIXES)
 
 def _named_column(table, name, option):
     "The column that a user names"
@@ -183,7 +182,9 @@ def _path_column(table, name):
     if name is not None: return _named_column(table, name, 'path_column')
     found = _columns_named(table.header, PATH_COLUMNS)
     if len(found) > 1: found = [column for column in found if _plain(column) != 'id']
-    if len(found) > 1: found = [c for c in found if any(map(_is_file_name, table.column(c)[:100]))] or found
+    if not found: found = [column for column in table.header[:1] if not column] # an index, as pandas writes it
+    files = [column for column in found if any(map(_is_file_name, table.column(column)[:100]))]
+    if files or found == ['']: found = files
     if not found:
         if any(map(_is_file_name, table.header)): raise table.refuse('the first line names an image, expected a header')
         raise table.refuse('no column path, image or filename (path_column, --path-column names another one)')
@@ -195,12 +196,12 @@ def _path_column(table, name):
 def _with_suffix(paths, root, suffix):
     "The paths with an ending each, and a phrase for a note"
     if suffix:
-        if suffix.isalnum() and f'.{suffix.lower()}' in _IMAGE_ENDINGS: suffix = f'.{suffix}'
+        if suffix.isalnum() and f'.{suffix.lower()}' in IMAGE_SUFFIXES: suffix = f'.{suffix}'
         ends = tuple({suffix, suffix.lower(), suffix.upper()})
         whole = [path if not path or path.endswith(ends) else path + suffix for path in paths]
         return whole, f' with {suffix} added'
     bare = [path for path in paths if path and not _is_file_name(path)]
-    endings = [ending for low in _IMAGE_ENDINGS for ending in (low, low.upper())]
+    endings = [ending for low in IMAGE_SUFFIXES for ending in (low, low.upper())]
     def is_there(path): return os.path.isfile(os.path.join(root, path))
     found = [ending for ending in endings if any(is_there(path + ending) for path in bare[:50])]
     if not found: return paths, ''
@@ -213,27 +214,26 @@ def _with_suffix(paths, root, suffix):
 _OTHER = -2
 
 def _codes(columns):
-    "Texts of C columns as codes [N, C]"
+    "Texts of C columns, one column at a time, as codes [N, C]"
     def code(texts):
         codes = {text: flag(text) for text in set(texts)}
         codes = {text: _OTHER if value is None else value for text, value in codes.items()}
         return np.fromiter((codes[text] for text in texts), np.int8, len(texts))
-    return np.stack([code(texts) for texts in columns], 1)
+    return np.stack(list(map(code, columns)), 1)
 
-def _bad_codes(codes, names, columns, i, bad):
+def _bad_codes(codes, names, bad, text_of):
     "What is wrong with a row of codes"
     first, *more = np.flatnonzero(bad)
-    text = columns[first][i]
+    text = text_of(first)
     hint = '; unknown (--unknown) can be negative, ignore or positive' if codes[first] == -1 else ''
     others = f' (and {len(more)} more columns)' if more else ''
     return f'column {names[first]!r} is {text!r}, expected 0 or 1{others}{hint}'
 
-def _set_codes(rows, columns, names, unknown):
-    "Labels of the rows from texts of C columns; how many are unknown"
-    codes = _codes(columns)
+def _set_codes(rows, codes, names, unknown, text_of):
+    "Labels of the rows from their codes, whose texts are `text_of(row, column)`; how many are unknown"
     bad = codes < (-1 if unknown else 0)
     for i in np.flatnonzero(bad.any(1)):
-        rows[i].problems.append(_bad_codes(codes[i], names, columns, i, bad[i]))
+        rows[i].problems.append(_bad_codes(codes[i], names, bad[i], partial(text_of, i)))
     yes = codes == 1
     if unknown == 'positive': yes |= codes == -1
     for row, one in zip(rows, yes): row.labels = np.flatnonzero(one).tolist()
@@ -273,38 +273,61 @@ def _class_columns(table, path, unknown):
     return [column for column in columns[columns.index(flags[0]):] if kinds[column] != 0]
 
 # %% ../../nbs/data/tables.ipynb #de02103b
-_NO_LABEL = {'no finding', 'no findings', 'none', 'normal', 'negative', 'healthy', 'nothing', 'background', 'no label'}
+@dataclass
+class _Given:
+    "Classes that were given"
+    names:list # C names
+    ids:dict # text of a cell -> class index
+    codes:dict # text of a cell -> name of a class
 
-def _descriptions(classes):
-    "Id -> name from a file of two columns without a header, or {}"
-    if not isinstance(classes, (str, Path)) or Path(classes).suffix.lower() not in ('.csv', '.tsv'): return {}
-    text, _ = _decoded(classes)
-    records = [record for _, record in _records(classes, text, _delimiter(text, None)) if any(record)]
+def _descriptions(file):
+    "Code -> name from a file of two columns, or {}"
+    if Path(file).suffix.lower() not in ('.csv', '.tsv'): return {}
+    text, _ = _decoded(file)
+    records = [record for _, record in _records(file, text, _delimiter(text, None)) if any(record)]
     if not records or any(len(record) != 2 for record in records): return {}
+    if _plain(records[0][0]) in (*LABEL_COLUMNS, 'mid', 'id', 'code'): records = records[1:]
+    if all(key.isdecimal() for key, _ in records): return {}
     twice = {name for name, n in Counter(name for _, name in records).items() if n > 1}
     return {key: f'{name} ({key})' if name in twice else name for key, name in records}
+
+def _as_given(classes, notes):
+    "The classes that were given, or None"
+    if classes is None: return None
+    if not isinstance(classes, (str, Path)): return _Given(as_classes(classes), {}, {})
+    found = read_class_file(classes)
+    ids = {str(i): c for c, i in enumerate(found.ids)} if found.note else {}
+    if found.note: notes.append(found.note)
+    return _Given(found.names, ids, _descriptions(classes))
+
+# %% ../../nbs/data/tables.ipynb #9c354d77
+_NO_LABEL = {'no finding', 'no findings', 'none', 'normal', 'negative', 'healthy', 'nothing', 'background', 'no label'}
 
 def _in_order(names):
     "Names sorted, numbers by their size"
     if all(name.isdecimal() for name in names): return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
-def _index(table, found, given, described=()):
-    "The classes, and the class of each name in the cells (None: no label)"
+def _index(table, found, given):
+    "The classes, the class of each name in the cells (None: no label), and a phrase for a note"
     if given is None:
         names = _in_order(found)
-        return names, {name: i for i, name in enumerate(names)}
-    if any(name in described for name in found):
-        keys = [key for key in described if key in found or _plain(key) not in LABEL_COLUMNS]
-        names, index = [described[key] for key in keys], {key: i for i, key in enumerate(keys)}
-    else: names, index = given, {name: i for i, name in enumerate(given)}
-    if _are_ids(found, index): index = _ids(table, found, names)
-    return names, {name: None for name in found if name.lower() in _NO_LABEL} | index
+        return names, {name: i for i, name in enumerate(names)}, ''
+    names, index = given.names, {name: i for i, name in enumerate(given.names)}
+    if not found <= index.keys():
+        if found & given.codes.keys():
+            names, index = list(given.codes.values()), {code: i for i, code in enumerate(given.codes)}
+        elif _are_ids(found, names): index = given.ids or _counted_ids(table, found, names)
+    first = list(index)[:1]
+    phrase = '' if first == names[:1] else f', which are ids: {first[0]} is {names[0]!r}'
+    none = sorted(name for name in found if name not in index and name.lower() in _NO_LABEL)
+    if none: phrase += f"; {' and '.join(map(repr, none))} is no label"
+    return names, dict.fromkeys(none) | index, phrase
 
 def _are_ids(found, names):
     return bool(found) and all(map(str.isdecimal, found)) and not any(map(str.isdecimal, names))
 
-def _ids(table, found, names):
+def _counted_ids(table, found, names):
     "The class of each number"
     if '0' not in found and str(len(names)) not in found and len(found) < len(names):
         table.warn(f'the labels are numbers, and neither 0 nor {len(names)} is among them; they are read as counting '
@@ -348,18 +371,18 @@ def _put_together(rows, says_yes, num_classes, unknown):
     return [row for row, _ in said.values()]
 
 # %% ../../nbs/data/tables.ipynb #dafe1012
-def _label_column(table, path, name, classes):
+def _label_column(table, path, name, given):
     "The column with names of labels; None if each class has a column of its own"
     if name is not None: return _named_column(table, name, 'label_column')
     found = [column for column in _columns_named(table.header, LABEL_COLUMNS) if column != path]
-    if classes is not None and set(classes) <= set(table.header) - {path}: return None
+    if given and set(given.names) <= set(table.header) - {path}: return None
     texts = {column: set(table.column(column)) for column in found}
     flags = [column for column in found if {'0', '1'} & texts[column] and None not in map(flag, texts[column])]
     found = [column for column in found if column not in flags]
     found.sort(key=lambda column: all(text.isdecimal() for text in texts[column] if text) and any(texts[column]))
     if len(found) > 1:
         table.warn(f'the columns {some(found)} may all hold labels; {found[0]} is read (label_column, --label-column)')
-    if flags and not found and classes is None:
+    if flags and not found and given is None:
         table.warn(f'the column {flags[0]} holds 0 and 1, so it is read as a class of that name '
                    f'(label_column={flags[0]!r}, --label-column reads 0 and 1 as two names)')
     return found[0] if found else None
@@ -370,7 +393,9 @@ def _column_problem(table, path, label, names):
     used = {path, label} if label else {path, *names}
     if any(n > 1 for column, n in Counter(table.header).items() if column in used): return 'two columns have one name'
     if label: return None
-    if not names: return 'no column labels (with names), nor one of 0 and 1 for each class'
+    if not names:
+        return ('no column labels (with names), nor one of 0 and 1 for each class '
+                '(label_column, --label-column names another one)')
     missing = [name for name in names if name not in table.header]
     if len(missing) == len(names): return f"no column {', '.join(missing)}"
     return None
@@ -387,23 +412,23 @@ class _Reading:
 
 def _read_flags(table, path, given, unknown):
     "Labels from a column of zeros and ones for each class"
-    names = _class_columns(table, path, unknown) if given is None else given
+    names = _class_columns(table, path, unknown) if given is None else given.names
     if problem := _column_problem(table, path, None, names): raise table.refuse(problem)
     missing = [name for name in names if name not in table.header]
     if missing: table.warn(f'no column {some(missing)}, so no image has such a label')
-    nothing = ['0'] * len(table.sound)
-    columns = [nothing if name in missing else table.column(name) for name in names]
-    count = _set_codes(table.sound, columns, names, unknown)
+    nothing, at = ['0'] * len(table.sound), [None if name in missing else table.header.index(name) for name in names]
+    codes = _codes(nothing if name in missing else table.column(name) for name in names)
+    count = _set_codes(table.sound, codes, names, unknown, lambda i, c: table.records[i][at[c]])
     return _Reading(names, table.sound, 'labels from a column of 0 and 1 for each class', count, tuple(names))
 
 def _read_vectors(table, label, cells, given, unknown):
     "Labels from cells with zeros and ones for all classes"
     width = max(map(len, cells.parts.values()))
-    names = list(map(str, range(width))) if given is None else given
+    names = list(map(str, range(width))) if given is None else given.names
     if len(names) != width:
         raise table.refuse(f'column {label!r} has {width} zeros and ones in a cell, for {len(names)} classes')
     vectors = [cells.parts[text] or [''] * width for text in table.column(label)]
-    count = _set_codes(table.sound, list(zip(*vectors)), names, unknown)
+    count = _set_codes(table.sound, _codes(zip(*vectors)), names, unknown, lambda i, c: vectors[i][c])
     return _Reading(names, table.sound, f'labels from {label!r}, {cells.how}', count, (label,))
 
 # %% ../../nbs/data/tables.ipynb #4866a8ab
@@ -419,8 +444,10 @@ def _read_names(table, label, cells, index, names, unknown):
     says_yes = _confidence(table)
     several = len({row.path for row in table.sound}) < len(table.sound)
     if says_yes is None and not several: return reading
+    pairs = {(row.path, *row.labels) for row in table.sound}
     reading.rows = _put_together(table.sound, says_yes, len(names), unknown)
-    reading.how = f'one label of an image in each row, from {label!r}'
+    repeated = f', {len(table.sound) - len(pairs)} of them repeat another' if len(pairs) < len(table.sound) else ''
+    reading.how = f'one label of an image in each of {len(table.sound)} rows{repeated}, from {label!r}'
     reading.unknown = sum(len(row.unknown) for row in reading.rows)
     if says_yes is not None: reading.used += tuple(_columns_named(table.header, ['confidence']))
     return reading
@@ -434,19 +461,17 @@ def _warn_of_names(table, names):
         spellings = [name for name in names if name.casefold() == same[0]]
         table.warn(f"the classes {' and '.join(map(repr, spellings))} differ in their case only")
 
-def _read_labels(table, label, classes, given, separator, unknown):
+def _read_labels(table, label, given, separator, unknown, known=()):
     "Labels from a column, as names or as zeros and ones"
-    described = _descriptions(classes)
-    known = {*(given or ()), *described}
+    if given: known = {*given.names, *given.ids, *given.codes}
     cells = read_cells(map(_without_nan, table.column(label)), separator, known)
     if cells.doubt: table.warn(f'{cells.doubt} (label_separator, --label-separator)')
     if cells.vectors: return _read_vectors(table, label, cells, given, unknown)
     found = {name for parts in cells.parts.values() for name in parts}
-    names, index = _index(table, found, given, described)
+    names, index, phrase = _index(table, found, given)
     if given is None: _warn_of_names(table, names)
     reading = _read_names(table, label, cells, index, names, unknown)
-    none = [name for name in sorted(found) if index.get(name, 0) is None]
-    if none: reading.how += f"; {' and '.join(map(repr, none))} is no label"
+    reading.how += phrase
     return reading
 
 # %% ../../nbs/data/tables.ipynb #95a45a95
@@ -465,7 +490,7 @@ def _notes(table, path, added, reading, unknown):
     return notes
 
 # %% ../../nbs/data/tables.ipynb #779b1f8d
-def read_csv(
+def read_csv( # noqa: PLR0913 - the ways in which tables differ
     file:str|Path, # table with a header: CSV, TSV and the like
     root:str|Path|None=None, # image root; the file's own folder if left out
     classes:Sequence|str|Path|None=None, # C names or a labels file; as found in the table if left out
@@ -474,12 +499,14 @@ def read_csv(
     label_separator:str|None=None, # between the labels of a cell; 'none': one name; found out if left out
     image_suffix:str|None=None, # ending that the paths lack, such as .jpg; looked up in `root` if left out
     unknown:str|None=None, # what blank, -1, u and nan mean: negative, ignore or positive; refused if left out
+    known:Sequence=(), # names that a cell may hold, which tell a separator from a part of a name
 ) -> Listing: # as the file has it, unchecked
     "The rows of a table"
     if unknown is not None: check_choice('unknown', unknown, UNKNOWN_LABELS)
     table = read_table(file, path_column)
     root = Path(file).parent if root is None else root
-    given = None if classes is None else as_classes(classes)
+    notes:list = []
+    given = _as_given(classes, notes)
     path = _path_column(table, path_column)
     label = _label_column(table, path, label_column, given)
     if label and (problem := _column_problem(table, path, label, [])): raise table.refuse(problem)
@@ -488,8 +515,8 @@ def read_csv(
         row.path = text or None
         if not text: row.problems.append('the path is empty')
     if label is None: reading = _read_flags(table, path, given, unknown)
-    else: reading = _read_labels(table, label, classes, given, label_separator, unknown)
+    else: reading = _read_labels(table, label, given, label_separator, unknown, known)
     broken = {id(row) for row in table.sound}
     rows = reading.rows + [row for row in table.rows if id(row) not in broken]
     rows.sort(key=lambda row: row.line)
-    return Listing(file, root, reading.classes, rows, notes=_notes(table, path, added, reading, unknown))
+    return Listing(file, root, reading.classes, rows, notes=_notes(table, path, added, reading, unknown) + notes)

@@ -7,8 +7,8 @@ __all__ = ['image_size', 'ComparedRuns', 'draw_best', 'draw_predictions', 'Predi
            'draw_attention', 'AttentionExplorer', 'draw_paths', 'draw_names', 'draw_neighbours', 'DriftExplorer']
 
 # %% ../../nbs/look/explorers.ipynb #f5ca069d
+from collections.abc import Iterable
 from functools import lru_cache
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from ..checks import check_choice
+from ..data.longtail import GROUPS
 from .attention import as_model, attention_maps, grad_cam, score_maps, upsample_maps
 from cprfl.look.explorer import (
     BROWSE,
-    PLAIN,
     SHARP,
     SHOW,
     UPLOAD,
@@ -45,9 +45,10 @@ from cprfl.look.predictions import (
     top_k_table,
 )
 from .prompts import class_similarity, prompt_drift, prompt_trajectories
-from .style import FAINT, INK, RIGHT, TEXT, UNKNOWN, group_styles, in_order, legend_of
+from .style import FAINT, INK, RIGHT, TEXT, UNKNOWN, group_styles, in_order, legend_of, legend_text
 from ..model.baselines import ZeroShotCLIP
 from ..runs.build import load_data
+from ..text import figure_text, html_text, visible
 from ..train.trainer import predict
 
 # %% ../../nbs/look/explorers.ipynb #e5a74801
@@ -112,10 +113,10 @@ def draw_best(
 ):
     "The k best labels of one model: a text and a bar each"
     _bare(ax).set(xlim=(0, 1), ylim=(len(rows), 0))
-    ax.set_title(title, loc='left', fontsize=9, fontweight='bold', color=INK, pad=5, **PLAIN)
+    ax.set_title(figure_text(title), loc='left', fontsize=9, fontweight='bold', color=INK, pad=5)
     fills, marks = {None: UNKNOWN, True: RIGHT, False: 'white'}, {None: '', True: '✓ ', False: '✗ '}
     for y, (label, score, right) in enumerate(rows):
-        ax.text(0, y + 0.4, marks[right] + shorten(label), fontsize=9, color=TEXT, **PLAIN)
+        ax.text(0, y + 0.4, figure_text(marks[right] + shorten(label)), fontsize=9, color=TEXT)
         ax.text(1, y + 0.4, f'{score:.2f}', fontsize=9, color=TEXT, ha='right')
         ax.barh(y + 0.58, 1, 0.24, color='#f1f3f4')
         style = dict(color=fills[right], hatch='/////' if right is False else '')
@@ -165,8 +166,8 @@ class PredictionExplorer(ImageExplorer):
 
     def options(self, field):
         if field == 'image': return range(len(self))
-        rare = rare_group(self.predictions.groups)
-        filters = {'all images': 'all', f'only {self.model} is right': 'fixed', f'a {rare} label': 'tail',
+        rare = visible(rare_group(self.predictions.groups))
+        filters = {'all images': 'all', f'only {visible(self.model)} is right': 'fixed', f'a {rare} label': 'tail',
                    'labels that no model finds': 'all_fail'}
         return filters | self.own_filter()
 
@@ -199,9 +200,9 @@ class PredictionExplorer(ImageExplorer):
         return draw_predictions(self.table(), self.pixels(self.image), labels, titles, self.width)
 
     def caption(self):
-        missed = ', '.join(escape(self.labels[c]) for c in self.missed())
+        missed = ', '.join(html_text(self.labels[c]) for c in self.missed())
         lost = f'; no model finds {missed}' if missed else ''
-        legend = f'<small>✓ right, ✗ wrong; {escape(legend_of(self.dataset.groups))}</small>'
+        legend = f'<small>✓ right, ✗ wrong; {html_text(legend_of(self.dataset.groups))}</small>'
         return f'{self.heading()}: {self.truth_text(self.image)}{lost}<br>{legend}'
 
 # %% ../../nbs/look/explorers.ipynb #c9dcaed7
@@ -374,10 +375,10 @@ class AttentionExplorer(ImageExplorer):
 
     def caption(self):
         numbers = _attention_text(self.scores(), isinstance(self.maps.model, ZeroShotCLIP), len(self.labels))
-        truth, name = self.truth(self.image), escape(self.labels[self.category])
+        truth, name = self.truth(self.image), html_text(self.labels[self.category])
         if self.category in self.unknown(self.image): name += ' (not known)'
         elif truth is not None and self.category not in truth: name += ' (not in this image)'
-        legend = f'<small>{escape(legend_of(self.dataset.groups))}</small>'
+        legend = f'<small>{html_text(legend_of(self.dataset.groups))}</small>'
         return f'{self.heading()}: {self.truth_text(self.image)}<br><b>{name}</b>: {numbers}<br>{legend}'
 
 # %% ../../nbs/look/explorers.ipynb #7c46a729
@@ -394,7 +395,7 @@ def draw_paths(
     for g in in_order(groups):
         style = dict(color=styles[g].colour, marker=styles[g].marker, linewidths=0)
         ids = np.asarray(groups[g], int)
-        if len(ids): ax.scatter(*xy[now, ids].T, s=34, label=g, zorder=2, **style)
+        if len(ids): ax.scatter(*xy[now, ids].T, s=34, label=legend_text(g), zorder=2, **style)
     path = xy[:now + 1, category].T
     ax.plot(*path, color=TEXT, linewidth=1.8, zorder=3)
     ax.scatter(*path[:, 0], marker='o', s=60, facecolors='white', edgecolors=TEXT, zorder=4)
@@ -416,13 +417,13 @@ def draw_names(
         left = j == 0 and at[0] < xy[0, c, 0]
         style = dict(color='#555555') if j else dict(color=TEXT, fontweight='bold')
         place = dict(textcoords='offset points', ha='right' if left else 'left', fontsize=9, zorder=5)
-        ax.annotate(shorten(name), at, (-9 if left else 9, 5), **place, **style, **PLAIN)
+        ax.annotate(figure_text(shorten(name)), at, (-9 if left else 9, 5), **place, **style)
 
 def draw_neighbours(
     ax:Any, # matplotlib axes
     near:pd.DataFrame, # as the explorer's `neighbours` gives it
     labels:list, # of these classes
-    groups:dict # name -> class indices
+    groups:Iterable=GROUPS # all groups of the dataset
 ):
     "Cosines of the nearest prompts: a bar for now, a hollow mark for the start"
     y, cosines = np.arange(len(near)), near[['now', 'start']].to_numpy()
@@ -430,7 +431,7 @@ def draw_neighbours(
     colours = [styles[g].colour for g in near['group']]
     ax.barh(y, near['now'], 0.6, color=colours)
     ax.scatter(near['start'], y, marker='D', s=36, facecolors='white', edgecolors=TEXT, zorder=3)
-    ax.set_yticks(y, [shorten(label, 20) for label in labels], fontsize=9, **PLAIN)
+    ax.set_yticks(y, [figure_text(shorten(label, 20)) for label in labels], fontsize=9)
     ax.set(xlim=(min(0, cosines.min() - 0.05), 1.05), ylim=(len(near) - 0.5, -0.5))
     ax.set_xlabel('cosine', fontsize=9)
 
@@ -480,14 +481,14 @@ class DriftExplorer(Explorer):
         draw_neighbours(bars, near, [self.labels[c] for c in index], self.groups)
         titles = f'Prompts at epoch {self.epoch} of {self.epochs[-1]}', f'Nearest to {shorten(name, 18)}'
         for ax, title in zip((paths, bars), titles):
-            ax.set_title(title, loc='left', fontsize=10, color=INK, **PLAIN)
+            ax.set_title(figure_text(title), loc='left', fontsize=10, color=INK)
             ax.spines[['top', 'right']].set_visible(False)
             ax.tick_params(labelsize=8)
         return fig
 
     def caption(self):
         row = self.drift.iloc[self.epochs.index(self.epoch) * len(self.classes) + self.category]
-        name = escape(self.labels[self.category])
+        name = html_text(self.labels[self.category])
         moved = f"cosine with its own start {row['cosine']:.2f}, moved by {row['relative']:.2f} of its length"
         return (f'<b>{name}</b> at epoch {self.epoch}: {moved}<br>'
-                f'<small>bars: cosine now; ◇: at the start; {escape(legend_of(self.groups))}</small>')
+                f'<small>bars: cosine now; ◇: at the start; {html_text(legend_of(self.groups))}</small>')

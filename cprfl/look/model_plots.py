@@ -30,12 +30,14 @@ from cprfl.look.style import (
     heat_map,
     in_order,
     legend_above,
+    legend_text,
     light_to_dark,
     new_axes,
     signed,
     tidy,
     true_labels,
 )
+from ..text import figure_text
 
 # %% ../../nbs/look/model_plots.ipynb #318a25a9
 def _bars(ax, rows, truth, groups):
@@ -48,7 +50,7 @@ def _bars(ax, rows, truth, groups):
         ax.barh(y, row.score, 0.62, facecolor=face, linewidth=0.8, **edge)
         ax.text(row.score + 0.03, y, f'{row.score:.2f}', fontsize=8, va='center', color=INK)
     marks = [{True: '✓ ', False: '✗ ', None: ''}[r] for r in right]
-    names = [signed(c, g, groups) for c, g in zip(rows['class'], rows['group'])]
+    names = [figure_text(signed(c, g, groups)) for c, g in zip(rows['class'], rows['group'])]
     ax.set_yticks(range(len(rows)), [m + n for m, n in zip(marks, names)], fontsize=8)
     for label, r in zip(ax.get_yticklabels(), right): label.set_color(WRONG if r is False else INK)
     ax.set(xlim=(0, 1.25), ylim=(len(rows) - 0.4, -0.6), xticks=[])
@@ -62,7 +64,8 @@ def _image_and_labels(row, dataset, i, truth):
     row[0].imshow(dataset[i][0].permute(1, 2, 0).numpy())
     row[0].set_axis_off()
     if not truth: return
-    row[1].text(0, 0.5, '\n'.join(true_labels(dataset, i)), fontsize=8.5, va='center', color=INK)
+    names = '\n'.join(map(figure_text, true_labels(dataset, i)))
+    row[1].text(0, 0.5, names, fontsize=8.5, va='center', color=INK)
     row[1].set_axis_off()
 
 def plot_top_k(
@@ -84,7 +87,7 @@ def plot_top_k(
         _image_and_labels(row, dataset, i, truth)
         for ax, model in zip(row[left:], models): _bars(ax, rows[i, model], truth, dataset.groups)
     titles = ['', 'truth'][:left] + [m + ' (softmax)' * (m in softmax) for m in models]
-    for ax, title in zip(axes[0], titles): ax.set_title(title, fontsize=10, loc='left', color=INK)
+    for ax, title in zip(axes[0], titles): ax.set_title(figure_text(title), fontsize=10, loc='left', color=INK)
     return fig, axes
 
 # %% ../../nbs/look/model_plots.ipynb #4d0ef68d
@@ -99,7 +102,7 @@ def plot_top_k_report(
     for j, (ax, measure) in enumerate(zip(np.ravel(axes), measures)):
         values = report.pivot(index='model', columns='group', values=measure)
         grouped_bars(ax, values.loc[models, groups_in(report, with_total=True)], legend=j == 0)
-        ax.set_ylabel(measure.replace('_', ' '))
+        ax.set_ylabel(figure_text(measure.replace('_', ' ')))
     return fig, np.ravel(axes)
 
 # %% ../../nbs/look/model_plots.ipynb #9d6f3c06
@@ -127,7 +130,7 @@ def plot_flips(
         share, count = part['share'].loc[models, models], part['count'].loc[models, models]
         style = dict(annot_kws=dict(fontsize=8), vmin=0, vmax=top, cbar=False, square=True, linewidths=1)
         heat_map(ax, share, annot=_flip_texts(count, share), fmt='', **style)
-        ax.set(title=signed(g, g, all_groups), xlabel='missed by', ylabel='' if j else 'found by')
+        ax.set(title=figure_text(signed(g, g, all_groups)), xlabel='missed by', ylabel='' if j else 'found by')
         ax.tick_params(length=0, labelsize=8)
         ax.tick_params(axis='y', labelleft=j == 0, rotation=0)
     return fig, np.ravel(axes)
@@ -138,6 +141,8 @@ MEASURES = dict(
     relative='distance / length at the start', step='distance since the epoch before',
     auc='AUC of positives against negatives',
     positive="cosine(P', P), positive images", negative="cosine(P', P), negative images")
+
+def _measure(column): return figure_text(MEASURES.get(column, column))
 
 def _styles_in(table):
     "The style of each group that a table knows"
@@ -161,8 +166,8 @@ def plot_by_epoch(
         low, mid, high = values.quantile([0.25, 0.5, 0.75], axis=1).to_numpy()
         if classes: ax.plot(epochs, values, color=colour, linewidth=0.7, alpha=0.5)
         else: ax.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
-        ax.plot(epochs, mid, linewidth=2, label=g, **style)
-    ax.set(xlabel='epoch', ylabel=MEASURES.get(measure, measure))
+        ax.plot(epochs, mid, linewidth=2, label=legend_text(g), **style)
+    ax.set(xlabel='epoch', ylabel=_measure(measure))
     ax.xaxis.get_major_locator().set_params(integer=True)
     tidy(ax)
     ax.legend(frameon=False, fontsize=8)
@@ -182,8 +187,9 @@ def plot_by_class(
     order = [c for block in members for c in block]
     values = table.pivot(index='class', columns='epoch', values=measure).loc[order]
     fig, ax = new_axes(ax, (2.6 + 0.22 * values.shape[1], 1 + 0.19 * len(order)))
-    bar = dict(label=MEASURES.get(measure, measure), pad=0.02)
-    heat_map(ax, values, cbar_kws=bar, yticklabels=[signed(c, group_of[c], groups) for c in order], **kw)
+    bar = dict(label=_measure(measure), pad=0.02)
+    names = [figure_text(signed(c, group_of[c], groups)) for c in order]
+    heat_map(ax, values, cbar_kws=bar, yticklabels=names, **kw)
     ends = np.cumsum([len(m) for m in members if m])[:-1]
     for end in ends: ax.axhline(end, color='white', linewidth=3)
     ax.set(xlabel='epoch', ylabel='')
@@ -205,7 +211,7 @@ def plot_alignment(
         ax.fill_between(mid.index, mid['negative'], mid['positive'], **between)
         ax.plot(mid.index, mid['positive'], label='positive images', **style)
         ax.plot(mid.index, mid['negative'], '--', markerfacecolor='white', label='negative images', **style)
-        ax.set(title=signed(g, g, groups), xlabel='epoch', ylabel='' if j else "cosine(P', P)")
+        ax.set(title=figure_text(signed(g, g, groups)), xlabel='epoch', ylabel='' if j else "cosine(P', P)")
         ax.xaxis.get_major_locator().set_params(integer=True)
         tidy(ax)
         ax.legend(frameon=False, fontsize=8)
@@ -244,7 +250,7 @@ def _finish_cluster_map(grid, titles, C):
     "Titles over both halves, the strip of groups close to the map, and a bar of colours"
     fig, ax, strip = grid.figure, grid.ax_heatmap, grid.ax_col_colors
     for title, at in zip(titles, (C / 2, 1.5 * C + 1)):
-        strip.text(at, -0.4, title, ha='center', va='bottom', fontsize=11)
+        strip.text(at, -0.4, figure_text(title), ha='center', va='bottom', fontsize=11)
     fig.tight_layout(h_pad=0.02, w_pad=0.02)
     width, height = fig.get_size_inches()
     place = ax.get_position()
@@ -267,7 +273,7 @@ def plot_similarity(
     link, group = _cosine_linkage(before), group_names(groups, C)
     order = leaves_list(link)
     values = np.hstack([before.to_numpy()[:, order], np.full((C, 1), np.nan), after.to_numpy()[:, order]])
-    names, styles = [signed(c, g, groups) for c, g in zip(before.index, group)], group_styles(groups)
+    names, styles = [figure_text(signed(c, g, groups)) for c, g in zip(before.index, group)], group_styles(groups)
     colours = [styles[g].colour if g else 'white' for g in group]
     grid = _cluster_map(values, link, names, colours, edge or min(0.2, 8 / C))
     _finish_cluster_map(grid, titles, C)
@@ -288,7 +294,7 @@ def _label(fig, ax, points, marks):
         for place in PLACES:
             dx, dy, ha, va = place
             style = dict(textcoords='offset points', ha=ha, va=va, fontsize=7.5, color=INK)
-            text = ax.annotate(name, at, (dx, dy), **style)
+            text = ax.annotate(figure_text(name), at, (dx, dy), **style)
             box = text.get_window_extent()
             if place == PLACES[-1] or not any(box.overlaps(other) for other in taken): break
             text.remove()
@@ -305,8 +311,9 @@ def _paths(ax, paths):
         ax.plot(x[:1], y[:1], markerfacecolor='white', **style)
         ax.plot(x[-1:], y[-1:], **style)
     for g in groups_in(paths):
-        ax.plot([], [], styles[g].marker, color=styles[g].colour, markerfacecolor='white', label=f'{g}, start')
-        ax.plot([], [], styles[g].marker, color=styles[g].colour, label=f'{g}, end')
+        colour, _, marker = styles[g]
+        ax.plot([], [], marker, color=colour, markerfacecolor='white', label=legend_text(f'{g}, start'))
+        ax.plot([], [], marker, color=colour, label=legend_text(f'{g}, end'))
 
 # %% ../../nbs/look/model_plots.ipynb #0e159efb
 def plot_trajectories(
@@ -370,7 +377,7 @@ def plot_map(
     else: _overlay(ax, pixels, torch.as_tensor(values).float().clamp(min=0), cmap)
     _boxes(ax, boxes, np.divide(hw, size or hw))
     ax.set_axis_off()
-    ax.set_title(title, fontsize=8.5, color=INK)
+    ax.set_title(figure_text(title, keep='\n'), fontsize=8.5, color=INK)
     return fig, ax
 
 # %% ../../nbs/look/model_plots.ipynb #c5922fae
@@ -440,5 +447,5 @@ def plot_pointing(
         floor = dict(color=WRONG, linestyle=style, linewidth=1.6, label=name)
         handles.append(ax.hlines(values[method == name].iloc[0], x - 0.47, x + 0.47, **floor))
     legend_above(ax, len(handles), handles=handles, columnspacing=1.2)
-    ax.set_ylabel(label)
+    ax.set_ylabel(figure_text(label))
     return fig, ax

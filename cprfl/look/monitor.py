@@ -6,31 +6,37 @@
 __all__ = ['WatchedFolder', 'draw_alignment', 'draw_training', 'Follower', 'TrainingMonitor']
 
 # %% ../../nbs/look/monitor.ipynb #00c27974
-import json
 import weakref
-from html import escape
 from pathlib import Path
 from threading import Event, Thread, current_thread
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from .explorer import Explorer, new_figure
 from .plots import plot_training
-from .style import WITH_TOTAL, group_styles, tidy
+from .style import WITH_TOTAL, group_styles, legend_text, tidy
 from ..metrics import report_groups
+from ..settings import read_json
+from ..text import html_text
 from ..train.callbacks import Callback
 
 # %% ../../nbs/look/monitor.ipynb #3b4b2c1b
-def _read_csv(file, column, otherwise):
-    "A table with a column of this name, or what there was before"
+def _read_csv(file, texts, numbers, otherwise):
+    "A table with columns of texts and of numbers, or what there was before"
     try: table = pd.read_csv(file)
     except (OSError, ValueError): return otherwise # pandas' own errors are ValueErrors
-    return table if column in table else otherwise
+    if not {*texts, *numbers} <= set(table): return otherwise
+    values = table.drop(columns=list(texts)).apply(pd.to_numeric, errors='coerce').astype(float)
+    return table[list(texts)].join(values)[np.isfinite(values['epoch'])]
 
 def _read_json(file):
-    try: return json.loads(Path(file).read_text())
+    "The numbers of a file by name; none of a file that is no such thing"
+    try: data = read_json(file)
     except (OSError, ValueError): return {}
+    numbers = data.items() if isinstance(data, dict) else ()
+    return {name: value for name, value in numbers if isinstance(value, (int, float)) and not isinstance(value, bool)}
 
 class WatchedFolder:
     "What a run's folder says about its training"
@@ -47,13 +53,14 @@ class WatchedFolder:
     def look(self) -> bool: # whether there was anything new
         "Read the folder"
         files = [self.folder / name for name in self.FILES]
-        stamps = [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
+        stamps = [file.stat().st_mtime_ns if file.is_file() else 0 for file in files]
         if stamps == self._stamps: return False
         self._stamps = stamps
         metrics, alignment, config, report = files
-        self.metrics = _read_csv(metrics, 'epoch', self.metrics)
-        self.alignment = _read_csv(alignment, 'auc', self.alignment)
-        self.epochs, self.report = _read_json(config).get('epochs', 0), _read_json(report)
+        self.metrics = _read_csv(metrics, (), ('epoch', 'loss', 'lr'), self.metrics)
+        self.alignment = _read_csv(alignment, ('group',), ('epoch', 'auc'), self.alignment)
+        epochs = _read_json(config).get('epochs', 0)
+        self.epochs, self.report = epochs if isinstance(epochs, int) else 0, _read_json(report)
         return True
 
     def progress(self) -> dict: # epoch, epochs (0: not known), seconds (per epoch), left (seconds, or None)
@@ -61,6 +68,7 @@ class WatchedFolder:
         m = self.metrics
         epoch = int(m['epoch'].iloc[-1]) if len(m) else 0
         seconds = float(m['seconds'].tail(5).mean()) if epoch and 'seconds' in m else 0.
+        if not np.isfinite(seconds): seconds = 0.
         left = seconds * (self.epochs - epoch) if seconds and self.epochs else None
         return dict(epoch=epoch, epochs=self.epochs, seconds=seconds, left=left)
 
@@ -87,7 +95,7 @@ def draw_alignment(
     styles = group_styles(table['group'].unique())
     for g, part in table.groupby('group', sort=False):
         mean = part.groupby('epoch')['auc'].mean()
-        ax.plot(mean.index, mean, color=styles[g].colour, label=g)
+        ax.plot(mean.index, mean, color=styles[g].colour, label=legend_text(g))
     ax.set(xlabel='epoch', ylabel='alignment (AUC) on test images')
     tidy(ax)
     ax.legend(frameon=False, fontsize=8)
@@ -202,6 +210,6 @@ class TrainingMonitor(Explorer):
 
     def figure(self): return draw_training(self.watched, self.width)
     def caption(self):
-        p, name = self.progress(), escape(self.watched.folder.name)
+        p, name = self.progress(), html_text(self.watched.folder.name)
         bar = f"<progress max='{p['epochs'] or 1}' value='{p['epoch']}' aria-label='epochs'></progress>"
-        return f'<b>{name}</b>: {bar} {self.watched.status()}'
+        return f'<b>{name}</b>: {bar} {html_text(self.watched.status())}'

@@ -26,12 +26,14 @@ from cprfl.look.style import (
     groups_in,
     in_order,
     legend_above,
+    legend_text,
     new_axes,
     signed,
     tidy,
     true_labels,
 )
 from ..statistics import map_columns
+from ..text import figure_text
 
 # %% ../../nbs/look/plots.ipynb #4de6a8c1
 def _frame(ax, box):
@@ -54,10 +56,11 @@ def show_images(
     fig, axes = new_axes(None, size, nrows=rows, ncols=columns, squeeze=False)
     for ax in axes.flat: ax.set_axis_off()
     for ax, i in zip(axes.flat, indices):
-        ax.imshow(dataset[i][0].permute(1, 2, 0).numpy())
-        ax.set_title('\n'.join(true_labels(dataset, i)), fontsize=8, loc='left', y=0, va='top', pad=-3)
-        known = getattr(dataset, 'boxes', None)
-        for _, *box in known[i] if boxes and known else (): _frame(ax, box)
+        image = dataset[i][0]
+        ax.imshow(image.permute(1, 2, 0).numpy())
+        names = '\n'.join(map(figure_text, true_labels(dataset, i)))
+        ax.set_title(names, fontsize=8, loc='left', y=0, va='top', pad=-3)
+        for _, *box in dataset.boxes_at(i, image.shape[-2:]) if boxes else (): _frame(ax, box)
     fig.get_layout_engine().set(h_pad=0.25)
     return fig, axes
 
@@ -74,10 +77,10 @@ def plot_class_counts(
     colours = [styles[g].colour if g else FAINT for g in group_names(groups, C)[order]]
     ax.bar(range(C), dataset.class_counts[order], color=colours)
     ax.set(yscale='log', ylabel='training images')
-    names = [dataset.classes[c] for c in order]
+    names = [figure_text(dataset.classes[c]) for c in order]
     ax.set_xticks(range(C), names, rotation=60, ha='right', rotation_mode='anchor', fontsize=8)
-    for g in in_order(groups):
-        ax.bar(0, 0, color=styles[g].colour, label=signed(f'{g} ({len(groups[g])})', g, groups))
+    sizes = {g: signed(f'{g} ({len(groups[g])})', g, groups) for g in in_order(groups)}
+    for g, label in sizes.items(): ax.bar(0, 0, color=styles[g].colour, label=legend_text(label))
     ax.legend(frameon=False)
     tidy(ax)
     return fig, ax
@@ -85,12 +88,11 @@ def plot_class_counts(
 # %% ../../nbs/look/plots.ipynb #07e326c7
 def _training_curves(axes, name, metrics, style, validated):
     "Loss, and mAP or learning rate, of one run"
-    axes[0].plot(metrics['epoch'], metrics['loss'], style, color=INK, label=name or 'loss')
-    if not validated: axes[1].plot(metrics['epoch'], metrics['lr'], style, color=INK, label=name)
-    if not validated: return
-    groups, styles = map_columns(metrics), group_styles(map_columns(metrics))
-    for g in in_order(groups, with_total=True):
-        label = ' '.join(filter(None, (name, g)))
+    axes[0].plot(metrics['epoch'], metrics['loss'], style, color=INK, label=legend_text(name or 'loss'))
+    if not validated: axes[1].plot(metrics['epoch'], metrics['lr'], style, color=INK, label=legend_text(name))
+    styles = group_styles(map_columns(metrics))
+    for g in in_order(map_columns(metrics), with_total=True):
+        label = legend_text(' '.join(filter(None, (name, g))))
         axes[1].plot(metrics['epoch'], 100 * metrics[g], style, color=styles[g].colour, label=label)
 
 def plot_training(
@@ -120,8 +122,9 @@ def plot_groups(
     "Bars of mAP by group, a cluster per method"
     fig, ax = new_axes(ax, (max(5.5, 1.7 * len(table)), 3.4))
     names = in_order(map_columns(table), with_total=True)
-    colours = {g: style.colour for g, style in group_styles(names).items()}
-    table[names].plot.bar(ax=ax, color=colours, width=0.8, rot=0, xlabel='', ylabel='mAP (%)')
+    colours = [group_styles(names)[g].colour for g in names]
+    shown = table[names].set_axis([figure_text(name) for name in table.index]).rename(columns=legend_text)
+    shown.plot.bar(ax=ax, color=colours, width=0.8, rot=0, xlabel='', ylabel='mAP (%)')
     for bars in ax.containers: ax.bar_label(bars, fmt='%.0f', fontsize=8, padding=1)
     tidy(ax)
     legend_above(ax, len(names))
@@ -134,8 +137,8 @@ def _method_lines(ax, labels, points, xlabel, apart):
     for j, (g, (x, error)) in enumerate(points.items()):
         y = np.arange(len(labels)) + apart * (j - (len(points) - 1) / 2)
         style = dict(fmt=styles[g].marker, color=styles[g].colour, markersize=5, capsize=2, linewidth=1.2)
-        ax.errorbar(x, y, xerr=error, label=g, **style)
-    ax.set_yticks(range(len(labels)), labels)
+        ax.errorbar(x, y, xerr=error, label=legend_text(g), **style)
+    ax.set_yticks(range(len(labels)), map(figure_text, labels))
     ax.set(ylim=(len(labels) - 0.5, -0.5), xlabel=xlabel)
     tidy(ax, 'both')
     legend_above(ax, len(points))
@@ -188,10 +191,10 @@ def plot_ap_by_frequency(
     ax.vlines(x, a, b, color=FAINT, linewidth=1, zorder=1)
     styles = group_styles(groups)
     for g in in_order(groups):
-        colour, ids = styles[g].colour, np.asarray(groups[g], int)
-        style = dict(marker=styles[g].marker, s=34, edgecolors=colour, zorder=2)
-        ax.scatter(x[ids], a[ids], facecolors='white', label=f'{first}, {g}', **style)
-        ax.scatter(x[ids], b[ids], facecolors=colour, label=f'{last}, {g}', **style)
+        (colour, _, marker), ids = styles[g], np.asarray(groups[g], int)
+        style = dict(marker=marker, s=34, edgecolors=colour, zorder=2)
+        ax.scatter(x[ids], a[ids], facecolors='white', label=legend_text(f'{first}, {g}'), **style)
+        ax.scatter(x[ids], b[ids], facecolors=colour, label=legend_text(f'{last}, {g}'), **style)
     ax.set(xscale='log', xlabel='training images of the class', ylabel='AP (%)')
     tidy(ax)
     legend_above(ax, 3)
@@ -217,7 +220,7 @@ def plot_top(
         style = dict(color=RIGHT if answer > 0 else UNKNOWN, edgecolor=INK)
         if answer == 0: style = dict(color='white', edgecolor=WRONG, hatch='////')
         axes[1].barh(y, scores[c], **style)
-    axes[1].set_yticks(range(len(top)), [classes[c] for c in top])
+    axes[1].set_yticks(range(len(top)), [figure_text(classes[c]) for c in top])
     axes[1].invert_yaxis()
     axes[1].set(xlim=(0, 1), xlabel='score')
     axes[1].spines[['top', 'right']].set_visible(False)

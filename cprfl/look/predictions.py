@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 
 from ..checks import check_choice, some
 from ..data.dataset import MultiLabelDataset, read_image, resize
+from ..data.images import IMAGE_SUFFIXES
 from ..data.longtail import group_names
 from ..metrics import topk_predictions
 from ..runs.build import load_data
@@ -234,10 +234,10 @@ def _image_sources(source):
     "(name, path or bytes) of each image"
     if isinstance(source, dict): return [(str(name), BytesIO(data)) for name, data in source.items()]
     if not isinstance(source, (str, Path)): return [(str(file), file) for file in source]
-    path, kinds = Path(source), Image.registered_extensions()
+    path = Path(source)
     if not path.exists(): raise FileNotFoundError(f'no such file or folder: {path}')
     if path.is_file(): return [(str(path), path)]
-    files = [file for file in sorted(path.rglob('*')) if file.suffix.lower() in kinds and file.name[0] != '.']
+    files = [file for file in sorted(path.rglob('*')) if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != '.']
     return [(file.relative_to(path).as_posix(), file) for file in files]
 
 def load_images(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NO_GROUP', 'WITH_TOTAL', 'GROUP_COLOURS', 'GROUP_SIGNS', 'INK', 'RIGHT', 'WRONG', 'UNKNOWN', 'TEXT', 'FAINT',
            'FILLINGS', 'GroupStyle', 'in_order', 'group_styles', 'legend_of', 'signed', 'true_labels', 'groups_in',
-           'light_to_dark', 'new_axes', 'tidy', 'legend_above', 'filling', 'grouped_bars', 'heat_map']
+           'light_to_dark', 'new_axes', 'tidy', 'legend_text', 'legend_above', 'filling', 'grouped_bars', 'heat_map']
 
 # %% ../../nbs/look/style.ipynb #cd78d068
 from collections import defaultdict
@@ -17,6 +17,7 @@ import pandas as pd
 
 from ..data.dataset import MultiLabelDataset
 from ..data.longtail import GROUPS, group_names
+from ..text import figure_text
 
 # %% ../../nbs/look/style.ipynb #863dc1b5
 class GroupStyle(NamedTuple):
@@ -114,6 +115,13 @@ def tidy(
     ax.spines[['top', 'right']].set_visible(False)
     ax.grid(axis=grid, alpha=0.25, linewidth=0.6)
 
+def legend_text(
+    name:object # of a method or a group
+) -> str:
+    "A name for a legend, which leaves out what begins with `_`; a hair space before it helps"
+    text = figure_text(name)
+    return f'\u200a{text}' if text.startswith('_') else text
+
 def legend_above(
     ax:Any, # matplotlib axes
     ncols:int, # entries side by side
@@ -153,11 +161,11 @@ def grouped_bars(
             at = i + (j - (n - 1) / 2) * width
             bar = ax.bar(at, values.loc[name, g], 0.9 * width, linewidth=0.9, **style)
             ax.bar_label(bar, fmt=lambda v: f'{v:.2f}'.lstrip('0'), fontsize=7, padding=1, bbox=box)
-    ax.set_xticks(range(len(values.columns)), [signed(g, g, values.columns) for g in values.columns])
+    ax.set_xticks(range(len(values.columns)), [figure_text(signed(g, g, values.columns)) for g in values.columns])
     tidy(ax)
     if not legend: return
     grey = GROUP_COLOURS['total']
-    handles = [Patch(label=name, **filling(j, n, grey)) for j, name in enumerate(values.index)]
+    handles = [Patch(label=legend_text(name), **filling(j, n, grey)) for j, name in enumerate(values.index)]
     legend_above(ax, n, handles=handles)
 
 # %% ../../nbs/look/style.ipynb #ca678b89
@@ -168,4 +176,5 @@ def heat_map(
 ):
     "seaborn's heat map from light to dark"
     import seaborn as sns
+    if isinstance(values, pd.DataFrame): values = values.rename(index=figure_text, columns=figure_text)
     return sns.heatmap(values, ax=ax, **dict(cmap=light_to_dark(), linewidths=0.4, linecolor='white') | kw)

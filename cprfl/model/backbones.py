@@ -81,6 +81,7 @@ class Backbone(nn.Module):
     "An image network without its last pooling: images [B, 3, H, W] to features [B, D, h, w] or [B, v, D]"
     mean: torch.Tensor
     std: torch.Tensor
+    built_as:tuple|None = None # name and keywords of `build_backbone`
 
     def __init__(self,
         net:nn.Module, # gives [B, D, h, w] or [B, v, D] for normalised images
@@ -309,7 +310,9 @@ def build_backbone(
                              'put a file after the slash, as in clip:RN50/FILE')
         if unknown := set(kw) - {'stage'}:
             raise ValueError(f'backbone: {name} takes stage=1..4 only, got {some(unknown)}')
-        return _clip_backbone(name, normalize, **kw)
-    if name.startswith('torchvision:'):
-        return _torchvision_backbone(name.removeprefix('torchvision:'), pretrained, weights, normalize, **kw)
-    return _timm_backbone(name.removeprefix('timm:'), pretrained, weights, normalize, **kw)
+        backbone = _clip_backbone(name, normalize, **kw)
+    elif name.startswith('torchvision:'):
+        backbone = _torchvision_backbone(name.removeprefix('torchvision:'), pretrained, weights, normalize, **kw)
+    else: backbone = _timm_backbone(name.removeprefix('timm:'), pretrained, weights, normalize, **kw)
+    backbone.built_as = name.removeprefix('timm:'), kw
+    return backbone

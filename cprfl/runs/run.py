@@ -15,7 +15,6 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -25,6 +24,7 @@ from ..files import Owner, read_tensors, reading, write_atomic, write_json, writ
 from ..metrics import multilabel_report
 from .build import Splits, build_model
 from .recipe import Recipe
+from .stored import RunConfig, read_metrics, read_report
 from ..train.alignment import PurificationRecorder
 from ..train.callbacks import NonFiniteLoss
 from ..train.checkpoint import data_key, saved_states
@@ -41,13 +41,9 @@ class Run:
         if not (self.folder / 'config.json').is_file():
             beside = ', '.join(path.name for path in find_runs(self.folder.parent)) or 'none'
             raise FileNotFoundError(f'{self.folder} is not a run (it has no config.json); runs beside it: {beside}')
-        with reading(self.folder / 'config.json') as file:
-            config = json.loads(file.read_text())
-            self.recipe = Recipe(**config['recipe'])
-            self.classes = config['classes']
-            self.groups = {name: np.array(ids, int) for name, ids in config['groups'].items()}
-            self.class_counts = np.array(config['class_counts'])
-            self.num_train = config['num_train']
+        self.config = RunConfig.read(self.folder / 'config.json')
+        self.recipe, self.classes, self.groups = self.config.recipe, self.config.classes, self.config.groups
+        self.class_counts, self.num_train = self.config.class_counts, self.config.num_train
 
     def __repr__(self):
         images = self.recipe.benchmark or self.recipe.train_file
@@ -67,12 +63,12 @@ class Run:
     @property
     def metrics(self):
         "A row per epoch (pandas)"
-        with self._file('metrics.csv', 'no epoch of a training has ended') as file: return pd.read_csv(file)
+        with self._file('metrics.csv', 'no epoch of a training has ended') as file: return read_metrics(file)
 
     @property
     def report(self):
         "The test report"
-        with self._of_the_test('report.json') as file: return json.loads(file.read_text())
+        with self._of_the_test('report.json') as file: return read_report(file, self.config)
 
     @property
     def predictions(self):

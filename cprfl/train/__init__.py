@@ -11,9 +11,13 @@ import lazy_loader
 # %% ../../nbs/train/index.ipynb #2e2c8d0a
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'config': ['PRECISIONS', 'CHOICES', 'MAY_CHANGE_ON_RESUME',
-               'TrainConfig', 'param_groups'],
+               'TrainConfig', 'choose_device', 'param_groups'],
     'augment': ['POLICIES', 'random_flip', 'random_cutout', 'random_shift', 'mix_seed', 'BatchAugment'],
-    'cache': ['feature_key', 'random_view', 'FeatureDataset', 'cache_features', 'CachedImages', 'cache_images'],
+    'fingerprint': ['CACHE_FORMAT', 'image_digests', 'describe', 'weights_digest', 'library_versions', 'image_facts',
+                    'network_facts', 'facts_key', 'what_changed', 'nearest_change'],
+    'rows': ['RowFile', 'alone', 'missing_rows'],
+    'cache': ['feature_facts', 'feature_key', 'random_view', 'FeatureDataset', 'cache_features', 'CachedImages',
+              'cache_images'],
     'callbacks': ['Callback', 'Seed', 'Augment', 'Views', 'NonFiniteLoss', 'Finite', 'MeanLoss', 'ClipGrad',
                   'OneCycle', 'EMA', 'Compile', 'Select', 'EarlyStopping', 'Timer', 'ProgressBar',
                   'StopOnSignal'],

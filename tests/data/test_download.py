@@ -1,15 +1,19 @@
 "Preparing a benchmark from a small web server of our own"
+import gzip
 import hashlib
 import http.server
 import io
+import os
 import re
 import tarfile
 import threading
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import requests
+from filelock import FileLock
 from pictures import noise
 from PIL import Image
 
@@ -264,7 +268,7 @@ def test_damaged_and_empty_images_are_fetched_again(web, coco, tmp_path):
 
 def test_an_error_page_is_no_image(web, coco, tmp_path):
     good, web.files[f'/{TEST[0]}'] = web.files[f'/{TEST[0]}'], b'<html>please log in</html>'
-    assert 'broken' in failure('coco-lt', tmp_path, coco, retries=2)
+    assert 'image is HTML' in failure('coco-lt', tmp_path, coco, retries=2)
     assert not (tmp_path/'coco-lt'/TEST[0]).exists()
     assert not parts(tmp_path)
     web.files[f'/{TEST[0]}'] = good
@@ -442,6 +446,59 @@ def test_a_devkit_elsewhere_is_linked(web, voc, tmp_path, images):
     assert '/a.tar' not in web.paths()
 
 
+def one_tar(voc, web, data):
+    "VOC-LT whose b.tar is other bytes, with their checksum"
+    web.files['/b.tar'] = data
+    whole, small = voc['voc-lt'].archives
+    archives = whole, replace(small, md5=hashlib.md5(data).hexdigest())
+    return {'voc-lt': replace(voc['voc-lt'], archives=archives)}
+
+
+def test_a_packed_tar_file_is_refused(web, voc, tmp_path):
+    text = failure('voc-lt', tmp_path, one_tar(voc, web, gzip.compress(web.files['/b.tar'])))
+    assert 'b.tar is no whole tar file' in text
+
+
+def test_a_broken_tar_file_is_refused(web, voc, tmp_path):
+    text = failure('voc-lt', tmp_path, one_tar(voc, web, web.files['/b.tar'][:2000]))
+    assert 'b.tar is no whole tar file' in text
+
+
+def test_a_member_larger_than_an_image_is_refused(web, voc, tmp_path):
+    info = tarfile.TarInfo(VOC07[0])
+    info.size = 1 << 40
+    text = failure('voc-lt', tmp_path, one_tar(voc, web, info.tobuf() + bytes(1024)))
+    assert f'{VOC07[0]!r} has 1,099,511,627,776 bytes, expected at most 67,108,864' in text
+
+
+@pytest.mark.parametrize('kind', [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE])
+def test_a_member_that_is_no_file_is_passed_over(web, voc, tmp_path, kind):
+    info = tarfile.TarInfo(VOC07[0])
+    info.type, info.linkname = kind, '/etc/hostname'
+    failure('voc-lt', tmp_path, one_tar(voc, web, info.tobuf() + bytes(1024)))
+    assert not os.path.lexists(tmp_path/'voc-lt'/VOC07[0])
+
+
+def test_the_first_of_two_members_with_one_name_counts(web, voc, tmp_path):
+    first = web.files['/b.tar']
+    again = tar_of({path: b'other' for path in VOC07})
+    sources = one_tar(voc, web, first.rstrip(bytes(1)) + bytes(-len(first.rstrip(bytes(1))) % 512) + again)
+    assert go('voc-lt', tmp_path, sources).fetched == 8
+
+
+def test_a_size_that_is_known_is_tested(web, voc, tmp_path):
+    whole, small = voc['voc-lt'].archives
+    sizes = whole, replace(small, size=len(web.files['/b.tar']) + 1)
+    text = failure('voc-lt', tmp_path, {'voc-lt': replace(voc['voc-lt'], archives=sizes)}, retries=1)
+    assert re.search(r'size is [\d,]+ bytes, expected', text)
+
+
+def test_a_list_larger_than_known_is_not_read(web, coco, tmp_path):
+    sizes = {name: 5 for name in coco['coco-lt'].lists}
+    text = failure('coco-lt', tmp_path, {'coco-lt': replace(coco['coco-lt'], sizes=sizes)})
+    assert 'expected at most 5' in text
+
+
 # ---- no network
 
 OFFLINE = pytest.mark.parametrize('offline, why', [
@@ -493,6 +550,32 @@ def test_files_put_in_place_by_hand_are_used(web, voc, by_hand, tmp_path):
 def test_other_names_are_refused(tmp_path, name, why): assert why in failure(name, tmp_path, None)
 
 
+@pytest.mark.parametrize('name, kw', [
+    ('../x', {}), ('/x', {}), ('', {}), ('..', {}), ('a\\b', {}), ('x\0', {}),
+    ('x', dict(lists={'../evil_labels.txt': '0'})), ('x', dict(lists={'a/b': '0'})),
+    ('x', dict(archives=(Archive('http://127.0.0.1:9/..', '0', ''),))),
+    ('x', dict(archives=(Archive('http://127.0.0.1:9/', '0', ''),))),
+])
+def test_names_that_lead_out_of_the_folder_are_refused(tmp_path, name, kw):
+    source = Source('http://127.0.0.1:9', **(dict(lists={}) | kw))
+    text = failure(name, tmp_path/'data', {name: source}, offline=True)
+    assert 'leads out of its folder, expected a plain name' in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_prepared_by_one_process(coco, tmp_path):
+    (tmp_path/'coco-lt').mkdir()
+    with FileLock(tmp_path/'coco-lt/.lock'):
+        assert 'another process prepares' in failure('coco-lt', tmp_path, coco)
+
+
+def test_names_with_odd_characters_are_asked_for_as_such(web, coco, tmp_path):
+    path = 'train2017/a#b?c%20.jpg'
+    coco['coco-lt'].lists.update(serve_lists(web, {'coco_lt_train.txt': f'{path} 0'.encode()}))
+    web.files['/train2017/a%23b%3Fc%2520.jpg'] = jpeg(1)
+    assert go('coco-lt', tmp_path, coco).images['train'] == 1
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path/'file').write_text('in the way')
     (tmp_path/'lists').mkdir()
@@ -510,7 +593,7 @@ def test_checksums_are_those_of_the_benchmark_lists(lists, name):
 
 
 @pytest.mark.parametrize('name, parts', [
-    ('coco-lt', ['http://images.cocodataset.org/train2017/000000', 'and 6,903 more; all 6,909 are in']),
+    ('coco-lt', ['https://s3.amazonaws.com/images.cocodataset.org/train2017/0000', 'more; all 6,909 are in']),
     ('voc-lt', ['VOCtrainval_11-May-2012.tar', 'b6e924de25625d8de591ea690078ad9f'])])
 def test_the_official_addresses_are_named(lists, tmp_path, name, parts):
     text = failure(name, tmp_path, SOURCES, lists=lists, offline=True)

@@ -112,3 +112,48 @@ def test_a_link_does_not_lead_out_of_the_root(tmp_path):
     (tmp_path/'root/dog').symlink_to(tmp_path/'secret')
     with pytest.raises(BadDataError, match='leaves the image root through a link'): from_folder(tmp_path/'root')
     assert len(from_folder(tmp_path/'root', follow_links=True)) == 2
+
+
+# ---- images and labels
+
+@pytest.fixture
+def zoo(tmp_path):
+    "cat/1.jpg and dog/1.jpg are one image"
+    files = {
+        'cat/1.jpg': 1, 'dog/1.jpg': 1, 'dog/sub/2.png': 2, '3.jpg': 3, 'ox/4.jpg': 4, '.hidden/5.jpg': 5,
+    }
+    root = tmp_path/'zoo'
+    for name, seed in files.items():
+        (root/name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise(seed)).save(root/name)
+    (root/'dog/notes.txt').write_text('not an image')
+    (root/'yak').mkdir()
+    return root
+
+
+def test_folders(zoo):
+    ds = from_folder(zoo)
+    assert ds.classes == ['cat', 'dog', 'ox', 'yak']
+    assert ds.class_counts.tolist() == [1, 2, 1, 0]
+    labels = {path: ds.labels(i) for i, path in enumerate(ds.paths)}
+    assert labels == {'3.jpg': [], 'cat/1.jpg': ['cat', 'dog'], 'dog/sub/2.png': ['dog'], 'ox/4.jpg': ['ox']}
+
+
+def test_given_classes_select_folders(zoo):
+    assert from_folder(zoo, classes=['ox', 'cat']).class_counts.tolist() == [1, 1]
+    with pytest.raises(BadDataError, match='no folder cow; there are cat, dog, ox, yak'):
+        from_folder(zoo, classes=['cow'])
+
+
+def test_equal_names_with_other_pixels_are_refused(zoo):
+    Image.fromarray(noise(6)).save(zoo/'dog/1.jpg')
+    with pytest.raises(BadDataError, match='cat/1.jpg and dog/1.jpg have one name but differ'):
+        from_folder(zoo)
+    assert len(from_folder(zoo, union=False)) == 5
+
+
+def test_a_folder_without_classes_is_refused(zoo):
+    with pytest.raises(BadDataError, match='not a folder'): from_folder(zoo/'none')
+    (zoo/'yak/list.csv').write_text('path,labels\n')
+    with pytest.raises(BadDataError, match='no folder of a class in it; did you mean .*list.csv'):
+        from_folder(zoo/'yak')

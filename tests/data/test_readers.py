@@ -1,12 +1,11 @@
-"Lists, COCO JSON and class folders, and all problems of each at once"
-import json
+"Lists, class files and paths, and all problems of each at once"
 import pickle
 
 import pytest
 from pictures import noise
 from PIL import Image
 
-from cprfl.data.dataset import from_coco, from_folder, from_list
+from cprfl.data.dataset import from_list
 from cprfl.data.images import BadDataError, Problem
 from cprfl.data.readers import Row, check_listing, read_class_file, read_classes, read_list
 
@@ -325,118 +324,3 @@ def test_the_note_says_where_the_ids_were(tmp_path):
 def test_class_names_that_are_refused(tmp_path, text, why):
     (tmp_path/'c.txt').write_text(text)
     with pytest.raises(BadDataError, match=why): read_classes(tmp_path/'c.txt')
-
-
-# ---- COCO JSON
-
-COCO = {
-    'images': [
-        {'id': 7, 'file_name': 'a.jpg'}, {'id': 9, 'file_name': 'b.jpg'}, {'id': 2, 'file_name': 'c.jpg'},
-    ],
-    'annotations': [
-        {'id': 1, 'image_id': 7, 'category_id': 18}, {'id': 2, 'image_id': 7, 'category_id': 3},
-        {'id': 3, 'image_id': 7, 'category_id': 3}, {'id': 4, 'image_id': 2, 'category_id': 18},
-    ],
-    'categories': [{'id': 18, 'name': 'dog'}, {'id': 3, 'name': 'car'}],
-}
-
-
-@pytest.fixture
-def coco(root):
-    (root/'c.json').write_text(json.dumps(COCO))
-    return root/'c.json'
-
-
-def test_coco(coco):
-    ds = from_coco(coco, coco.parent)
-    assert ds.classes == ['car', 'dog']
-    assert ds.paths == ['a.jpg', 'b.jpg', 'c.jpg']
-    assert ds.targets.tolist() == [[1, 1], [0, 0], [0, 1]]
-
-
-def test_given_classes_select_categories(coco):
-    assert from_coco(coco, classes=['dog']).targets.tolist() == [[1], [0], [1]]
-    with pytest.raises(BadDataError, match='no category cow; there are car, dog'):
-        from_coco(coco, classes=['cow'])
-
-
-def test_coco_without_annotations(coco):
-    coco.write_text(json.dumps({key: value for key, value in COCO.items() if key != 'annotations'}))
-    assert from_coco(coco).class_counts.tolist() == [0, 0]
-
-
-@pytest.fixture
-def bad_coco(coco):
-    images = [*COCO['images'], {'id': 7, 'file_name': 'd.jpg'}, {'id': 11, 'file_name': 'none.jpg'}]
-    lost = {'id': 5, 'image_id': 99, 'category_id': 3}
-    unknown = {'id': 6, 'image_id': 9, 'category_id': 4}
-    annotations = [*COCO['annotations'], lost, unknown]
-    coco.write_text(json.dumps(COCO | {'images': images, 'annotations': annotations}))
-    return coco
-
-
-def test_coco_problems_name_the_image(bad_coco):
-    problems = problems_of(from_coco, bad_coco)
-    assert [p.message for p in problems] == [
-        'annotation 6 of image 9: category 4 is unknown',
-        'duplicate image id 7',
-        'none.jpg: image is missing',
-        'annotations belong to image 99, which is not among the images',
-    ]
-
-
-def test_coco_without_its_bad_images(bad_coco):
-    assert from_coco(bad_coco, skip_bad=True).paths == ['a.jpg', 'c.jpg']
-
-
-@pytest.mark.parametrize('text, why', [
-    ('{\n"images": [,]}', 'c.json:2: not JSON'), ('[]', 'not COCO'),
-    ('{"images": [{}], "categories": []}', 'not COCO')])
-def test_other_json_is_refused(root, text, why):
-    (root/'c.json').write_text(text)
-    with pytest.raises(BadDataError, match=why): from_coco(root/'c.json', root)
-
-
-# ---- folders
-
-@pytest.fixture
-def zoo(tmp_path):
-    "cat/1.jpg and dog/1.jpg are one image"
-    files = {
-        'cat/1.jpg': 1, 'dog/1.jpg': 1, 'dog/sub/2.png': 2, '3.jpg': 3, 'ox/4.jpg': 4, '.hidden/5.jpg': 5,
-    }
-    root = tmp_path/'zoo'
-    for name, seed in files.items():
-        (root/name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(noise(seed)).save(root/name)
-    (root/'dog/notes.txt').write_text('not an image')
-    (root/'yak').mkdir()
-    return root
-
-
-def test_folders(zoo):
-    ds = from_folder(zoo)
-    assert ds.classes == ['cat', 'dog', 'ox', 'yak']
-    assert ds.class_counts.tolist() == [1, 2, 1, 0]
-    labels = {path: ds.labels(i) for i, path in enumerate(ds.paths)}
-    assert labels == {'3.jpg': [], 'cat/1.jpg': ['cat', 'dog'], 'dog/sub/2.png': ['dog'], 'ox/4.jpg': ['ox']}
-
-
-def test_given_classes_select_folders(zoo):
-    assert from_folder(zoo, classes=['ox', 'cat']).class_counts.tolist() == [1, 1]
-    with pytest.raises(BadDataError, match='no folder cow; there are cat, dog, ox, yak'):
-        from_folder(zoo, classes=['cow'])
-
-
-def test_equal_names_with_other_pixels_are_refused(zoo):
-    Image.fromarray(noise(6)).save(zoo/'dog/1.jpg')
-    with pytest.raises(BadDataError, match='cat/1.jpg and dog/1.jpg have one name but differ'):
-        from_folder(zoo)
-    assert len(from_folder(zoo, union=False)) == 5
-
-
-def test_a_folder_without_classes_is_refused(zoo):
-    with pytest.raises(BadDataError, match='not a folder'): from_folder(zoo/'none')
-    (zoo/'yak/list.csv').write_text('path,labels\n')
-    with pytest.raises(BadDataError, match='no folder of a class in it; did you mean .*list.csv'):
-        from_folder(zoo/'yak')

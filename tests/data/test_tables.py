@@ -4,6 +4,7 @@ import warnings
 import pytest
 from pictures import noise
 from PIL import Image
+from table_samples import CHEXPERT, CHEXPERT_CLASSES, DESCRIPTIONS, HPA, NIH, OPEN_IMAGES, PLANET, PLANT
 
 from cprfl.data.dataset import from_csv
 from cprfl.data.images import BadDataError
@@ -128,12 +129,6 @@ def test_tables_that_are_refused(root, text, why):
 
 # ---- data sets as they come
 
-NIH = ('Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,'
-       'OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],',
-       '00000001_000.png,Cardiomegaly,0,1,58,M,PA,2682,2749,0.143,0.143,',
-       '00000001_001.png,Cardiomegaly|Emphysema,1,1,58,M,PA,2894,2729,0.143,0.143,',
-       '00000001_002.png,Cardiomegaly|Effusion,2,1,58,M,PA,2500,2048,0.168,0.168,',
-       '00000002_000.png,No Finding,0,2,81,M,PA,2500,2048,0.171,0.171,')
 NIH_CLASSES = ['Cardiomegaly', 'Effusion', 'Emphysema', 'Hernia']
 
 
@@ -147,20 +142,6 @@ def test_no_finding_is_no_label_if_it_is_no_class(read):
     assert not any(row.problems for row in listing.rows)
     assert counts_of(listing) == {'Cardiomegaly': 3, 'Effusion': 1, 'Emphysema': 1, 'Hernia': 0}
     assert "'No Finding' is no label" in listing.notes[0]
-
-
-CHEXPERT_CLASSES = [
-    'No Finding', 'Enlarged Cardiomediastinum', 'Cardiomegaly', 'Lung Opacity', 'Lung Lesion', 'Edema',
-    'Consolidation', 'Pneumonia', 'Atelectasis', 'Pneumothorax', 'Pleural Effusion', 'Pleural Other', 'Fracture',
-    'Support Devices',
-]
-CHEXPERT = (
-    ','.join(['Path', 'Sex', 'Age', 'Frontal/Lateral', 'AP/PA', *CHEXPERT_CLASSES]),
-    'CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg,Female,68,Frontal,AP,1.0,,,,,,,,,0.0,,,,1.0',
-    'CheXpert-v1.0-small/train/patient00002/study2/view1_frontal.jpg,Female,87,Frontal,AP,,,-1.0,1.0,,-1.0,-1.0,,-1.0,,'
-    '-1.0,,1.0,',
-    'CheXpert-v1.0-small/train/patient00002/study1/view2_lateral.jpg,Female,83,Lateral,,,,,1.0,,,-1.0,,,,,,1.0,',
-)
 
 
 def test_chexpert_with_unknown_labels_to_ignore(read):
@@ -190,19 +171,9 @@ def test_the_choice_for_unknown_labels_is_checked(table):
         read_csv(table(*CHEXPERT), unknown='maybe')
 
 
-PLANT = ('image,labels', '800113bb65efe69e.jpg,healthy', '8002cb321f8bfcdf.jpg,scab frog_eye_leaf_spot complex',
-         '80070f7fb5e2ccaa.jpg,scab', '80077517781fb94f.jpg,frog_eye_leaf_spot', '800cbf0ff87721f8.jpg,complex',
-         '800edef467d27c15.jpg,healthy', '800f85dc5f407aef.jpg,powdery_mildew complex',
-         '801d6dcd96e48ebc.jpg,powdery_mildew', '801f78399a44e7af.jpg,rust')
-
-
 def test_plant_pathology(read):
     assert counts_of(read(*PLANT)) == {
         'complex': 3, 'frog_eye_leaf_spot': 2, 'healthy': 2, 'powdery_mildew': 2, 'rust': 1, 'scab': 2}
-
-
-HPA = ('Id,Target', '00070df0-bbc3-11e8-b2bc-ac1f6b6435d0,16 0', '000a6c98-bb9b-11e8-b2b9-ac1f6b6435d0,7 1 2 0',
-       '000a9596-bbc4-11e8-b2bc-ac1f6b6435d0,5', '000c99ba-bba4-11e8-b2b9-ac1f6b6435d0,1')
 
 
 def test_hpa(read):
@@ -216,10 +187,18 @@ def test_hpa_with_names_for_its_ids(read):
     assert labels_of(listing)['00070df0-bbc3-11e8-b2bc-ac1f6b6435d0'] == ['part q', 'part a']
 
 
-PLANET = ('image_name,tags', 'train_0,haze primary', 'train_1,agriculture clear primary water', 'train_2,clear primary',
-          'train_3,clear primary', 'train_4,agriculture clear habitation primary road', 'train_5,haze primary water',
-          'train_6,agriculture clear cultivation primary water', 'train_9,agriculture clear cultivation primary road',
-          'train_24,cloudy')
+@pytest.mark.parametrize('names', [
+    ('0 zebra', '5 ox'), ('zebra 0', 'ox 1'), ('id,name', '0,zebra', '5,ox'), ('{"0": "zebra", "5": "ox"}',)])
+def test_ids_of_a_class_file(read, table, names):
+    ids = '5' if '5' in ''.join(names) else '1'
+    listing = read('path,labels', 'a.jpg,0', f'b.jpg,0 {ids}', classes=table(*names, name='classes.csv'))
+    assert labels_of(listing) == {'a.jpg': ['zebra'], 'b.jpg': ['zebra', 'ox']}
+
+
+def test_ids_that_may_count_from_one_are_warned_of(table):
+    with pytest.warns(UserWarning, match='neither 0 nor 4 is among them; they are read as counting from 0'):
+        listing = read_csv(table('path,labels', 'a.jpg,1', 'b.jpg,2'), classes=list('abcd'))
+    assert labels_of(listing) == {'a.jpg': ['b'], 'b.jpg': ['c']}
 
 
 def test_planet(read, tmp_path):
@@ -233,12 +212,6 @@ def test_planet(read, tmp_path):
 def test_a_few_rows_of_planet_with_a_separator(read):
     listing = read(*PLANET[:3], label_separator=' ', image_suffix='.jpg')
     assert labels_of(listing)['train_0.jpg'] == ['haze', 'primary']
-
-
-OPEN_IMAGES = ('ImageID,Source,LabelName,Confidence', '000026e7ee790996,verification,/m/04hgtk,0',
-               '000026e7ee790996,verification,/m/07j7r,1', '000026e7ee790996,crowdsource-verification,/m/01bqvp,1',
-               '000062a39995e348,verification,/m/015p6,1', '000062a39995e348,verification,/m/05s2s,0')
-DESCRIPTIONS = '/m/015p6,Bird', '/m/01bqvp,Sky', '/m/04hgtk,Head', '/m/05s2s,Plant', '/m/07j7r,Tree', '/m/0k4j,Car'
 
 
 def test_open_images_has_a_row_for_each_label(read):
@@ -277,7 +250,12 @@ def test_celeba_says_no_with_minus_one(read):
 def test_one_row_for_each_label_without_confidence(read):
     listing = read('path,label', 'a.jpg,dog', 'b.jpg,cat', 'a.jpg,cat', 'a.jpg,dog')
     assert labels_of(listing) == {'a.jpg': ['cat', 'dog'], 'b.jpg': ['cat']}
-    assert 'one label of an image in each row' in listing.notes[0]
+    assert 'one label of an image in each of 4 rows' in listing.notes[0]
+
+
+def test_rows_that_repeat_a_label_are_counted(read):
+    listing = read('path,label', 'a.jpg,dog', 'a.jpg,dog', 'b.jpg,cat')
+    assert 'in each of 3 rows, 1 of them repeat another' in listing.notes[0]
 
 
 # ---- cells of labels
@@ -293,6 +271,8 @@ SAME = {'a.jpg': ['dog', 'person'], 'b.jpg': ['dog'], 'c.jpg': ['person'], 'd.jp
     ('"{\'dog\', \'person\'}"', "{'dog'}", "{'person'}", ''),
     ('"(\'dog\', \'person\')"', '"(\'dog\',)"', '"(\'person\',)"', '()'),
     ("['dog' 'person']", "['dog']", "['person']", '[]'), ('"[dog, person]"', '[dog]', '[person]', '[]'),
+    ('"[""dog"", ""person"", ""dog""]"', '"[""dog""]"', '"[""person""]"', '[]'),
+    ('"dog,person,"', '"dog,"', 'person', ''),
     ('"{""choices"":[""dog"",""person""]}"', 'dog', 'person', ''), ('dog|person|', '|dog', ' person ', 'nan')])
 def test_cells_with_several_labels(read, cells):
     listing = read('image,labels', *(f'{n}.jpg,{cell}' for n, cell in zip('abcd', cells)))
@@ -302,6 +282,7 @@ def test_cells_with_several_labels(read, cells):
 @pytest.mark.parametrize('names', [
     ['traffic light', 'dog'], ['hot dog', 'dog'], ['red square', 'blue square', 'red circle'],
     ['Acer', 'Acer rubrum', 'Acer saccharum', 'Quercus', 'Quercus alba'], ['C#', 'C'], ['AC/DC', 'Queen'], ['[x'],
+    ['[unclear]', '(sic)', 'dog'],
     ['rock & roll', 'jazz'], ["women's shoes", 'shoes']])
 def test_names_that_stay_whole(read, names):
     listing = read('image,labels', *(f'{i}.jpg,{name}' for i, name in enumerate(names)))
@@ -312,6 +293,7 @@ def test_names_that_stay_whole(read, names):
     (['"bald eagle, sea eagle"', 'dog'], "'bald eagle, sea eagle' is read as 'bald eagle' and 'sea eagle', but"),
     (['left lung', 'right lung', 'left kidney', 'right kidney', 'lung'], "'left lung' is read as one name, but"),
     (['dog|cat', 'dog/cat'], "the class 'dog/cat' looks like several names"),
+    (['"[{""label"": ""dog""}]"'], 'is no list of names, so it is read as text'),
     (['Dog', 'dog'], "the classes 'Dog' and 'dog' differ in their case only"),
     (['"[0, 1]"', '"[1, 0]"'], 'read as no and yes of two classes, but they may be ids')])
 def test_a_second_reading_is_warned_of(table, cells, why):
@@ -331,6 +313,11 @@ def test_given_classes_settle_how_names_are_divided(read):
 def test_a_given_separator_is_the_only_one(read, separator, names):
     listing = read('path,labels', '1.jpg,"a b,c|d"', label_separator=separator)
     assert listing.classes == names
+
+
+def test_lists_are_read_with_any_separator_but_none(read):
+    assert read('path,labels', '1.jpg,"[""a"", ""b""]"', label_separator=',').classes == ['a', 'b']
+    assert read('path,labels', '1.jpg,[a]', label_separator='none').classes == ['[a]']
 
 
 @pytest.mark.parametrize('cells, names', [
@@ -442,6 +429,10 @@ def test_endings_are_looked_up(read, tmp_path):
     assert 'with .JPG or .png added' in listing.notes[0]
 
 
+def test_an_index_of_file_names_is_the_path(read):
+    assert labels_of(read(',dog,cat', 'a.jpg,1,0', 'b.jpg,0,1')) == {'a.jpg': ['dog'], 'b.jpg': ['cat']}
+
+
 def test_a_given_ending_is_added_once(read):
     listing = read('image,labels', '001,dog', '1.PNG,cat', image_suffix='.png')
     assert listing.paths == ['001.png', '1.PNG']
@@ -491,13 +482,21 @@ def test_fields_that_run_over(tmp_path, text, why):
     with pytest.raises(BadDataError, match=why): check_listing(read_csv(tmp_path/'t.csv'), check='none')
 
 
+# ---- a test set
+
+def test_the_classes_of_training_help_to_read_a_test_table(root):
+    (root/'t.csv').write_text('path,labels\na.jpg,scab rust\n')
+    dataset = from_csv(root/'t.csv', match=['healthy', 'rust', 'scab'])
+    assert dataset.targets.tolist() == [[0, 1, 1]]
+
+
 # ---- what is said
 
 def test_the_note_says_what_was_taken_for_what(read):
     listing = read(*NIH)
     assert listing.notes == [
         "t.csv (UTF-8, commas between columns): 4 images from 'Image Index'; labels from 'Finding Labels', split at "
-        '| and ;; 4 classes: Cardiomegaly (3), Effusion (1), Emphysema (1), No Finding (1)', listing.notes[1]]
+        "'|'; 4 classes: Cardiomegaly (3), Effusion (1), Emphysema (1), No Finding (1)", listing.notes[1]]
 
 
 def test_the_note_counts_unknown_labels(read):

@@ -208,8 +208,8 @@ def test_a_clip_of_ones_own_from_a_file(tmp_path):
 VISION = dict(layers=1, width=32, head_width=16, patch_size=16, image_size=32)
 TEXT = dict(context_length=77, vocab_size=49408, width=16, heads=2, layers=1)
 TAGS = dict(
-    openai=dict(quick_gelu=True, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2), interpolation='bicubic', file='unused'),
-    plain=dict(mean=(0.1, 0.1, 0.1), std=(0.9, 0.9, 0.9), interpolation='bilinear', file='unused'))
+    openai=dict(quick_gelu=True, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2), interpolation='bicubic'),
+    plain=dict(mean=(0.1, 0.1, 0.1), std=(0.9, 0.9, 0.9), interpolation='bilinear'))
 
 
 @pytest.fixture
@@ -222,8 +222,10 @@ def tiny(tmp_path, monkeypatch):
         open_clip.add_model_config(file)
     torch.manual_seed(0)
     torch.save(open_clip.create_model('cprfl-tiny').state_dict(), tmp_path / 'w.pt')
-    tags = {tag: cfg | dict(file=str(tmp_path / 'w.pt')) for tag, cfg in TAGS.items()}
-    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, 'cprfl-tiny', tags)
+    download = open_clip.factory.download_pretrained
+    here = lambda cfg, **kw: download(cfg, **kw) if cfg.get('hf_hub') else str(tmp_path / 'w.pt')
+    monkeypatch.setattr(open_clip.factory, 'download_pretrained', here)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, 'cprfl-tiny', dict(TAGS))
     return tmp_path / 'w.pt'
 
 
@@ -331,9 +333,8 @@ def unreachable(monkeypatch):
 
 def test_weights_that_cannot_be_had_are_told_at_once(unreachable, tiny, monkeypatch):
     import open_clip
-    monkeypatch.setitem(TAGS['openai'], 'hf_hub', 'nobody/cprfl-nothing/')
-    cfg = {k: v for k, v in TAGS['openai'].items() if k != 'file'}
-    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, 'cprfl-tiny', dict(openai=cfg))
+    on_the_hub = TAGS['openai'] | dict(hf_hub='nobody/cprfl-nothing/')
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, 'cprfl-tiny', dict(openai=on_the_hub))
     with pytest.raises(RuntimeError, match='clip:cprfl-tiny/openai could not be fetched .*clip:cprfl-tiny/PATH'):
         load_clip('clip:cprfl-tiny/openai')
 

@@ -1,14 +1,20 @@
-"Cached features: computed once, whole or not at all, and never those of something else"
+"Cached features: computed once, mended if damaged, and never those of something else"
 import os
 import pickle
+import re
+import shutil
+import signal
 import stat
 import subprocess
 import sys
 import textwrap
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from cprfl.data.dataset import ArrayDataset, LongTailDataset, from_folder, resize
@@ -18,6 +24,7 @@ from cprfl.model.backbones import build_backbone
 from cprfl.model.cprfl import CPRFL
 from cprfl.train.cache import FeatureDataset, cache_features, cache_images, feature_key, random_view
 from cprfl.train.config import TrainConfig
+from cprfl.train.fingerprint import image_digests
 from cprfl.train.trainer import Trainer, predict
 
 
@@ -39,7 +46,7 @@ def cache(images, folder, net=None, **kw):
     return cache_features(net or backbone(), images, folder, **settings | kw)
 
 
-def stored(folder): return sorted(p.name for p in folder.iterdir() if p.suffix != '.lock')
+def stored(folder): return sorted(p.name for p in folder.iterdir() if p.suffix in ('.npy', '.part'))
 
 
 def assert_same_labels(a, b):
@@ -100,28 +107,184 @@ def test_the_second_call_computes_nothing(images, tmp_path, monkeypatch):
     assert np.array_equal(first.features, again.features)
 
 
-@pytest.mark.parametrize('error', [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_computation_leaves_no_file(images, tmp_path, error):
-    net, calls = backbone(), []
-    patches = net.patches
+# ---- cut off, and going on
 
-    def cut(x):
-        calls.append(len(x))
-        if len(calls) == 3: raise error('cut')
+class Cut(Exception): "What a test cuts a computation off with"
+
+
+def counting(net, cut=None):
+    "Remember the sizes of the batches; the call number `cut` fails"
+    patches, net.calls = net.patches, []
+
+    def counted(x):
+        if len(net.calls) == cut: raise Cut
+        net.calls.append(len(x))
         return patches(x)
 
-    net.patches = cut
-    with pytest.raises(error): cache(images, tmp_path, net)
-    assert calls == [1, 16, 16]
-    assert not stored(tmp_path)
+    net.patches = counted
+    return net
 
 
-def test_what_a_killed_process_left_is_removed(images, tmp_path):
+def cut_off(images, folder, calls, **kw):
+    with pytest.raises(Cut): cache(images, folder, counting(backbone(), calls), **kw)
+
+
+def test_a_computation_that_was_cut_off_is_no_cache(images, tmp_path):
+    cut_off(images, tmp_path, 2)
+    assert [Path(name).suffix for name in stored(tmp_path)] == ['.part']
+
+
+@pytest.mark.parametrize('calls, left', [(0, [16, 16, 8]), (1, [16, 8]), (2, [8])])
+def test_it_goes_on_where_it_stopped(images, tmp_path, calls, left):
+    cut_off(images, tmp_path, calls)
+    net = counting(backbone())
+    cache(images, tmp_path, net)
+    assert net.calls == left
+
+
+@pytest.mark.parametrize('views', [1, 3])
+@pytest.mark.parametrize('calls', [1, 2])
+def test_what_went_on_equals_what_was_left_alone(images, tmp_path, views, calls):
+    cut_off(images, tmp_path / 'cut', calls, views=views)
+    cut, whole = (cache(images, tmp_path / name, views=views) for name in ('cut', 'whole'))
+    assert np.array_equal(cut.features, whole.features)
+    assert stored(tmp_path / 'cut') == stored(tmp_path / 'whole')
+
+
+def test_going_on_is_said(images, tmp_path, capsys):
+    cut_off(images, tmp_path, 2)
     cache(images, tmp_path)
-    [name] = stored(tmp_path)
-    (tmp_path / name).rename(tmp_path / name.replace('.npy', '.123.part'))
-    assert len(cache(images, tmp_path)) == 40
-    assert stored(tmp_path) == [name]
+    assert 'features of 40 images: 32 of 40 rows are there' in capsys.readouterr().out
+
+
+def test_the_bar_counts_what_is_left(images, tmp_path, capsys):
+    cut_off(images, tmp_path, 2)
+    cache(images, tmp_path, progress=True)
+    assert re.search(r'features: +80%.* 32/40 .*img', capsys.readouterr().err)
+
+
+KILLED = """
+    import os, signal
+    import torch
+    import cprfl.train.rows as rows
+    from cprfl.data.shapes import shapes_lt
+    from cprfl.model.backbones import build_backbone
+    from cprfl.train.cache import cache_features
+    torch.manual_seed(0)
+    net = build_backbone('resnet10t', channels=(8, 8, 16, 16)).eval()
+    checksum = rows._checksum
+    def die(): os.kill(os.getpid(), signal.SIGKILL)
+    rows._checksum = lambda row, place: die() if place == 20 else checksum(row, place)
+    cache_features(net, shapes_lt('train').subset(range(40)), {folder!r}, 64, batch_size=16, precision='fp32',
+                   num_workers=0, progress=False)
+"""
+
+
+def test_a_killed_process_loses_a_batch_at_most(images, tmp_path):
+    "Here the rows of the second batch are written, but not their checksums"
+    script = textwrap.dedent(KILLED.format(folder=str(tmp_path / 'cut')))
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    net = counting(backbone())
+    cut, whole = cache(images, tmp_path / 'cut', net), cache(images, tmp_path / 'whole')
+    assert net.calls == [16, 8]
+    assert np.array_equal(cut.features, whole.features)
+
+
+def test_a_computation_that_was_cut_off_at_its_end(images, tmp_path, monkeypatch):
+    "The rows are all there, but not under the name of a complete cache"
+    def fail(rows): raise Cut
+    with monkeypatch.context() as patched, pytest.raises(Cut):
+        patched.setattr('cprfl.train.rows.RowFile.close', fail)
+        cache(images, tmp_path)
+    net = counting(backbone())
+    assert np.array_equal(cache(images, tmp_path, net).features, cache(images, tmp_path / 'whole').features)
+    assert net.calls == []
+
+
+def test_features_that_are_not_finite_are_refused(images, tmp_path):
+    net = backbone()
+    net.patches = lambda x: torch.full((len(x), 4, 16), 1e6)
+    with pytest.raises(ValueError, match='the features of shapes-lt/train/00000 are not finite'):
+        cache(images, tmp_path, net)
+
+
+def test_a_dataset_without_images_is_refused(images, tmp_path):
+    with pytest.raises(ValueError, match='the dataset has no images'): cache(images.subset([]), tmp_path)
+
+
+# ---- damage
+
+def damage(folder, change):
+    [file] = folder.glob('*.npy')
+    change(file)
+    return file
+
+
+def flip_a_byte(file):
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1 # in the last batch
+    file.write_bytes(content)
+
+
+DAMAGES = {
+    'flipped': (flip_a_byte, [8]),
+    'truncated': (lambda file: file.write_bytes(file.read_bytes()[:-5]), [8]),
+    'empty': (lambda file: file.write_bytes(b''), [16, 16, 8]),
+    'no array': (lambda file: file.write_bytes(b'nonsense' * 100), [16, 16, 8]),
+    'another array': (lambda file: np.save(file, np.zeros((1, 40, 4, 17), np.float16)), [16, 16, 8]),
+    'no checksums': (lambda file: file.with_suffix('.sums').unlink(), [16, 16, 8]),
+    'short checksums': (lambda file: file.with_suffix('.sums').write_bytes(b'12'), [16, 16, 8])}
+
+
+@pytest.mark.parametrize('name', DAMAGES)
+def test_damage_is_noticed_and_mended(images, tmp_path, name):
+    change, computed = DAMAGES[name]
+    whole = np.array(cache(images, tmp_path).features)
+    file, net = damage(tmp_path, change), counting(backbone())
+    with pytest.warns(UserWarning, match=f'{file.name} is damaged .features of 40 images.: .* of 40 rows'):
+        mended = cache(images, tmp_path, net)
+    assert net.calls == computed
+    assert np.array_equal(mended.features, whole)
+
+
+def test_damaged_images_are_noticed_and_mended(photos, tmp_path):
+    whole = np.array(decoded(photos, tmp_path / 'cache').stored)
+    damage(tmp_path / 'cache', flip_a_byte)
+    with pytest.warns(UserWarning, match='is damaged'): mended = decoded(photos, tmp_path / 'cache')
+    assert np.array_equal(mended.stored, whole)
+
+
+@pytest.mark.parametrize('content', ['', '[]', '{"facts": 3}', '{"kind": "features", "facts": {"images": [1]}}'])
+def test_what_lies_beside_a_cache_may_be_damaged(photos, tmp_path, content):
+    cache(photos, tmp_path / 'cache', size=16)
+    for file in (tmp_path / 'cache').glob('*.json'): file.write_text(content)
+    assert len(cache(photos.subset(range(9)), tmp_path / 'cache', size=16)) == 9
+
+
+# ---- several processes
+
+def test_a_second_process_waits_and_then_reads(images, tmp_path, monkeypatch):
+    waits, said, net = threading.Event(), [], counting(backbone())
+    key = Path(cache(images, tmp_path / 'other').mapped).stem
+    monkeypatch.setattr('builtins.print', lambda *words, **kw: (said.append(*words), waits.set()))
+    with FileLock(tmp_path / f'{key}.lock'):
+        second = threading.Thread(target=cache, args=(images, tmp_path, net))
+        second.start()
+        assert waits.wait(60)
+        for file in (tmp_path / 'other').glob(f'{key}.[njs]*'): shutil.copy(file, tmp_path)
+    second.join()
+    assert said == [f"waiting for another process, which computes features of 40 images ({tmp_path / f'{key}.npy'})"]
+    assert net.calls == []
+
+
+def test_a_complete_cache_needs_no_lock(images, tmp_path):
+    "So it may lie in a folder that is read only"
+    cache(images, tmp_path)
+    for file in tmp_path.glob('*.lock'): file.unlink()
+    before = sorted(tmp_path.iterdir())
+    cache(images, tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 # ---- the key
@@ -185,6 +348,60 @@ def test_seeds_of_shapes_lt_are_not_confused():
     assert len({feature_key(backbone(), shapes_lt('test', seed=seed, size=32), 32) for seed in (0, 1)}) == 2
 
 
+@pytest.mark.parametrize('kw', [
+    dict(output_stride=16), dict(act_layer='gelu'), dict(block_args=dict(attn_layer='se')), dict(drop_path_rate=0.1)])
+def test_the_key_changes_with_the_backbones_arguments(images, kw):
+    assert feature_key(backbone(**kw), images, 64) != feature_key(backbone(), images, 64)
+
+
+def test_settings_that_are_no_weights_are_noticed(images):
+    block = lambda net: net.net.net.layer4[0]
+    nets = [backbone(), *(changed(backbone(), change) for change in (
+        lambda net: setattr(net, 'normalize', False), lambda net: setattr(block(net).conv1, 'stride', (4, 4)),
+        lambda net: setattr(block(net), 'act1', torch.nn.ELU()), lambda net: setattr(block(net).bn1, 'eps', 1.)))]
+    assert len({feature_key(net, images, 64) for net in nets}) == len(nets)
+
+
+@pytest.mark.parametrize('name', ['PIL', 'timm', 'torch', 'torchvision'])
+def test_the_key_changes_with_versions(images, monkeypatch, name):
+    before = feature_key(backbone(), images, 64)
+    monkeypatch.setattr(sys.modules[name], '__version__', '99.1.0')
+    assert feature_key(backbone(), images, 64) != before
+
+
+def test_the_key_does_not_change_with_a_patch_release(images, monkeypatch):
+    before = feature_key(backbone(), images, 64)
+    monkeypatch.setattr(torch, '__version__', '.'.join(torch.__version__.split('.')[:2]) + '.99')
+    assert feature_key(backbone(), images, 64) == before
+
+
+@pytest.mark.parametrize('which', range(11))
+def test_every_image_counts(photos, tmp_path, which):
+    before = feature_key(backbone(), photos, 16)
+    Image.new('RGB', (20, 20), 'red').save(tmp_path / f'{which:02}.png')
+    assert feature_key(backbone(), photos, 16) != before
+
+
+def test_the_transform_counts(photos):
+    keys = {feature_key(backbone(), photos, 16)}
+    for transform in (resize(17), lambda x: resize(16)(x), lambda x: resize(16)(x) // 2):
+        photos.transform = transform
+        keys.add(feature_key(backbone(), photos, 16))
+    assert len(keys) == 4
+
+
+def test_the_batch_size_counts(images, tmp_path):
+    "The views of a batch are augmented together"
+    for batch_size in (16, 20): cache(images, tmp_path, batch_size=batch_size, views=2)
+    assert len(stored(tmp_path)) == 2
+
+
+def test_a_copied_folder_has_the_same_key(photos, tmp_path):
+    shutil.copytree(tmp_path, tmp_path / 'copy')
+    copy = LongTailDataset(photos.paths, photos.targets, photos.classes, tmp_path / 'copy', resize(16))
+    assert feature_key(backbone(), copy, 16) == feature_key(backbone(), photos, 16)
+
+
 def test_labels_are_not_part_of_the_key(images, tmp_path):
     "They are always the dataset's"
     cache(images, tmp_path)
@@ -193,6 +410,82 @@ def test_labels_are_not_part_of_the_key(images, tmp_path):
     ds = cache(relabelled, tmp_path)
     assert len(stored(tmp_path)) == 1
     assert np.array_equal(ds.targets, 1 - images.targets)
+
+
+# ---- what changed
+
+def replace(folder, *names):
+    for name in names: Image.new('RGB', (9, 9), 'red').save(folder / name)
+
+
+CHANGES = {
+    'images': (lambda photos, folder: replace(folder, '03.png', '07.png'), {}, '2 images changed (03.png, 07.png)'),
+    'arguments': (lambda *a: None, dict(net=dict(output_stride=16)),
+                  'backbone_args: output_stride not set then, 16 now'),
+    'size': (lambda *a: None, dict(size=17), 'size: 16 then, 17 now'),
+    'precision': (lambda *a: None, dict(precision='bf16'), 'precision: fp32 then, bf16 now'),
+    'weights': (lambda *a: None, dict(net=dict(seed=1)), 'other weights'),
+    'transform': (lambda photos, _: setattr(photos, 'transform', resize(18)), {}, 'transform: Resize')}
+
+
+@pytest.mark.parametrize('name', CHANGES)
+def test_a_stale_cache_says_what_changed(photos, tmp_path, capsys, name):
+    change, kw, said = CHANGES[name]
+    cache(photos, tmp_path / 'cache', size=16)
+    change(photos, tmp_path)
+    cache(photos, tmp_path / 'cache', **dict(size=16) | kw | dict(net=backbone(**kw.get('net', {}))))
+    assert f'features of 11 images are computed again: {said}' in capsys.readouterr().out
+
+
+def test_caches_of_other_images_are_no_news(photos, images, tmp_path, capsys):
+    cache(images, tmp_path / 'cache')
+    cache(photos, tmp_path / 'cache', size=16)
+    assert 'again' not in capsys.readouterr().out
+
+
+# ---- digests of files
+
+@pytest.fixture
+def reads(monkeypatch):
+    "The names of files that are read"
+    read, names = Path.read_bytes, []
+    monkeypatch.setattr(Path, 'read_bytes', lambda path: (names.append(path.name), read(path))[1])
+    monkeypatch.setattr('cprfl.train.fingerprint._SETTLED', 0)
+    return names
+
+
+def test_files_are_read_once(photos, tmp_path, reads):
+    (tmp_path / 'cache').mkdir()
+    for _ in range(2): image_digests(photos, tmp_path / 'cache')
+    assert sorted(reads) == photos.paths
+
+
+def test_a_file_that_was_touched_is_read_again(photos, tmp_path, reads):
+    before = image_digests(photos, tmp_path)
+    (tmp_path / '04.png').touch()
+    del reads[:]
+    assert image_digests(photos, tmp_path) == before
+    assert reads == ['04.png']
+
+
+def test_a_replaced_file_of_the_same_size_and_time_is_noticed(photos, tmp_path, reads):
+    file = tmp_path / '04.png'
+    content, times = file.read_bytes(), file.stat()
+    before = image_digests(photos, tmp_path)
+    file.write_bytes(content[:-20] + b'x' + content[-19:])
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = image_digests(photos, tmp_path)
+    assert [a for a, b in zip(before, after) if a != b] == [before[4]]
+
+
+def test_a_file_that_was_just_written_is_not_remembered(photos, tmp_path):
+    image_digests(photos, tmp_path)
+    assert not (tmp_path / 'files.json').exists()
+
+
+def test_a_missing_file_is_named(photos, tmp_path):
+    (tmp_path / '04.png').unlink()
+    with pytest.raises(BadDataError, match='04.png: image is missing'): image_digests(photos)
 
 
 # ---- views
@@ -340,7 +633,7 @@ def test_cached_images_are_the_images(photos, tmp_path, num_workers):
 
 def test_images_are_decoded_once(photos, tmp_path, monkeypatch):
     kept = decoded(photos, tmp_path / 'cache')
-    monkeypatch.setattr('cprfl.train.cache._decode', lambda *a: pytest.fail('decoded again'))
+    monkeypatch.setattr('cprfl.train.cache._as_bytes', lambda *a: pytest.fail('decoded again'))
     assert np.array_equal(decoded(photos, tmp_path / 'cache').stored, kept.stored)
 
 
@@ -352,7 +645,7 @@ def test_cached_images_belong_to_a_list_and_a_size(photos, tmp_path):
 
 
 def test_a_replaced_file_is_decoded_again(photos, tmp_path):
-    "Every file's size counts, not only the pixels of eight images"
+    "Every file counts, not only the eight that the transform is tried on"
     decoded(photos, tmp_path / 'cache')
     Image.new('RGB', (20, 20)).save(tmp_path / '03.png')
     decoded(photos, tmp_path / 'cache')
