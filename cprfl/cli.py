@@ -28,9 +28,10 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from .checks import did_you_mean
+from .files import Owner, write_text
 from .runs.recipe import MODELS, RECIPES, DataSettings, ModelSettings, Recipe, RunSettings, get_recipe
 from .text import VisibleStream, visible
-from .train.config import TrainConfig
+from .train.config import TrainConfig, choose_device
 
 # %% ../nbs/cli.ipynb #e25cc788
 _REGISTRY = ConstructorRegistry()
@@ -171,15 +172,16 @@ def demo(o:DemoOptions):
     if o.epochs: recipes = [recipe.with_(epochs=o.epochs) for recipe in recipes]
     print('\n'.join(f'{r.name:22} {r.about}' for r in recipes))
     recipes = [r for same_seed in zip(*(seeded(r, o.seeds) for r in recipes)) for r in same_seed]
-    failed = run_many(recipes, o.out, o.workers, threads=1)
-    if failed: raise RuntimeError('\n'.join(f'{name}: {why}' for name, why in failed.items()))
-    _show_demo(recipes, o)
+    with Owner(o.out):
+        failed = run_many(recipes, o.out, o.workers, threads=1)
+        if failed: raise RuntimeError('\n'.join(f'{name}: {why}' for name, why in failed.items()))
+        _show_demo(recipes, o)
 
 def _show_demo(recipes, o):
     from cprfl.runs.report import results_table, summarise
     from cprfl.runs.run import Run
     results = results_table([Run(Path(o.out) / r.name) for r in recipes])
-    results.to_csv(Path(o.out) / 'demo.csv')
+    write_text(Path(o.out) / 'demo.csv', results.to_csv())
     shown = summarise(results).drop(columns=['seeds', 'seconds']).rename(DEMO).to_string()
     seeds = f' and {o.seeds} seeds' if o.seeds > 1 else ''
     predict = 'cprfl_predict' if which('cprfl_predict') else Path(sys.argv[0]).with_name('cprfl_predict')
@@ -329,6 +331,7 @@ class EvaluateOptions:
     list:str|None = None # other images to test on; the run's own test set when left out
     root:str|None = None # folder of these images
     batch_size:int = 64 # images per forward pass
+    device:str = 'auto' # auto, cpu, cuda or mps
 
 @console(EvaluateOptions, 'cprfl_evaluate runs/mine --list more.csv')
 def evaluate(o:EvaluateOptions):
@@ -339,8 +342,8 @@ def evaluate(o:EvaluateOptions):
     from cprfl.train.trainer import evaluate as score
     run = Run(o.run)
     if o.list:
-        files = dict(benchmark=None, train_file=o.list, test_file=None, root=o.root, held_out=0.)
-        test = read_test_file(run.recipe.with_(**files), o.list, run.classes, run.groups)
+        files = dict(benchmark=None, train_file=run.recipe.train_file or o.list, test_file=None, root=o.root)
+        test = read_test_file(run.recipe.with_(**files, held_out=0.), o.list, run.classes, run.groups)
     else: test = run.test_set()
     if test is None: raise ValueError(f'{run.folder} has no test set of its own; give one with --list')
     if test.classes != run.classes:
@@ -348,7 +351,7 @@ def evaluate(o:EvaluateOptions):
         raise ValueError(f'these images have other classes now ({theirs}...) than the run ({ours}...)')
     test.groups = run.groups
     if o.list and test.notes: print('\n'.join(test.notes))
-    print(format_report(score(run.model(), test, batch_size=o.batch_size, progress=True)))
+    print(format_report(score(run.model().to(choose_device(o.device)), test, batch_size=o.batch_size, progress=True)))
     print(f'\nrun: {run.folder}')
 
 # %% ../nbs/cli.ipynb #ab3fcb79
@@ -358,6 +361,7 @@ class PredictOptions:
     run:Positional[Annotated[str, arg(metavar='RUN')]] # a run's folder
     images:Positional[Annotated[list[str], arg(metavar='IMAGE [IMAGE ...]', help_behavior_hint='(required)')]] # files
     k:int = 3 # categories to show
+    device:str = 'auto' # auto, cpu, cuda or mps
 
 @console(PredictOptions, 'cprfl_predict runs/mine holiday.jpg kitchen.jpg')
 def predict(o:PredictOptions):
@@ -366,15 +370,18 @@ def predict(o:PredictOptions):
 
     from cprfl.data.dataset import read_image
     from cprfl.data.longtail import group_names
+    from cprfl.model.baselines import readable_scores
     from cprfl.runs.run import Run
     if not o.images: raise ValueError('give one or more image files')
     run = Run(o.run)
-    model = run.model()
+    device = choose_device(o.device)
+    model = run.model().to(device)
     groups = group_names(run.groups, len(run.classes))
     for file in o.images:
         image = _resized(read_image(file), run.recipe)
-        with torch.inference_mode(): scores = model(image[None])[0].sigmoid()
+        with torch.inference_mode(): scores, kind = readable_scores(model, model(image[None].to(device))[0])
         print(file)
+        print(f'  {kind}')
         for score, i in zip(*scores.topk(min(o.k, len(scores)))):
             print(f'  {score:7.3f}  {run.classes[i]}  ({groups[i]})')
 
@@ -438,9 +445,10 @@ def table(o:TableOptions):
     out = Path(o.out or f'runs/{"search" if o.held_out else "table"}-{Path(o.protocol).stem}')
     keys = dict.fromkeys(key for table in tables.values() for key, _, _ in table.rows if key in rows)
     recipes = [recipe for key in keys for recipe in seeded(rows[key], o.seeds)]
-    failed = {} if o.no_run else run_many(recipes, out, o.workers, o.cache)
-    for text in write_tables(out, protocol, tables, o.format): print(f'\n{text}')
-    for name, why in failed.items(): print(f'failed: {name}: {why}', file=sys.stderr)
+    with Owner(out):
+        failed = {} if o.no_run else run_many(recipes, out, o.workers, o.cache)
+        for name, why in failed.items(): print(f'failed: {name}: {why}', file=sys.stderr)
+        for text in write_tables(out, protocol, tables, o.format): print(f'\n{text}')
     print(f'\nruns and tables: {out}')
     if failed: raise RuntimeError(f'{len(failed)} of the runs failed; the same command tries them again')
 
@@ -458,19 +466,17 @@ class BenchOptions:
     heads:int = 8 # attention heads
     head_dim:int = 64 # width of a head
     ffn_dim:int = 512 # hidden size of the feed-forward network
-    device:str = 'auto' # auto, cpu or cuda
+    device:str = 'auto' # auto, cpu, cuda or mps
     repeats:int = 3 # of each measurement
 
 @console(BenchOptions, 'cprfl_bench train,eval --out speed')
 def bench(o:BenchOptions):
     "Measure a training step, an evaluation, the metrics, the cost of many classes, or the reading of images"
-    import torch
-
     from cprfl.bench import BENCHES, machine, write_table
     wanted = o.what.replace(' ', '').split(',')
     if unknown := [name for name in wanted if name not in BENCHES]:
         raise ValueError(f"what: expected some of {', '.join(BENCHES)}, got {', '.join(unknown)}")
-    if o.device == 'auto': o.device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    o.device = choose_device(o.device).type
     names = ('backbone', 'size', 'd', 'heads', 'head_dim', 'ffn_dim', 'device')
     head = {name: getattr(o, name) for name in names}
     print(machine(o.device))

@@ -22,11 +22,11 @@ def _read(file):
     try: return Path(file).read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as e: raise ValueError(f'{file}: expected text in UTF-8, got {e}') from e
 
-def _once(file, pairs):
+def _once(pairs):
     "A dictionary of pairs; a key that is given twice raises"
     data = {}
     for key, value in pairs:
-        if key in data: raise ValueError(f'{file}: {brief(key)} is given twice')
+        if key in data: raise ValueError(f'{brief(key)} is given twice')
         data[key] = value
     return data
 
@@ -36,8 +36,8 @@ def read_json(
 ) -> Any: # lists, dictionaries, texts and numbers
     "What a JSON file holds"
     text = _read(file)
-    try: return json.loads(text, object_pairs_hook=lambda pairs: _once(file, pairs))
-    except json.JSONDecodeError as e: raise ValueError(f'{file} is damaged, or no JSON: {e}') from e
+    try: return json.loads(text, object_pairs_hook=_once)
+    except ValueError as e: raise ValueError(f'{file} is damaged, or no plain JSON: {e}') from e
     except RecursionError as e: raise ValueError(f'{file}: nested too deeply') from e
 
 # %% ../nbs/settings.ipynb #e66f6851
@@ -99,7 +99,7 @@ def check_keys(
     "Raise unless `data` is a dictionary with these keys"
     if not isinstance(data, dict): raise ValueError(f'{where}: expected names with values, got {brief(data)}')
     if unknown := [key for key in data if known is not None and key not in known]:
-        names = some((key if str(key).isidentifier() else brief(key) for key in unknown), 5)
+        names = some((key if re.fullmatch(r'\w{1,60}', str(key)) else brief(key) for key in unknown), 5)
         hint = did_you_mean(str(unknown[0]), known)
         raise ValueError(f'{where}: unknown settings {names}; there are {some(known, len(known))}{hint}')
     if missing := [key for key in needs if key not in data]:

@@ -96,12 +96,17 @@ def _categories(data, needed=True):
     return {key: names[key] for key in sorted(names, key=_in_order)}
 
 # %% ../../nbs/data/annotations.ipynb #5aff656e
+def _path_of_url(url):
+    "Folder and name in the address of an image, which is all that LVIS has"
+    parts = url.split('/') if isinstance(url, str) else []
+    return '/'.join(parts[-2:]) if len(parts) > 3 else None
+
 def _coco_rows(data):
-    "A row for each image; and by their ids the rows with the sizes that the file states"
+    "A row for each image, and the rows by their ids, with the size that the file states"
     entries, bad = _entries(data, 'images')
     rows, by_id = [Row(None, problems=[problem]) for problem in bad], {}
     for n, image in entries:
-        key, name = _key(image.get('id')), image.get('file_name')
+        key, name = _key(image.get('id')), image.get('file_name', _path_of_url(image.get('coco_url')))
         row = Row(None, name if isinstance(name, str) and name else None)
         if key is None: row.problems.append(f'image {n}: {_expected("an id", image.get("id"))}')
         elif row.path is None: row.problems.append(f'image {key}: {_expected("a file_name", name)}')
@@ -123,13 +128,13 @@ def _annotate(annotation, by_id, names, index, counts):
     image, category = _key(annotation.get('image_id')), _key(annotation.get('category_id'))
     if image not in by_id: return reprlib.repr(annotation.get('image_id')) if image is None else image
     row, size = by_id[image]
-    what = f"annotation {reprlib.repr(annotation.get('id'))} of image {image}"
+    def problem(what): return f"annotation {reprlib.repr(annotation.get('id'))} of image {image}: {what}"
     if category not in names:
         shown = reprlib.repr(annotation.get('category_id')) if category is None else category
-        row.problems.append(f'{what}: category {shown} is unknown')
+        row.problems.append(problem(f'category {shown} is unknown'))
     elif names[category] in index:
         try: _add(row, index[names[category]], _coco_box(annotation.get('bbox'), size), counts)
-        except ValueError as e: row.problems.append(f'{what}: bbox: {e}')
+        except ValueError as e: row.problems.append(problem(f'bbox: {e}'))
     return None
 
 # %% ../../nbs/data/annotations.ipynb #7ee6c28f
@@ -246,7 +251,8 @@ def is_voc(
     path = Path(path)
     if path.is_file(): return path.suffix == '.txt' and (path.parent.parent.parent/'Annotations').is_dir() and (
         path.parent.parent.name == 'ImageSets')
-    return any((path/'Annotations').glob('*.xml')) or any(path.glob('*.xml'))
+    found = next((path/'Annotations').glob('*.xml'), None) or next(path.glob('*.xml'), None)
+    return found is not None and b'<annotation' in found.read_bytes()[:4096]
 
 # %% ../../nbs/data/annotations.ipynb #07bfa46f
 def read_voc(

@@ -96,16 +96,18 @@ def _by_spaces(cells):
     "The pattern for cells that have spaces, and a doubt about it"
     parts = [cell.split() for cell in cells]
     several = [one for one in parts if len(one) > 1]
-    if all(word.isdigit() for one in parts for word in one): return r'\s+', None
+    orders = len(set(map(tuple, several))) > len(set(map(frozenset, several)))
+    if orders or all(word.isdigit() for one in parts for word in one): return r'\s+', None
     shared, words = _shared(parts), {word for one in several for word in one}
     share, lengths = len(shared & words) / len(words), {len(one) for one in parts}
     alone = {one[0] for one in parts if len(one) == 1}
     stands = any(alone.issuperset(one) for one in several)
-    first = max(several, key=len)
     if share >= 1/2 and (stands or len(lengths) > 2): return r'\s+', None
-    if share >= 1/3 and max(lengths) > 3 and len(lengths) > 1: return r'\s+', _doubt(' '.join(first), first)
-    if len(lengths) > 1 and (whole := [' '.join(one) for one in several if shared.issuperset(one)]):
-        return '', f'{whole[0]!r} is read as one name, but it may be several between spaces'
+    if share >= 1/3 and max(lengths) > 3 and len(lengths) > 1:
+        first = max(several, key=len)
+        return r'\s+', _doubt(' '.join(first), first)
+    unclear = [one for one in several if alone.intersection(one) or (alone and shared.issuperset(one))]
+    if unclear: return '', f"{' '.join(unclear[0])!r} is read as one name, but it may be several between spaces"
     return '', None
 
 def find_separator(
@@ -192,5 +194,5 @@ def combined_names(
 ) -> list: # those that look like several names
     "Names whose parts are all names of their own"
     known = set(names)
-    def parts(name): return [part for part in re.split(r'\s*[,;|#/&+]\s*|\s+', name) if part]
+    def parts(name): return [part for part in re.split(r'\s*(?:[,;|#/&+:_-]|\band\b)\s*|\s+', name) if part]
     return [name for name in names if len(parts(name)) > 1 and known.issuperset(parts(name))]

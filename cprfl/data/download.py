@@ -131,6 +131,8 @@ def _limits_of(size): # of a file of known size; 0: not known
 # %% ../../nbs/data/download.ipynb #97e868e3
 class _Transient(Exception): "An error that may be gone at the next attempt"
 
+class _TooLarge(PrepareError): "More bytes than a file may have; what came is of no use"
+
 def _part(file): return file.with_name(file.name + '.part')
 
 _BROKEN = requests.RequestException, urllib3.exceptions.HTTPError, HTTPException
@@ -195,7 +197,7 @@ def _announced(response, start, limits):
         raise _Transient(f'the server announces a length of {text[:40]!r}, expected a number of bytes')
     total = start + int(text)
     if total > limits.size:
-        raise PrepareError(f'the server announces {total:,} bytes, expected at most {limits.size:,}')
+        raise _TooLarge(f'the server announces {total:,} bytes, expected at most {limits.size:,}')
     return total
 
 def _check_pace(received, seconds, limits):
@@ -211,7 +213,7 @@ def _receive(response, part, start, limits, bar):
     with open(part, 'ab' if start else 'wb') as f:
         while chunk := response.raw.read1(1 << 16, decode_content=False):
             size += len(chunk)
-            if size > limits.size: raise PrepareError(f'the server sends more than {limits.size:,} bytes')
+            if size > limits.size: raise _TooLarge(f'the server sends more than {limits.size:,} bytes')
             f.write(chunk)
             if bar is not None: bar.update(len(chunk))
             _check_pace(size - start, time.monotonic() - began, limits)
@@ -228,7 +230,7 @@ def _check_answer(response, part, have):
     if status in (408, 425, 429) or status >= 500: raise _Transient(said)
     if status not in (200, 206): raise PrepareError(said)
     coding = response.headers.get('Content-Encoding', 'identity')
-    if coding != 'identity': raise _Transient(f'the server sent it packed ({coding[:40]!r}), which was not asked for')
+    if coding.lower() != 'identity': raise _Transient(f'the server sent it packed ({coding[:40]!r})')
 
 def _stream(session, url, part, limits, bar=None):
     "One attempt to download `url` to the file `part`, or what is missing of it; its media type"
@@ -248,7 +250,7 @@ def _attempt(session, url, part, check, limits, bar):
     try: media_type = _stream(session, url, part, limits, bar)
     except _Transient as e: return str(e)
     except _BROKEN as e: return _in_words(e, urlsplit(url).netloc)
-    except PrepareError:
+    except _TooLarge:
         part.unlink(missing_ok=True)
         raise
     problem = check(part) if check else None
@@ -256,7 +258,7 @@ def _attempt(session, url, part, check, limits, bar):
     part.unlink()
     return f'{problem}, the server sent a web page' if media_type.startswith('text/html') else problem
 
-def fetch( # noqa: PLR0913 - what one download needs, each with its default
+def fetch(
     session:requests.Session, # may be shared by threads
     url:str, # what to download
     file:str|Path, # where the complete and verified file goes

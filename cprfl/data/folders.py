@@ -29,11 +29,13 @@ def _is_image(file): return file.suffix.lower() in IMAGE_SUFFIXES and _is_ours(f
 def _refuse(error): raise BadDataError([Problem(str(error.filename), None, error.strerror)])
 
 def _images_below(folder):
-    "Paths of images relative to `folder`, sorted"
-    files = []
-    for at, folders, names in os.walk(folder, onerror=_refuse):
-        folders[:] = [name for name in folders if _is_ours(name)]
-        files += [Path(at)/name for name in names]
+    "Paths of images relative to `folder`, sorted; links are followed, but not in circles"
+    files, seen = [], set()
+    for at, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        home = os.path.realpath(at)
+        folders[:] = [name for name in folders if _is_ours(name) and home not in seen]
+        if home not in seen: files += [Path(at)/name for name in names]
+        seen.add(home)
     return sorted(file.relative_to(folder) for file in files if _is_image(file))
 
 def _folders_in(root): return sorted(p.name for p in root.iterdir() if p.is_dir() and _is_ours(p.name))
@@ -58,6 +60,7 @@ def _hint(root):
     parts = [root/name for name in _folders_in(root) if _SPLIT.fullmatch(name) or _PARTS.fullmatch(name)]
     for suffix in ('.csv', '.tsv', '.json', '.txt'):
         for folder in (root, *parts):
+            if suffix == '.txt' and folder != root: continue # of YOLO, one for each image
             tables = sorted(p for p in folder.iterdir() if p.suffix.lower() == suffix)
             if tables: return f'; did you mean {tables[0]}?'
     deeper = [folder for folder in parts if _folders_in(folder)]
@@ -96,6 +99,13 @@ def _warn_of_wrapper(root, folders):
                   f'{some(inside, 3)}; did you mean {root/folders[0]}?', stacklevel=3)
 
 # %% ../../nbs/data/folders.ipynb #57a47098
+def _by_name(root, folders):
+    "The folder of each class name"
+    found = {one_form(name): name for name in folders}
+    if len(found) == len(folders): return found
+    twice = next(name for name in folders if found[one_form(name)] != name)
+    raise BadDataError([Problem(str(root), None, f'two folders are named {twice!r}, in two forms of its accents')])
+
 def _find_folders(root, names):
     "The folder of each class"
     if not root.is_dir(): raise BadDataError([Problem(str(root), None, 'the image root is not a folder')])
@@ -113,7 +123,7 @@ def read_folder(
     home = Path(root)
     notes:list = []
     if classes is None:
-        folders = {one_form(name): name for name in _class_folders(home)}
+        folders = _by_name(home, _class_folders(home))
         _warn_of_wrapper(home, list(folders.values()))
     else: folders = _find_folders(home, as_classes(classes, notes))
     unlabelled = sorted(file.name for file in home.iterdir() if file.is_file() and _is_image(file))

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ..checks import some
+from ..checks import did_you_mean, some
 from .images import IMAGE_SUFFIXES, BadDataError, Problem, check_images, path_problem
 
 # %% ../../nbs/data/readers.ipynb #1b7d1abd
@@ -88,7 +88,8 @@ def _check_paths(rows, root, follow_links=False):
         if row.path is None: continue
         given, row.path = row.path, _with_slashes(row.path, root)
         key = posixpath.normpath(row.path)
-        problem = path_problem(given) or path_problem(row.path, None if follow_links else root)
+        drive = path_problem(given) if given != row.path else None
+        problem = drive or path_problem(row.path, None if follow_links else root)
         if problem: row.problems.append(problem)
         elif key in first:
             where = f', first on line {first[key]}' if first[key] else ''
@@ -147,6 +148,9 @@ def _unknown_labels(listing, to):
             if to[c] is None: rows.setdefault(c, []).append(row)
     return rows
 
+def _unknown_message(name, classes):
+    return f'label {name!r} is unknown, expected one of {some(classes)}{did_you_mean(name, classes)}'
+
 def match_classes(
     listing:Listing, # with classes of its own
     classes:Sequence, # C names, of a training set
@@ -157,7 +161,7 @@ def match_classes(
     place = {one_form(name): i for i, name in enumerate(classes)}
     to = [place.get(one_form(name)) for name in listing.classes]
     unknown = {} if drop else _unknown_labels(listing, to)
-    messages = {c: f'label {listing.classes[c]!r} is unknown, expected one of {some(classes)}' for c in unknown}
+    messages = {c: _unknown_message(listing.classes[c], classes) for c in unknown}
     if unknown and not skip_bad:
         raise BadDataError([Problem(str(listing.file), rows[0].line, f'{messages[c]}; so in {len(rows)} images')
                             for c, rows in unknown.items()])
@@ -308,7 +312,7 @@ def _literal(text, file):
     for read in readers:
         try: return read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError, yaml.YAMLError): pass
-    if text.rstrip()[-1] not in ']}': return None
+    if text.rstrip()[-1:] not in (']', '}'): return None
     raise BadDataError([Problem(str(file), None, 'expected a list of names, or an object of ids and names; not JSON')])
 
 # %% ../../nbs/data/readers.ipynb #2228f703

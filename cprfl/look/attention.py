@@ -105,11 +105,11 @@ def _grid_cam():
         def aggregate_multi_layers(self, maps): return np.maximum(maps, 0)
     return GridCAM
 
-def _as_map(t, size):
-    "Tokens [B, n, D] as a map [B, D, h, w], without the class and register tokens in front; maps as they are"
+def _as_map(t, size, prefix=0):
+    "Tokens [B, n, D] as a map [B, D, h, w], without class and register tokens in front; maps as they are"
     if t.ndim == 4: return t
     n = t.shape[1]
-    for skip in range(min(9, n)):
+    for skip in dict.fromkeys((prefix, *range(min(9, n)))): # some blocks have only the patches
         if grid := _grid(n - skip, size): return t[:, skip:].transpose(1, 2).unflatten(2, grid)
     raise ValueError(f'grad_cam: {n} tokens fill no grid with the proportions of an image {tuple(size)}')
 
@@ -138,11 +138,12 @@ def _cam_target(model, layer):
     clip = None
     if isinstance(model, ZeroShotCLIP): clip = model.clip
     if isinstance(model, LearnedContext): clip = model.backbone.clip
-    if clip is not None: return _ClipScores(model, clip), layer or _clip_layer(clip)
+    if clip is not None: return _ClipScores(model, clip), layer or _clip_layer(clip), 1
     backbone = getattr(model, 'backbone', None)
     if backbone is None:
         raise ValueError(f'grad_cam: this {type(model).__name__} has no backbone, so it sees no images')
-    return model, layer or getattr(backbone, 'cam_layer', [backbone])[0]
+    prefix = getattr(getattr(backbone, 'net', None), 'prefix', 0)
+    return model, layer or getattr(backbone, 'cam_layer', [backbone])[0], prefix
 
 # %% ../../nbs/look/attention.ipynb #ace7b88f
 @contextmanager
@@ -165,11 +166,11 @@ def grad_cam(
 ): # gives a function: images [n, 3, H, W], classes [n] -> maps [n, h, w], logits (CLIP: cosines) [n, C]
     "Grad-CAM of one category per image, as long as the context lasts"
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-    net, layer = _cam_target(as_model(model), layer)
+    net, layer, prefix = _cam_target(as_model(model), layer)
     size = [1, 1] # of the images; CLIP makes every image square
     with evaluating(net) as device, _without_gradients(net):
         cut = layer.register_forward_hook(lambda module, args, out: out.detach().requires_grad_())
-        cam = _grid_cam()(net, [layer], reshape_transform=lambda t: _as_map(t, size))
+        cam = _grid_cam()(net, [layer], reshape_transform=lambda t: _as_map(t, size, prefix))
 
         def maps(images, classes):
             n, wanted = len(images), len(classes)

@@ -188,8 +188,7 @@ def plot_by_class(
     values = table.pivot(index='class', columns='epoch', values=measure).loc[order]
     fig, ax = new_axes(ax, (2.6 + 0.22 * values.shape[1], 1 + 0.19 * len(order)))
     bar = dict(label=_measure(measure), pad=0.02)
-    names = [figure_text(signed(c, group_of[c], groups)) for c in order]
-    heat_map(ax, values, cbar_kws=bar, yticklabels=names, **kw)
+    heat_map(ax, values, cbar_kws=bar, yticklabels=[figure_text(signed(c, group_of[c], groups)) for c in order], **kw)
     ends = np.cumsum([len(m) for m in members if m])[:-1]
     for end in ends: ax.axhline(end, color='white', linewidth=3)
     ax.set(xlabel='epoch', ylabel='')
@@ -273,7 +272,8 @@ def plot_similarity(
     link, group = _cosine_linkage(before), group_names(groups, C)
     order = leaves_list(link)
     values = np.hstack([before.to_numpy()[:, order], np.full((C, 1), np.nan), after.to_numpy()[:, order]])
-    names, styles = [figure_text(signed(c, g, groups)) for c, g in zip(before.index, group)], group_styles(groups)
+    names = [figure_text(signed(c, g, groups)) for c, g in zip(before.index, group)]
+    styles = group_styles(groups)
     colours = [styles[g].colour if g else 'white' for g in group]
     grid = _cluster_map(values, link, names, colours, edge or min(0.2, 8 / C))
     _finish_cluster_map(grid, titles, C)
@@ -311,9 +311,9 @@ def _paths(ax, paths):
         ax.plot(x[:1], y[:1], markerfacecolor='white', **style)
         ax.plot(x[-1:], y[-1:], **style)
     for g in groups_in(paths):
-        colour, _, marker = styles[g]
-        ax.plot([], [], marker, color=colour, markerfacecolor='white', label=legend_text(f'{g}, start'))
-        ax.plot([], [], marker, color=colour, label=legend_text(f'{g}, end'))
+        mark, style = styles[g].marker, dict(color=styles[g].colour)
+        ax.plot([], [], mark, markerfacecolor='white', label=legend_text(f'{g}, start'), **style)
+        ax.plot([], [], mark, label=legend_text(f'{g}, end'), **style)
 
 # %% ../../nbs/look/model_plots.ipynb #0e159efb
 def plot_trajectories(

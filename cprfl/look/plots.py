@@ -79,8 +79,8 @@ def plot_class_counts(
     ax.set(yscale='log', ylabel='training images')
     names = [figure_text(dataset.classes[c]) for c in order]
     ax.set_xticks(range(C), names, rotation=60, ha='right', rotation_mode='anchor', fontsize=8)
-    sizes = {g: signed(f'{g} ({len(groups[g])})', g, groups) for g in in_order(groups)}
-    for g, label in sizes.items(): ax.bar(0, 0, color=styles[g].colour, label=legend_text(label))
+    for g in in_order(groups):
+        ax.bar(0, 0, color=styles[g].colour, label=legend_text(signed(f'{g} ({len(groups[g])})', g, groups)))
     ax.legend(frameon=False)
     tidy(ax)
     return fig, ax
@@ -90,8 +90,9 @@ def _training_curves(axes, name, metrics, style, validated):
     "Loss, and mAP or learning rate, of one run"
     axes[0].plot(metrics['epoch'], metrics['loss'], style, color=INK, label=legend_text(name or 'loss'))
     if not validated: axes[1].plot(metrics['epoch'], metrics['lr'], style, color=INK, label=legend_text(name))
-    styles = group_styles(map_columns(metrics))
-    for g in in_order(map_columns(metrics), with_total=True):
+    if not validated: return
+    groups, styles = map_columns(metrics), group_styles(map_columns(metrics))
+    for g in in_order(groups, with_total=True):
         label = legend_text(' '.join(filter(None, (name, g))))
         axes[1].plot(metrics['epoch'], 100 * metrics[g], style, color=styles[g].colour, label=label)
 
@@ -122,7 +123,7 @@ def plot_groups(
     "Bars of mAP by group, a cluster per method"
     fig, ax = new_axes(ax, (max(5.5, 1.7 * len(table)), 3.4))
     names = in_order(map_columns(table), with_total=True)
-    colours = [group_styles(names)[g].colour for g in names]
+    colours = {legend_text(g): style.colour for g, style in group_styles(names).items()}
     shown = table[names].set_axis([figure_text(name) for name in table.index]).rename(columns=legend_text)
     shown.plot.bar(ax=ax, color=colours, width=0.8, rot=0, xlabel='', ylabel='mAP (%)')
     for bars in ax.containers: ax.bar_label(bars, fmt='%.0f', fontsize=8, padding=1)
@@ -191,8 +192,8 @@ def plot_ap_by_frequency(
     ax.vlines(x, a, b, color=FAINT, linewidth=1, zorder=1)
     styles = group_styles(groups)
     for g in in_order(groups):
-        (colour, _, marker), ids = styles[g], np.asarray(groups[g], int)
-        style = dict(marker=marker, s=34, edgecolors=colour, zorder=2)
+        colour, ids = styles[g].colour, np.asarray(groups[g], int)
+        style = dict(marker=styles[g].marker, s=34, edgecolors=colour, zorder=2)
         ax.scatter(x[ids], a[ids], facecolors='white', label=legend_text(f'{first}, {g}'), **style)
         ax.scatter(x[ids], b[ids], facecolors=colour, label=legend_text(f'{last}, {g}'), **style)
     ax.set(xscale='log', xlabel='training images of the class', ylabel='AP (%)')

@@ -10,6 +10,7 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'to_patches', 'load_state', 'load_st
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
@@ -70,8 +71,10 @@ def load_strictly(
         raise ValueError('\n  '.join([title, *misfits[:20]])) from e
 
 def _load_weights(net, path):
-    own, head = net.state_dict(), ('fc.', 'head.', 'classifier.')
-    state = {k: v for k, v in load_state(path).items() if k in own or not k.startswith(head)}
+    own, classifier = net.state_dict(), getattr(net, 'pretrained_cfg', {}).get('classifier') or ()
+    names = {'fc', 'head', 'classifier', *([classifier] if isinstance(classifier, str) else classifier)}
+    heads = tuple(f'{name}.' for name in names)
+    state = {k: v for k, v in load_state(path).items() if k in own or not k.startswith(heads)}
     load_strictly(net, state, path)
 
 # %% ../../nbs/model/backbones.ipynb #cfad640c
@@ -89,22 +92,30 @@ class Backbone(nn.Module):
         mean:Sequence[float]=IMAGENET_MEAN, # of the weights' training images, per channel, in 0..1
         std:Sequence[float]=IMAGENET_STD, # their standard deviation
         normalize:bool=True, # False: images in 0..1 go in unchanged
-        cam_layer:nn.Module|None=None # the layer that class activation maps look at; None: the last
+        cam_layer:nn.Module|None=None, # the layer that class activation maps look at; None: the last
+        image_size:tuple|None=None # (H, W) of images if the network takes no others, pixels
     ):
         super().__init__()
         self.net = net
         self.num_features = num_features
         self.normalize = normalize
         self.cam_layer = [cam_layer or net] # in a list, so that it is not registered twice
+        self.image_size = image_size and tuple(image_size)
         self.register_buffer('mean', torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self,
         images:torch.Tensor # [B, 3, H, W], uint8 or floats in 0..1
     ) -> torch.Tensor: # [B, D, h, w] or [B, v, D]
+        if self.image_size and tuple(images.shape[-2:]) != self.image_size: self._refuse(images)
         if images.dtype == torch.uint8: images = images.float() / 255
         if self.normalize: images = (images - self.mean) / self.std
         return self.net(images)
+
+    def _refuse(self, images):
+        expected, got = ('{} x {}'.format(*size) for size in (self.image_size, images.shape[-2:]))
+        raise ValueError(f'backbone: expected images of {expected} pixels, got {got}; resize them, '
+                         f'or build the backbone for them (image_size={images.shape[-2]})')
 
     def patches(self,
         images:torch.Tensor # [B, 3, H, W], uint8 or floats in 0..1
@@ -175,20 +186,79 @@ def preferred_memory_format(
 
 # %% ../../nbs/model/backbones.ipynb #d4cc7e85
 class _TimmFeatures(nn.Module):
-    "`forward_features` of a timm model, without class and register tokens"
+    "`forward_features` of a timm model as a map [B, D, h, w], or as patches without class and register tokens"
     def __init__(self, net):
         super().__init__()
         self.net = net
         self.prefix = getattr(net, 'num_prefix_tokens', 0)
+        self.channels_last = getattr(net, 'output_fmt', 'NCHW') == 'NHWC'
 
     def forward(self, x):
         out = self.net.forward_features(x)
-        return out[:, self.prefix:] if out.ndim == 3 else out
+        if not isinstance(out, torch.Tensor): return out
+        if out.ndim == 3: return out[:, self.prefix:]
+        return out.permute(0, 3, 1, 2) if self.channels_last else out
 
+class _TimmLastMap(nn.Module):
+    "The last of a timm model's intermediate maps [B, D, h, w]"
+    def __init__(self, net, norm):
+        super().__init__()
+        self.net = net
+        self.norm = norm
+
+    def forward(self, x):
+        return self.net.forward_intermediates(x, indices=1, norm=self.norm, intermediates_only=True)[-1]
+
+# %% ../../nbs/model/backbones.ipynb #b081441f
+def _trial(net, size):
+    "What a network makes of one black image; its modes stay as they were"
+    modes = [(m, m.training) for m in net.modules()]
+    net.eval()
+    try:
+        with torch.no_grad(): return net(torch.zeros(1, 3, *size))
+    finally:
+        for m, training in modes: m.training = training
+
+def _is_patchwise(out, size):
+    "Whether features have one vector for each place of a grid"
+    if not isinstance(out, torch.Tensor) or out.ndim not in (3, 4): return False
+    (H, W), v = size, out.shape[1]
+    rows, columns = round((v * H / W)**0.5), round((v * W / H)**0.5)
+    return out.ndim == 4 or (v > 1 and rows * columns == v)
+
+def _features_of(net, size):
+    "The network that gives a timm model's features patch by patch, and these for one image"
+    features = _TimmFeatures(net)
+    if _is_patchwise(out := _trial(features, size), size): return features, out
+    for norm in (True, False):
+        last = _TimmLastMap(net, norm)
+        try: last_map = _trial(last, size)
+        except Exception: continue
+        if _is_patchwise(last_map, size): return last, last_map
+    got = list(out.shape) if isinstance(out, torch.Tensor) else f'a {type(out).__name__}'
+    raise ValueError(f'expected features [B, D, h, w] or [B, v, D], got {got}')
+
+# %% ../../nbs/model/backbones.ipynb #1739f469
+@contextmanager
+def _last_stage(net):
+    "Inside, what the last stage or block of a timm model gives is kept; gives the stage or None, and a list"
+    stages = getattr(net, 'layer4', None) or getattr(net, 'blocks', None)
+    if not isinstance(stages, (nn.Sequential, nn.ModuleList)): stages = [nn.Identity()]
+    seen:list = []
+    hook = stages[-1].register_forward_hook(lambda module, args, given: seen.append(given))
+    try: yield stages[-1], seen
+    finally: hook.remove()
+
+def _cam_layer(stage, seen, out):
+    "The stage, if it gives a map of the features' size, or tokens; else None"
+    if not seen or not isinstance(seen[-1], torch.Tensor) or seen[-1].ndim != out.ndim: return None
+    return stage if out.ndim == 3 or seen[-1].shape[2:] == out.shape[2:] else None
+
+# %% ../../nbs/model/backbones.ipynb #c2cd5888
 _OFFLINE = ('Without one, give a file (weights=FILE, or --weights FILE), or try the small networks in the package, '
             'which know drawings only (--backbone shapes --semantics words --semantics-norm 12)')
 
-def _timm_model(name, pretrained, **kw):
+def _check_timm(name, pretrained):
     import timm
     if not timm.is_model(name):
         near = timm.list_models(name.rstrip('0123456789').split('_')[0] + '*')
@@ -197,17 +267,64 @@ def _timm_model(name, pretrained, **kw):
     if pretrained and not timm.is_model_pretrained(name):
         there = timm.list_pretrained(name.split('.')[0] + '.*')
         raise ValueError(f'backbone: timm has no weights for {name!r}; it has {some(there, 8) or "none"}')
-    build = partial(timm.create_model, name, pretrained=pretrained, num_classes=0, global_pool='', **kw)
+
+def _timm_model(name, pretrained, **kw):
+    "A timm model without a classifier"
+    import timm
+    build = partial(timm.create_model, name, pretrained=pretrained, num_classes=0, **kw)
     return fetched(build, f'backbone {name!r}', _OFFLINE) if pretrained else build()
 
-def _timm_backbone(name, pretrained, weights, normalize, **kw):
-    pretrained = pretrained and not weights
-    net = _timm_model(name, pretrained, **kw)
-    if weights: _load_weights(net, weights)
-    mean, std = (net.pretrained_cfg[name] for name in ('mean', 'std')) # also for weights from a file, or from a run
-    stages = getattr(net, 'layer4', None) or getattr(net, 'blocks', None)
-    last = stages[-1] if stages else None
-    return Backbone(_TimmFeatures(net), net.num_features, mean, std, normalize, last)
+def _timm_ways(name, size, kw):
+    "Keywords with which a timm model may be built for images of a size, the most likely ones first"
+    import timm
+    cfg = timm.get_pretrained_cfg(name)
+    native = tuple(cfg.input_size[1:]) if cfg else (224, 224)
+    chosen = {'img_size', 'dynamic_img_size'} & set(kw)
+    if not size: size = _pair(kw.get('img_size', native))
+    other = cfg and cfg.fixed_input_size and size != native and not chosen
+    sizes = [dict(dynamic_img_size=True), dict(img_size=size), {}] if other else [{}]
+    return size, native, [way | pool for way in sizes for pool in (dict(global_pool=''), {})]
+
+def _pair(size): return tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+
+# %% ../../nbs/model/backbones.ipynb #51cc8986
+def _only_size(net, features, size, **way):
+    "The size, if a timm model takes images of no other; else None"
+    if not net.pretrained_cfg.get('fixed_input_size') or way.get('dynamic_img_size'): return None
+    try: _trial(features, tuple(n // 2 for n in size))
+    except Exception: return size
+    return None
+
+def _fitted(net, name, size, native, normalize, **way):
+    "The backbone of a timm model, once it has worked on one image"
+    try:
+        with _last_stage(net) as (stage, seen): features, out = _features_of(net, size)
+    except Exception as e:
+        (H, W), why = size, shorten(str(e) or type(e).__name__, 200, placeholder=' ...')
+        made_for = f'; it was made for {native[0]} x {native[1]}' if size != native else ''
+        raise ValueError(f'backbone: {name} cannot be used with images of {H} x {W} pixels ({why}){made_for}') from e
+    D = out.shape[1 if out.ndim == 4 else 2]
+    mean, std = (net.pretrained_cfg[part] for part in ('mean', 'std')) # also for weights from a file, or from a run
+    only = _only_size(net, features, size, **way)
+    return Backbone(features, D, mean, std, normalize, _cam_layer(stage, seen, out), only)
+
+def _timm_backbone(name, pretrained, weights, normalize, image_size=None, **kw):
+    _check_timm(name, pretrained := pretrained and not weights)
+    size, native, ways = _timm_ways(name, image_size and _pair(image_size), kw)
+    state, errors = torch.get_rng_state(), []
+    for way in ways:
+        torch.set_rng_state(state)
+        try:
+            net = _timm_model(name, pretrained, **(way | kw))
+            if weights: _load_weights(net, weights)
+            return _fitted(net, name, size, native, normalize, **(way | kw))
+        except OSError: raise
+        except Exception as e:
+            if isinstance(e, RuntimeError) and not isinstance(e.__cause__, (AssertionError, RuntimeError)): raise
+            errors.append(e)
+    last = errors[-1] # of the way without additions
+    if isinstance(last, ValueError): raise last
+    raise ValueError(f'backbone: {name}: {last.__cause__ or last}') from last
 
 # %% ../../nbs/model/backbones.ipynb #2c1f0005
 def _torchvision_backbone(name, pretrained, weights, normalize, **kw):
@@ -242,17 +359,36 @@ def _clip_resnet(visual, stage):
     names = [*_STEM, *(f'layer{i}' for i in range(1, stage + 1))]
     return nn.Sequential(OrderedDict((n, getattr(visual, n)) for n in names))
 
-def _clip_backbone(source, normalize, stage=4):
+# %% ../../nbs/model/backbones.ipynb #6277b5f6
+def _set_size(visual, size):
+    "Let an open_clip ViT take images of another size"
+    from timm.layers import resample_abs_pos_embed
+    grid = [n // p for n, p in zip(size, visual.patch_size)]
+    if min(grid) < 1:
+        raise ValueError(f'backbone: expected images of at least one patch, {visual.patch_size} pixels, got {size}')
+    positions = visual.positional_embedding.detach()[None]
+    positions = resample_abs_pos_embed(positions, grid, visual.grid_size, num_prefix_tokens=1)
+    visual.positional_embedding = nn.Parameter(positions[0])
+    visual.grid_size, visual.image_size = tuple(grid), size
+
+def _clip_backbone(source, normalize, image_size=None, stage=4):
     from cprfl.model.semantics import load_clip
     clip = load_clip(source)
-    visual = clip.model.visual
+    visual, kw = clip.model.visual, dict(mean=clip.mean, std=clip.std, normalize=normalize)
+    size, native = image_size and _pair(image_size), _pair(getattr(visual, 'image_size', clip.image_size))
     if hasattr(visual, 'stem'):
         net, last = _clip_resnet(visual, stage), getattr(visual, f'layer{stage}')[-1]
-        return Backbone(net, last.bn3.num_features, clip.mean, clip.std, normalize, last)
+        return Backbone(net, last.bn3.num_features, cam_layer=last, **kw)
+    if hasattr(visual, 'trunk'):
+        if size and size != native and hasattr(visual.trunk, 'set_input_size'): visual.trunk.set_input_size(size)
+        tower = _fitted(visual.trunk, source, size or native, native, normalize)
+        kw |= dict(cam_layer=tower.cam_layer[0], image_size=tower.image_size)
+        return Backbone(tower.net, tower.num_features, **kw)
     if hasattr(visual, 'transformer'):
-        net, last = _CLIPTokens(visual), visual.transformer.resblocks[-1].ln_1
-        return Backbone(net, visual.transformer.width, clip.mean, clip.std, normalize, last)
-    raise ValueError("backbone: expected open_clip's ModifiedResNet or VisionTransformer, "
+        if size and size != native: _set_size(visual, size)
+        last = visual.transformer.resblocks[-1].ln_1
+        return Backbone(_CLIPTokens(visual), visual.transformer.width, cam_layer=last, image_size=size or native, **kw)
+    raise ValueError("backbone: expected open_clip's ModifiedResNet or VisionTransformer, or a tower of timm, "
                      f'got a {type(visual).__name__} in {source}')
 
 # %% ../../nbs/model/backbones.ipynb #c05f0173
@@ -301,6 +437,7 @@ def build_backbone(
     pretrained:bool=False, # fetch the library's own weights (needs a network the first time)
     weights:str|Path|None=None, # or read them from this file
     normalize:bool=True, # normalise as the weights expect
+    image_size:int|tuple|None=None, # edge (or H, W) of the images, pixels; None: what the network is made for
     **kw # for timm or torchvision, such as output_stride=16; stage=3 for a CLIP ResNet
 ) -> Backbone:
     "A backbone by its name"
@@ -310,9 +447,11 @@ def build_backbone(
                              'put a file after the slash, as in clip:RN50/FILE')
         if unknown := set(kw) - {'stage'}:
             raise ValueError(f'backbone: {name} takes stage=1..4 only, got {some(unknown)}')
-        backbone = _clip_backbone(name, normalize, **kw)
+        backbone = _clip_backbone(name, normalize, image_size, **kw)
     elif name.startswith('torchvision:'):
         backbone = _torchvision_backbone(name.removeprefix('torchvision:'), pretrained, weights, normalize, **kw)
-    else: backbone = _timm_backbone(name.removeprefix('timm:'), pretrained, weights, normalize, **kw)
-    backbone.built_as = name.removeprefix('timm:'), kw
+    else:
+        name = name.removeprefix('timm:')
+        backbone = _timm_backbone(name, pretrained, weights, normalize, image_size, **kw)
+    backbone.built_as = name, kw
     return backbone

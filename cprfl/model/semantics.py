@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from textwrap import shorten
 from typing import Any
 
@@ -211,7 +210,7 @@ def _create_from_file(arch, file, setup):
     except Exception as e:
         why = shorten(str(e), 400)
         if 'TorchScript' in why: why = _TO_TENSORS.format(file=file)
-        elif isinstance(e, UnpicklingError): why = 'it holds more than tensors; a file that contains code is refused'
+        elif 'weights_only' in str(e): why = 'it holds more than tensors; a file that contains code is refused'
         raise ValueError(f'clip:{arch}: the weights in {file} cannot be used: {why}') from e
 
 # %% ../../nbs/model/semantics.ipynb #c11b000b

@@ -12,9 +12,10 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'recipe': ['MODELS', 'GLOBAL_HEAD', 'RECIPES', 'RunSettings', 'DataSettings', 'ModelSettings', 'Recipe',
                'get_recipe'],
-    'stored': ['RunConfig', 'read_report', 'read_metrics'],
+    'stored': ['RunConfig', 'read_report', 'read_frame', 'read_metrics'],
     'build': ['Splits', 'load_data', 'build_model'],
     'run': ['Run', 'find_runs', 'open_runs', 'is_main', 'run_recipe', 'run_or_open'],
+    'workers': ['GRACE', 'why_it_failed', 'serve', 'Worker', 'side_by_side'],
     'tables': ['PROTOCOLS', 'ROWS', 'Protocol', 'get_protocol', 'Row', 'Change', 'all_rows', 'Table',
                'all_tables', 'default_workers', 'seeded', 'run_many'],
     'report': ['FORMATS', 'collect', 'intervals', 'paper_results', 'make_table', 'caption',

@@ -20,6 +20,7 @@ from ..data.annotations import is_voc
 from ..data.benchmarks import load_benchmark
 from ..data.dataset import MultiLabelDataset, from_coco, from_csv, from_folder, from_list, from_voc, resize
 from ..data.longtail import class_counts, frequency_groups, stratified_split
+from ..data.readers import read_classes
 from ..model.backbones import TunedBackbone, build_backbone
 from ..model.baselines import ERM, MLGCN, LearnedContext, ZeroShotCLIP
 from ..model.cprfl import CPRFL
@@ -51,6 +52,18 @@ def _read_file(recipe, file, match=None, groups=None):
     if given: dataset.notes.append(f'{file} is no table, so {some(given)} had no effect on it')
     return dataset
 
+def _class_file(recipe, path):
+    "The file of the class names of a list"
+    beside = path.parent / 'classes.txt'
+    if not recipe.classes:
+        of_training = Path(recipe.train_file or path).parent / 'classes.txt'
+        return beside if beside.is_file() or not of_training.is_file() else of_training
+    given = Path(recipe.classes)
+    if beside.is_file() and given.is_file() and read_classes(beside) != read_classes(given):
+        warnings.warn(f'{path}: its ids are those of {given}, and not those of {beside}, which has other names or '
+                      'another order', stacklevel=2)
+    return given
+
 def _read_other_file(recipe, path, **kw):
     "The images of a list, COCO JSON, VOC XML or folder"
     root, suffix = recipe.root or path.parent, path.suffix.lower()
@@ -59,7 +72,7 @@ def _read_other_file(recipe, path, **kw):
     if path.is_dir(): return from_folder(path, classes, **kw)
     if suffix in _SHEETS: raise ValueError(f'{path}: expected a text file; save the table as CSV')
     if suffix == '.json': return from_coco(path, root, classes, **kw)
-    names = Path(recipe.classes or path.parent / 'classes.txt')
+    names = _class_file(recipe, path)
     if not names.is_file() and 'match' in kw: return from_list(path, kw['match'], root, **kw)
     if not names.is_file():
         raise FileNotFoundError(f'{path} is read as a list of paths and ids, and the names of its classes are missing: '
@@ -169,11 +182,10 @@ def _hold_out(train, recipe):
 # %% ../../nbs/runs/build.ipynb #5f1c7a2e
 def _feature_cache(recipe, model, **kw):
     "A function from a dataset to its features"
-    on_gpu = torch.cuda.is_available() and recipe.train.device != 'cpu'
     precision = 'bf16' if recipe.train.precision == 'bf16' else 'fp32'
     fixed = model.backbone.fixed if recipe.tune else model.backbone
-    device = 'cuda' if on_gpu else 'cpu'
-    return partial(cache_features, fixed, precision=precision, device=device, maps=bool(recipe.tune), **kw)
+    device, maps = recipe.train.device, bool(recipe.tune)
+    return partial(cache_features, fixed, precision=precision, device=device, maps=maps, **kw)
 
 def _files(dataset):
     root = Path(getattr(dataset, 'root', None) or '').resolve()
@@ -209,6 +221,7 @@ def build_model(
 
 def _build_backbone(recipe, load_weights):
     pretrained, weights = (recipe.pretrained, recipe.weights) if load_weights else (False, None)
-    backbone = build_backbone(recipe.backbone, pretrained, weights, recipe.normalize, **recipe.backbone_args)
+    backbone = build_backbone(recipe.backbone, pretrained, weights, recipe.normalize, recipe.image_size,
+                              **recipe.backbone_args)
     if recipe.frozen: backbone.requires_grad_(False)
     return TunedBackbone(backbone, recipe.tune) if recipe.tune else backbone

@@ -7,9 +7,8 @@ __all__ = ['FORMATS', 'collect', 'intervals', 'paper_results', 'make_table', 'ca
            'write_tables', 'Results', 'read_tables', 'results_table', 'summarise', 'ensemble_report']
 
 # %% ../../nbs/runs/report.ipynb #dccf1360
-import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,14 +16,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..checks import check_choice, some
+from ..checks import brief, check_choice, check_type, some
 from ..data.dataset import MultiLabelDataset
 from ..data.longtail import group_names
 from ..files import write_json, write_text
 from ..metrics import multilabel_report, report_groups
-from .run import Run, find_runs
+from .recipe import Recipe
+from .run import open_runs
+from .stored import read_frame
 from .tables import Protocol, Table
+from ..settings import check_keys, read_json
 from ..statistics import bootstrap_map, map_columns, paired_seeds, verdict
+from ..text import csv_text, from_csv_text, latex_text, markdown_text, visible
 
 # %% ../../nbs/runs/report.ipynb #a1fd7294
 def _with_groups(rows):
@@ -42,18 +45,26 @@ def collect(
 ) -> tuple: # (results, classes), pandas, mAP in percent
     "Results of all finished runs of a folder"
     results, classes = [], []
-    for path in find_runs(folder, '*-s*', 'report.json'):
-        key, seed = path.name.rsplit('-s', 1)
-        run, row = Run(path), dict(key=key, seed=int(seed))
+    for run in open_runs(folder, '*-s*[0-9]', 'report.json', _of_a_table):
+        key, seed = _of_a_table(run)
+        row = dict(key=key, seed=seed)
         results.append(row | _result(run))
         classes += [row | of_class for of_class in _class_results(run)]
     if not results: raise FileNotFoundError(f'{folder}: no finished run named KEY-sSEED in it')
-    return _with_groups(results), pd.DataFrame(classes)
+    return _only_varying(_with_groups(results)), pd.DataFrame(classes)
+
+def _of_a_table(run):
+    "Its key and its seed, if it has all that a table needs"
+    named = re.fullmatch(r'(.+)-s(\d+)', run.folder.name)
+    if not named: raise ValueError('expected a name KEY-sSEED')
+    _result(run)
+    _class_results(run)
+    return named[1], int(named[2])
 
 def _result(run):
     report = run.report
     sizes = dict(classes=len(run.classes), train=run.num_train, test=report['num_test'])
-    return _percent(report, 3) | sizes | dict(seconds=report['seconds'])
+    return _percent(report, 3) | sizes | dict(seconds=report['seconds']) | _settings_of(run.recipe)
 
 def _class_results(run):
     groups, ap = group_names(run.groups, len(run.classes)), run.report['ap']
@@ -68,10 +79,9 @@ def intervals(
 ): # pandas, a row per run and group: mAP, low, high in percent
     "Bootstrap intervals of mAP over the test images, for the runs with seed 0"
     out = []
-    for path in find_runs(folder, '*-s0', 'predictions.parquet'):
-        run = Run(path)
+    for run in open_runs(folder, '*-s0', 'predictions.parquet', lambda run: run.predictions):
         table = bootstrap_map(run.predictions.iloc[:, 1:].to_numpy(), targets, run.groups, n=n)
-        out.append(table.reset_index(names='group').assign(key=path.name.removesuffix('-s0')))
+        out.append(table.reset_index(names='group').assign(key=run.folder.name.removesuffix('-s0')))
     return pd.concat(out, ignore_index=True)
 
 # %% ../../nbs/runs/report.ipynb #0e6c004c
@@ -90,6 +100,39 @@ def _paper_column(table):
         return ' / '.join('-' if np.isnan(total) else f'{total:.1f}' for total in totals)
     return f"the paper's, {' / '.join(benchmarks)}", [text(method) for _, _, method in table.rows]
 
+# %% ../../nbs/runs/report.ipynb #9f9d3175
+_INPUT = ('benchmark', 'train_file', 'test_file', 'held_out', 'image_size')
+_SCHEDULE = (
+    'backbone', 'backbone_args', 'pretrained', 'weights', 'normalize', 'frozen', 'tune', 'views', 'epochs',
+    'batch_size', 'accumulate', 'lr', 'backbone_lr', 'prompt_lr', 'weight_decay', 'warmup', 'ema', 'clip_grad',
+    'augment', 'sampler', 'precision', 'select')
+
+def _settings_of(
+    recipe:Recipe # of a run
+) -> dict: # name -> value
+    "Input and schedule of a recipe, which the rows of a table should share"
+    names = _INPUT if recipe.model == 'clip' else (*_INPUT, *_SCHEDULE)
+    values = {name: getattr(recipe, name, getattr(recipe.train, name, None)) for name in names}
+    return {name: str(value) if isinstance(value, dict) else value for name, value in values.items()}
+
+def _unequal(results, compared=()):
+    "Names of settings that are not the same in all rows, but for those that a table compares"
+    names = [name for name in (*_INPUT, *_SCHEDULE) if name in results and name not in compared]
+    return [name for name in names if results[name].dropna().astype(str).nunique() > 1]
+
+def _only_varying(
+    results:pd.DataFrame # a row per run, with its settings
+) -> pd.DataFrame:
+    "The results without the settings that all runs share"
+    kept = _unequal(results)
+    return results.drop(columns=[name for name in (*_INPUT, *_SCHEDULE) if name in results and name not in kept])
+
+def _as_text(settings):
+    "The settings of the runs of a row"
+    def text(values): return ' or '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in values)
+    return ', '.join(f'{name} {text(settings[name].dropna().unique())}' for name in settings
+                     if settings[name].notna().any())
+
 # %% ../../nbs/runs/report.ipynb #f6142d1d
 def _mean_std(x, compared):
     "Mean ± standard deviation of the runs that measured it; a single one among others says so"
@@ -102,15 +145,17 @@ def make_table(
     table:Table, # which rows
     results:pd.DataFrame # as `collect` gives it
 ): # pandas, a row per method that was run
-    "Mean and standard deviation over the seeds, with the paper's total beside it"
+    "Mean and standard deviation over the seeds, with the paper's total and the settings that are not the same"
     heading, paper = _paper_column(table) if table.where else ('', [''] * len(table.rows))
     results = results[results['key'].isin([key for key, _, _ in table.rows])]
     compared, out = results['key'].duplicated().any(), []
+    unequal = _unequal(results, table.compares)
     for (key, label, _), theirs in zip(table.rows, paper):
         ours = results[results['key'] == key]
         if not len(ours): continue
         row = {'': label} | {name: _mean_std(ours[name], compared) for name in map_columns(results)}
         row |= dict(seeds=len(ours), minutes=f"{ours['seconds'].mean() / 60:.1f}")
+        if unequal: row |= dict(settings=_as_text(ours[unequal]))
         out.append(row | {heading: theirs} if heading else row)
     if not out:
         raise ValueError(f'{table.title}: none of its rows was run: {some(key for key, _, _ in table.rows)}')
@@ -127,11 +172,16 @@ def caption(
     return f'{table.title} on {title}: {images}; mAP in percent, mean ± standard deviation over seeds'
 
 # %% ../../nbs/runs/report.ipynb #43572dd5
+def _plain(table, as_text):
+    "A table whose texts are plain for one kind of reader"
+    shown = table.map(lambda cell: as_text(cell) if isinstance(cell, str) else cell)
+    return shown.rename(index=as_text, columns=as_text)
+
 FORMATS = dict(
-    text=lambda table: table.to_string(),
-    csv=lambda table: table.to_csv(),
-    markdown=lambda table: table.to_markdown(disable_numparse=True),
-    latex=lambda table: table.to_latex(escape=True))
+    text=lambda table: _plain(table, visible).to_string(),
+    csv=lambda table: _plain(table, csv_text).to_csv(),
+    markdown=lambda table: _plain(table, markdown_text).to_markdown(disable_numparse=True),
+    latex=lambda table: _plain(table, latex_text).to_latex(escape=False))
 _ENDINGS = dict(text='txt', csv='csv', markdown='md', latex='tex')
 
 def format_table(
@@ -171,9 +221,9 @@ def write_tables(
     "Write results.csv, classes.csv, intervals.csv and each table beside the runs"
     folder = Path(folder)
     results, classes = collect(folder)
-    test = Run(find_runs(folder, '*-s0')[0]).test_set()
+    test = open_runs(folder, '*-s0')[0].test_set()
     frames = dict(results=results, classes=classes, intervals=intervals(folder, test.targets).round(3))
-    for name, frame in frames.items(): write_text(folder / f'{name}.csv', frame.to_csv(index=False))
+    for name, frame in frames.items(): write_text(folder / f'{name}.csv', frame.map(csv_text).to_csv(index=False))
     described = {name: asdict(table) for name, table in tables.items()}
     write_json(folder / 'tables.json', dict(title=protocol.title, tables=described))
     done = set(results['key'])
@@ -223,6 +273,23 @@ class Results:
         "How each row differs from the reference"
         return compare_to(self.tables[name], self.results, reference)
 
+_TEXTS = dict(results=('key',), classes=('key', 'name', 'group'), intervals=('key', 'group'))
+_NUMBERS = dict(
+    results=('seed', 'total', 'classes', 'train', 'test', 'seconds'), classes=('seed', 'count', 'ap'),
+    intervals=('mAP', 'low', 'high'))
+
+def _stored_table(where, table):
+    table = check_keys(where, table, [f.name for f in fields(Table)], needs=('title', 'rows'))
+    rows = [tuple(row) for row in check_type(f'{where}: rows', table['rows'], list) if isinstance(row, list)]
+    if wrong := [row for row in rows if len(row) != 3 or not all(isinstance(cell, str) for cell in row)]:
+        raise ValueError(f'{where}: rows: expected key, label and name in the paper, got {brief(wrong[0])}')
+    compares = check_type(f'{where}: compares', table.get('compares', []), list)
+    title, of_paper = (check_type(f'{where}: {name}', table.get(name, ''), str) for name in ('title', 'where'))
+    return Table(title, tuple(rows), of_paper, tuple(map(str, compares)))
+
+def _stored_frame(folder, name):
+    return read_frame(folder / f'{name}.csv', _TEXTS[name], _NUMBERS[name]).map(from_csv_text)
+
 def read_tables(
     folder:str|Path # where results.csv is
 ) -> Results:
@@ -230,11 +297,12 @@ def read_tables(
     folder = Path(folder)
     if not (folder / 'tables.json').is_file():
         raise FileNotFoundError(f'{folder}: no tables.json in it; `cprfl_table --out {folder}` writes one')
-    stored = json.loads((folder / 'tables.json').read_text())
-    tables = {name: Table(t['title'], tuple(map(tuple, t['rows'])), t['where'])
-              for name, t in stored['tables'].items()}
-    frames = [pd.read_csv(folder / f'{name}.csv') for name in ('results', 'classes', 'intervals')]
-    return Results(stored['title'], tables, *frames)
+    file = folder / 'tables.json'
+    stored = check_keys(file, read_json(file), needs=('title', 'tables'))
+    tables = check_type(f'{file}: tables', stored['tables'], dict)
+    tables = {name: _stored_table(f'{file}: {brief(name)}', table) for name, table in tables.items()}
+    title = check_type(f'{file}: title', stored['title'], str)
+    return Results(title, tables, *(_stored_frame(folder, name) for name in _TEXTS))
 
 # %% ../../nbs/runs/report.ipynb #e152d281
 def results_table(
@@ -245,8 +313,10 @@ def results_table(
     for run in runs:
         report = run.report
         method = re.sub(r'-s\d+$', '', run.folder.name)
-        rows.append(dict(method=method, seed=run.recipe.train.seed, **_percent(report, 2), seconds=report['seconds']))
-    return _with_groups(rows).set_index('method').round(2)
+        row = dict(method=method, seed=run.recipe.train.seed, **_percent(report, 2), seconds=report['seconds'])
+        rows.append(row | _settings_of(run.recipe))
+    table = _with_groups(rows).set_index('method')
+    return _only_varying(table.round(dict.fromkeys([*map_columns(table), 'seconds'], 2)))
 
 def summarise(
     table:pd.DataFrame # as `results_table` gives it
@@ -255,7 +325,9 @@ def summarise(
     methods, names = table.groupby(level=0, sort=False), map_columns(table)
     n = methods.size()
     text = methods[names].agg(lambda x: _mean_std(x, n.max() > 1))
-    return text.assign(seeds=n, seconds=methods['seconds'].mean().round().astype(int))
+    text = text.assign(seeds=n, seconds=methods['seconds'].mean().round().astype(int))
+    unequal = _unequal(table)
+    return text.assign(settings=methods[unequal].apply(_as_text)) if unequal else text
 
 # %% ../../nbs/runs/report.ipynb #ea86f3a7
 def ensemble_report(

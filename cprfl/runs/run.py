@@ -10,7 +10,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +28,7 @@ from .stored import RunConfig, read_metrics, read_report
 from ..train.alignment import PurificationRecorder
 from ..train.callbacks import NonFiniteLoss
 from ..train.checkpoint import data_key, saved_states
-from ..train.config import MAY_CHANGE_ON_RESUME
+from ..train.config import MAY_CHANGE_ON_RESUME, choose_device
 from ..train.trainer import Trainer, predict
 
 # %% ../../nbs/runs/run.ipynb #3f295363
@@ -112,15 +112,16 @@ def find_runs(
 def open_runs(
     folder:str|Path, # where runs are
     name:str='*', # pattern of their names, such as '*-s0'
-    having:str='config.json' # a file that they must have; 'report.json': finished runs only
+    having:str='config.json', # a file that they must have; 'report.json': finished runs only
+    read:Callable=lambda run: None # what will be read of a run
 ) -> list: # of `Run`, by name
-    "The runs in a folder that can be opened; a warning says which cannot"
+    "The runs in a folder that can be opened and read; a warning says which cannot"
     runs = []
     for path in find_runs(folder, name, having):
         try:
             run = Run(path)
-            if having == 'report.json': _ = run.report['total'] # may be damaged, or of something else
-        except Exception as e: warnings.warn(f'{path} is left out: {e}', stacklevel=2)
+            read(run)
+        except Exception as e: warnings.warn(f'{path} is left out: {e!r}', stacklevel=2)
         else: runs.append(run)
     return runs
 
@@ -226,7 +227,7 @@ def run_recipe(
 
 def _fit(recipe, model, data, owner, callbacks, resume, progress):
     "The trained model, the accelerator that trained it, and seconds of training before it was stopped, if it was"
-    if recipe.model == 'clip': return model, None, 0. # ready as it is
+    if recipe.model == 'clip': return model.to(choose_device(recipe.train.device)), None, 0. # ready as it is
     if recipe.model == 'cprfl' and recipe.purity and data.test is not None:
         callbacks = [*callbacks, PurificationRecorder(data.test, recipe.purity, Path(owner))]
     valid = data.test if recipe.train.select == 'test' else None

@@ -7,9 +7,7 @@ __all__ = ['PROTOCOLS', 'ROWS', 'Protocol', 'get_protocol', 'Row', 'Change', 'al
            'seeded', 'run_many']
 
 # %% ../../nbs/runs/tables.ipynb #25903a1d
-import multiprocessing
 import os
-import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,12 +15,11 @@ from threading import Event, Thread
 
 import psutil
 import torch
-from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from ..checks import check_fields, check_type, some
 from .recipe import GLOBAL_HEAD, Recipe, get_recipe
-from .run import run_or_open
+from .workers import Worker, side_by_side, why_it_failed
 from ..settings import check_keys, read_yaml
 
 # %% ../../nbs/runs/tables.ipynb #0146dad3
@@ -245,6 +242,7 @@ class Table:
     title:str # what is compared
     rows:tuple # of (key, label, name in the paper)
     where:str = '' # of the paper's figures: 'table 1', ...
+    compares:tuple = () # settings that its labels are about
 
 def _rows(*rows): return tuple((key, label, *(paper or [''])) for key, label, *paper in rows)
 
@@ -265,7 +263,8 @@ def _paper_tables(protocol):
     components = _rows(
         ('focal', 'baseline (linear head, Focal)', 'baseline'), ('vsi-focal', '+ VSI, free prompts', '+VSI'),
         ('cprfl-focal', '+ VSI + PI', '+VSI+PI'), ('cprfl', '+ VSI + PI + ASL', '+VSI+PI+RW'))
-    return dict(methods=Table('Methods', methods, 'table 1'), losses=Table('Losses', losses, 'table 2'),
+    return dict(methods=Table('Methods', methods, 'table 1', compares=('sampler',)),
+                losses=Table('Losses', losses, 'table 2'),
                 components=Table('Components', components, 'table 3'),
                 semantics=Table('Prompt initialisation', _semantics_rows(protocol), 'figure 3'))
 
@@ -285,7 +284,7 @@ _VARIANTS = dict(
         ('grad-classifier', 'classifier path only'), ('residual', 'with residual connections'),
         ('scale-head', 'attention scale of the released code'),
         ('depth-2', 'depth 2'), ('depth-3', 'depth 3'), ('tau-0.1', 'tau = 0.1'), ('tau-1', 'tau = 1'),
-        ('no-normalize', 'images not normalised'))),
+        ('no-normalize', 'images not normalised')), compares=('normalize',)),
     variant=Table('CPRFL + global head, part by part', _rows(
         ('asl', 'linear head, ASL'), ('cprfl', 'CPRFL'), ('global-path', '+ global path'),
         ('patch-dropout', '+ patch dropout'), ('global', '+ both'),
@@ -293,12 +292,14 @@ _VARIANTS = dict(
     tuned=Table('Frozen, or with a last stage that learns', _rows(
         ('asl-untuned', 'linear head, ASL, frozen'), ('asl-tuned', 'linear head, ASL, tuned'),
         ('cprfl-untuned', 'CPRFL, frozen'), ('cprfl-tuned', 'CPRFL, tuned'),
-        ('global-untuned', 'CPRFL + global head, frozen'), ('global-tuned', 'CPRFL + global head, tuned'))),
+        ('global-untuned', 'CPRFL + global head, frozen'), ('global-tuned', 'CPRFL + global head, tuned')),
+        compares=('tune',)),
     speed=Table('What speed costs', _rows(
         ('cprfl', 'CPRFL'), ('fp32', 'in float32'), ('compiled', 'compiled'),
-        ('patches-only', 'prompts attend to patches only'))),
+        ('patches-only', 'prompts attend to patches only')), compares=('precision', 'compile')),
     search=Table('One setting at a time', _rows(
-        ('cprfl', 'CPRFL as it is'), *((f'cprfl@{_slug(label)}', label) for label in _SEARCH))))
+        ('cprfl', 'CPRFL as it is'), *((f'cprfl@{_slug(label)}', label) for label in _SEARCH)),
+        compares=tuple({change.setting for change in _SEARCH.values()})))
 
 def _input_rows(protocol):
     rows = []
@@ -310,7 +311,8 @@ def all_tables(
     protocol:Protocol # its sources and inputs make some of the rows
 ) -> dict: # name -> `Table`
     "Tables 1 to 3 and Figure 3 of the paper, further ones, and `search`, which is for held-out images"
-    inputs = Table('Backbone and input size', _input_rows(protocol))
+    changed = tuple({name for changes in protocol.inputs.values() for name in changes})
+    inputs = Table('Backbone and input size', _input_rows(protocol), compares=changed)
     return _paper_tables(protocol) | dict(inputs=inputs) | _VARIANTS
 
 # %% ../../nbs/runs/tables.ipynb #9b7f98fa
@@ -338,21 +340,9 @@ def run_many(
     workers = min(workers or default_workers(), len(recipes)) or 1
     threads = threads or max(1, (os.cpu_count() or 1) // workers)
     with _watched(recipes, folder, progress):
-        done = Parallel(workers)(delayed(_work)(recipe, folder, cache, threads) for recipe in recipes)
-    return {name: error for name, error in done if error}
-
-def _work(recipe, folder, cache, threads):
-    "The name of a run, and why it failed or None"
-    method = multiprocessing.get_all_start_methods()[0]
-    multiprocessing.set_start_method(method, force=True) # joblib's own cannot start a data loader's processes
-    before = torch.get_num_threads()
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        torch.set_num_threads(threads)
-        try: run_or_open(recipe, folder, cache=cache, progress=False)
-        except Exception as e: return recipe.name, f'{type(e).__name__}: {e}'
-        finally: torch.set_num_threads(before)
-    return recipe.name, None
+        if workers > 1: errors = side_by_side(recipes, [Worker(folder, cache, threads) for _ in range(workers)])
+        else: errors = {recipe.name: why_it_failed(recipe, folder, cache, threads) for recipe in recipes}
+    return {recipe.name: error for recipe in recipes if (error := errors[recipe.name])}
 
 # %% ../../nbs/runs/tables.ipynb #56880690
 def _epochs(recipe): return 0 if recipe.model == 'clip' else recipe.train.epochs
@@ -361,7 +351,7 @@ def _epochs_done(recipe, folder):
     path = Path(folder) / recipe.name
     if (path / 'report.json').exists(): return _epochs(recipe)
     try: return min(_epochs(recipe), (path / 'metrics.csv').read_text().count('\n') - 1)
-    except FileNotFoundError: return 0
+    except (OSError, ValueError): return 0 # not there yet, or no text
 
 @contextmanager
 def _watched(recipes, folder, progress, every=1.):

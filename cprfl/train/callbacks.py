@@ -107,7 +107,7 @@ class MeanLoss(Callback):
 
     def after_epoch(self, trainer):
         total, seen = trainer.over_processes(self.total, self.seen)
-        trainer.history[-1]['loss'] = float(total) / max(seen, 1)
+        trainer.history[-1]['loss'] = float(total) / max(int(seen), 1)
 
     def state(self, trainer):
         if not trainer.step: return dict(total=0., seen=0)

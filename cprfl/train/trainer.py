@@ -45,7 +45,7 @@ from cprfl.train.callbacks import (
     Views,
 )
 from .checkpoint import Checkpoint, RunFolder, resume, saved_states
-from .config import PRECISIONS, TrainConfig, param_groups
+from .config import PRECISIONS, TrainConfig, choose_device, param_groups
 
 # %% ../../nbs/train/trainer.ipynb #69f494ac
 def _class_aware_weights(
@@ -139,9 +139,8 @@ def build_accelerator(
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState, PartialState
     from accelerate.utils import DataLoaderConfiguration
-    on_gpu = torch.cuda.is_available() and config.device != 'cpu'
-    if config.device == 'cuda' and not on_gpu:
-        raise ValueError("device: 'cuda' was asked for, but PyTorch sees no GPU; use 'cpu' or 'auto'")
+    device = choose_device(config.device).type
+    on_gpu = device == 'cuda'
     if config.precision == 'fp16' and not on_gpu:
         raise ValueError("precision: 'fp16' needs a GPU, a CPU would train in float32; use 'bf16' or 'fp32'")
     if 'RANK' not in os.environ: PartialState._shared_state = {} # outside a launcher the device may be another one
@@ -149,7 +148,7 @@ def build_accelerator(
     GradientState._shared_state = {}
     return Accelerator(
         mixed_precision=PRECISIONS[config.precision], gradient_accumulation_steps=config.accumulate,
-        cpu=config.device == 'cpu', step_scheduler_with_optimizer=False,
+        cpu=device == 'cpu', step_scheduler_with_optimizer=False,
         dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=on_gpu))
 
 # %% ../../nbs/train/trainer.ipynb #3d25e808

@@ -110,6 +110,14 @@ def test_categories_are_in_the_order_of_their_ids(coco):
     assert from_coco(coco).classes == ['c3', 'c9', 'c18', 'c100']
 
 
+def test_images_of_lvis_are_named_by_their_address(coco):
+    (coco.parent/'train2017').mkdir()
+    (coco.parent/'a.jpg').rename(coco.parent/'train2017/a.jpg')
+    image = {'id': 7, 'coco_url': 'http://images.cocodataset.org/train2017/a.jpg'}
+    coco.write_text(json.dumps(COCO | {'images': [image], 'annotations': []}))
+    assert from_coco(coco).paths == ['train2017/a.jpg']
+
+
 # ---- boxes
 
 BOXES = [ # COCO's box, and what it becomes in an image of 48 x 48
@@ -292,6 +300,11 @@ def test_xml_beside_its_images(root):
     (root/'e.xml').write_text(xml(thing('cat'), 'C:\\photos\\e.png'))
     assert is_voc(root)
     assert from_voc(root).paths == ['a.jpg', 'e.png']
+
+
+def test_other_xml_is_not_voc(tmp_path):
+    (tmp_path/'site.xml').write_text('<?xml version="1.0"?><map/>')
+    assert not is_voc(tmp_path)
 
 
 def test_given_classes_select_objects(voc):

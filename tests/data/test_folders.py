@@ -59,13 +59,17 @@ def test_given_classes_may_be_called_train_and_test(tmp_path):
     (['train/0.png', 'test/1.png', 'labels.csv'], 'labels.csv'),
     (['train/0.png', 'train/_annotations.coco.json', 'test/1.png'], 'train/_annotations.coco.json'),
     (['train2017/0.png', 'val2017/1.png', 'annotations/instances.json'], 'annotations/instances.json'),
-    (['images/0.png', 'labels/0.txt'], 'labels/0.txt'),
     (['images/0.png', 'list.txt'], 'list.txt'),
     (['photos/cat/0.png', 'photos/dog/1.png'], 'photos')])
 def test_a_folder_of_images_leads_to_its_labels(tmp_path, files, hint):
     make(tmp_path, *files)
     with pytest.raises(BadDataError, match='no folder') as error: from_folder(tmp_path)
     assert f'did you mean {tmp_path/hint}?' in str(error.value)
+
+
+def test_images_and_labels_of_yolo_are_no_classes(tmp_path):
+    make(tmp_path, 'images/0.png', 'labels/0.txt')
+    with pytest.raises(BadDataError, match='no folder of a class in it, only images, labels$'): from_folder(tmp_path)
 
 
 LEFT_BEHIND = ['__MACOSX/cat/._0.png', '.ipynb_checkpoints/0.png', '@eaDir/0.png', '$RECYCLE.BIN/0.png', '.DS_Store',
@@ -94,6 +98,18 @@ def test_names_are_one_whatever_the_form_of_their_accents(tmp_path):
     make(tmp_path, unicodedata.normalize('NFD', 'café/0.png'))
     assert from_folder(tmp_path).classes == [unicodedata.normalize('NFC', 'café')]
     assert len(from_folder(tmp_path, classes=['café'])) == 1
+
+
+def test_two_forms_of_one_name_are_refused(tmp_path):
+    make(tmp_path, 'caf\u00e9/0.png', 'cafe\u0301/1.png')
+    with pytest.raises(BadDataError, match='two folders are named'): from_folder(tmp_path)
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
+    make(tmp_path, 'cat/0.png', 'more/1.png')
+    (tmp_path/'cat/more').symlink_to(tmp_path/'more')
+    (tmp_path/'cat/loop').symlink_to(tmp_path/'cat')
+    assert read_folder(tmp_path, classes=['cat']).paths == ['cat/0.png', 'cat/more/1.png']
 
 
 def test_folders_of_voc_are_named(tmp_path):

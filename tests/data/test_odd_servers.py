@@ -138,8 +138,9 @@ def test_a_server_that_says_nothing_is_given_up(refusal):
     refusal(lambda connection: time.sleep(5), retries=1)
 
 
-def test_a_head_without_an_end_is_given_up(refusal):
-    assert 'did not answer in time' in refusal(trickle(OK + b'X: '), retries=1)
+@pytest.mark.parametrize('head, again', [(OK + b'X: ', b'x'), (b'', b'HTTP/1.1 100 Continue\r\n\r\n')])
+def test_a_head_without_an_end_is_given_up(refusal, head, again):
+    assert 'did not answer in time' in refusal(trickle(head, again), retries=1)
 
 
 def test_a_server_that_stops_is_given_up(refusal):
@@ -250,6 +251,13 @@ def test_another_part_than_the_missing_one_is_not_appended(odd, get, tmp_path, s
     def answers(connection): connection.sendall(wrong if len(odd.requests) == 1 else whole)
 
     assert get(answers) == b'abcdefghij'
+
+
+@pytest.mark.parametrize('status', ['404 Gone', '403 No', '503 Busy', '302 Found'])
+def test_an_error_keeps_what_came_before(refusal, tmp_path, status):
+    (tmp_path/'x.part').write_bytes(b'abc')
+    refusal(f'HTTP/1.1 {status}\r\nConnection: close\r\nLocation: file:///x\r\n\r\n'.encode())
+    assert (tmp_path/'x.part').read_bytes() == b'abc'
 
 
 def test_what_is_too_large_leaves_no_part_behind(get, refusal, tmp_path):

@@ -191,6 +191,20 @@ def test_every_family_has_maps_on_its_grid():
     assert cosines.abs().max() <= 1
 
 
+@pytest.mark.parametrize('name, kw, size, grid', [
+    ('swin_tiny_patch4_window7_224', dict(depths=(1, 1, 1, 1), embed_dim=24), 64, (2, 2)),
+    ('vit_small_patch14_reg4_dinov2', dict(depth=1), 28, (2, 2)),
+    ('vit_small_patch14_reg4_dinov2', dict(depth=1), 70, (5, 5)),
+    ('deit_tiny_distilled_patch16_224', dict(depth=1), 64, (4, 4)), ('xcit_nano_12_p16_224', dict(depth=1), 64, (4, 4)),
+    ('test_mambaout', {}, 96, (3, 3)), ('test_efficientnet', {}, 96, (3, 3)), ('pit_ti_224', {}, 64, (2, 2))])
+def test_grad_cam_of_every_layout(name, kw, size, grid):
+    torch.manual_seed(0)
+    m = ERM(build_backbone(name, image_size=size, **kw), 3)
+    with grad_cam(m) as cam: maps, logits = cam(_images(2, size), [0, 1])
+    assert maps.shape == (2, *grid)
+    assert torch.allclose(logits, m.eval()(_images(2, size)), atol=1e-4)
+
+
 def test_clip_is_explained_by_its_cosine():
     test = shapes_lt('test')
     m, images = ZeroShotCLIP(load_clip('shapes'), test.classes), _images()

@@ -10,6 +10,7 @@ from helpers import TouchesAFile
 from safetensors.torch import save_file
 from torch import nn
 
+from cprfl.look.attention import patch_grid
 from cprfl.model.backbones import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -110,6 +111,140 @@ def test_vit_gives_patch_tokens_without_class_and_registers(name, tokens, width)
     assert prefix > 0
     assert full.shape[1] == tokens + prefix
     assert torch.equal(out, full[:, prefix:])
+
+
+# ---- timm's families: one patch for each place
+
+FAMILIES = { # a small model of each layout: tokens in front of the patches, channels last, something else
+    'test_resnet': 'map', 'test_efficientnet': 'map', 'test_convnext': 'map',
+    'mobilenetv3_small_050': 'map', 'fastvit_t8': 'map', 'swiftformer_xs': 'map',
+    'swin_tiny_patch4_window7_224': 'channels last', 'swinv2_cr_tiny_ns_224': 'map', 'test_mambaout': 'channels last',
+    'hiera_tiny_224': 'patches',
+    'vit_medium_patch16_gap_240': 'patches', 'test_vit': 'tokens', 'test_vit3': 'tokens',
+    'deit_tiny_distilled_patch16_224': 'tokens', 'eva02_tiny_patch14_224': 'tokens', 'xcit_nano_12_p16_224': 'tokens',
+    'cait_xxs24_224': 'tokens', 'volo_d1_224': 'other', 'pit_ti_224': 'other', 'crossvit_9_240': 'other',
+    'coat_lite_tiny': 'other'}
+SHALLOW = dict(depths=(1, 1, 1, 1), embed_dim=24)
+SMALLER = {
+    'vit_medium_patch16_gap_240': dict(depth=2), 'deit_tiny_distilled_patch16_224': dict(depth=2),
+    'eva02_tiny_patch14_224': dict(depth=2), 'xcit_nano_12_p16_224': dict(depth=2), 'cait_xxs24_224': dict(depth=2),
+    'swin_tiny_patch4_window7_224': SHALLOW, 'swinv2_cr_tiny_ns_224': SHALLOW,
+    'hiera_tiny_224': dict(stages=(1, 1, 1, 1))}
+PLACES = (0.2, 0.7), (0.75, 0.75), (0.6, 0.2) # row and column in 0..1
+
+
+def _with_noise_at(place, grey):
+    "The image with a square of noise around a place"
+    image, (H, W) = grey.clone(), grey.shape[-2:]
+    y, x = int(H * place[0]), int(W * place[1])
+    area = image[:, :, max(y - 12, 0):y + 12, max(x - 12, 0):x + 12]
+    area.copy_(torch.rand(area.shape, generator=torch.Generator().manual_seed(0)))
+    return image
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', FAMILIES)
+def test_each_patch_reacts_most_to_its_own_place(name):
+    net = built(name, **SMALLER.get(name, {}))
+    size = timm.get_pretrained_cfg(name).input_size[1:]
+    grey = torch.full((1, 3, *size), 0.5)
+    plain = net.patches(grey)
+    change = torch.cat([(net.patches(_with_noise_at(p, grey)) - plain).norm(dim=-1) for p in PLACES])
+    change = change / change.mean(1, keepdim=True)
+    h, w = patch_grid(plain.shape[1], size)
+    nearest = [int(row * h) * w + int(column * w) for row, column in PLACES]
+    assert change[:, nearest].argmax(0).tolist() == [0, 1, 2]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', ['levit_128s', 'test_maxvit', 'mixer_s32_224',
+                                  'swin_tiny_patch4_window7_224', 'xcit_nano_12_p16_224', 'cait_xxs24_224',
+                                  'deit_tiny_distilled_patch16_224'])
+def test_patches_are_in_the_order_of_timm(name):
+    "Its `forward_intermediates` says where each patch is"
+    net = built(name, **SMALLER.get(name, {}))
+    x = torch.rand(1, 3, *timm.get_pretrained_cfg(name).input_size[1:])
+    timms, = net.net.net.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)
+    assert torch.allclose(to_patches(net.net(x)), to_patches(timms), atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name, grid', [
+    ('swin_tiny_patch4_window7_224', (7, 7)), ('pit_ti_224', (7, 7))])
+def test_other_layouts_become_maps(name, grid):
+    net = built(name, **SMALLER.get(name, {}))
+    size = timm.get_pretrained_cfg(name).input_size[1]
+    assert net(images(1, size)).shape == (1, net.num_features, *grid)
+
+
+def test_a_trial_leaves_no_trace():
+    "Modes, random numbers and batch statistics are those without it"
+    torch.manual_seed(0)
+    plain = timm.create_model('resnet10t', num_classes=0, **TINY)
+    after = torch.rand(3)
+    net = built('resnet10t', **TINY)
+    assert torch.equal(torch.rand(3), after)
+    assert all(m.training for m in build_backbone('resnet10t', **TINY).modules())
+    assert all(torch.equal(v, plain.state_dict()[k]) for k, v in net.net.net.state_dict().items())
+
+
+def test_a_model_that_cannot_serve_is_refused_in_a_sentence(monkeypatch):
+    for features in (lambda x: [x, x], lambda x: x.mean((2, 3)), lambda x: x.flatten(2)[..., :5].transpose(1, 2)):
+        monkeypatch.setattr(timm.models.ResNet, 'forward_features', lambda self, x, f=features: f(x))
+        monkeypatch.setattr(timm.models.ResNet, 'forward_intermediates', lambda self, x, **kw: [f(x) for f in ()])
+        with pytest.raises(ValueError, match='backbone: resnet10t cannot be used with .*expected features'):
+            build_backbone('resnet10t', **TINY)
+
+
+# ---- the size of the images
+
+@torch.no_grad()
+@pytest.mark.parametrize('name, kw, size, shape', [
+    ('vit_tiny_patch16_224', dict(depth=1), 96, (1, 36, 192)),
+    ('vit_small_patch14_reg4_dinov2', dict(depth=1), 56, (1, 16, 384)),
+    ('deit_tiny_distilled_patch16_224', dict(depth=1), 64, (1, 16, 192)),
+    ('swin_tiny_patch4_window7_224', SHALLOW, 128, (1, 192, 4, 4)),
+    ('beit_base_patch16_224', dict(depth=1), 64, (1, 16, 768)),
+    ('resnet10t', TINY, 80, (1, 16, 3, 3))])
+def test_a_model_is_built_for_the_size_of_the_images(name, kw, size, shape):
+    net = built(name, image_size=size, **kw)
+    assert net(images(1, size)).shape == shape
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'swin_tiny_patch4_window7_224'])
+def test_another_size_than_built_for_is_refused(name):
+    kw = SMALLER.get(name, dict(depth=1))
+    with pytest.raises(ValueError, match='expected images of 224 x 224 pixels, got 96 x 96; .*image_size=96'):
+        built(name, **kw)(images(1, 96))
+
+
+def test_a_size_that_no_way_allows_names_the_native_one():
+    with pytest.raises(ValueError, match='test_maxvit cannot be used with images of 7 x 7 .*made for 160 x 160'):
+        build_backbone('test_maxvit', image_size=7)
+
+
+@torch.no_grad()
+def test_weights_from_a_file_fit_at_another_size(tmp_path):
+    native = built('vit_tiny_patch16_224', depth=1)
+    save_file(native.net.net.state_dict(), tmp_path / 'vit.safetensors')
+    net = build_backbone('vit_tiny_patch16_224', weights=tmp_path / 'vit.safetensors', image_size=64, depth=1).eval()
+    assert net(images(1, 64)).shape == (1, 16, 192)
+    assert torch.equal(net.net.net.pos_embed, native.net.net.pos_embed)
+
+
+def test_a_classifier_of_any_name_in_a_file_is_left_out(tmp_path):
+    whole = timm.create_model('deit_tiny_distilled_patch16_224', depth=1)
+    save_file(whole.state_dict(), tmp_path / 'deit.safetensors')
+    net = build_backbone('deit_tiny_distilled_patch16_224', weights=tmp_path / 'deit.safetensors', depth=1).net.net
+    assert torch.equal(net.pos_embed, whole.pos_embed)
+
+
+def test_a_model_built_twice_has_the_weights_of_one_built_once():
+    torch.manual_seed(0)
+    once = timm.create_model('deit_tiny_distilled_patch16_224', depth=1, num_classes=0)
+    net = built('deit_tiny_distilled_patch16_224', depth=1).net.net
+    assert torch.equal(net.pos_embed, once.pos_embed)
 
 
 def test_cam_layer_is_known_and_not_registered_twice():
@@ -228,6 +363,21 @@ def test_clip_towers_from_a_file(clip_files, name, shape):
     assert all(torch.equal(v, state[f'visual.{k}']) for k, v in own.items())
     assert net.mean.flatten().tolist() == pytest.approx([0.48145466, 0.4578275, 0.40821073]), "OpenAI's normalisation"
     assert net.cam_layer[0] in set(net.modules())
+
+
+@torch.no_grad()
+def test_a_clip_vit_is_built_for_the_size_of_the_images(clip_files):
+    name = f"clip:tiny-cprfl-vit/{clip_files['tiny-cprfl-vit']}"
+    native, net = built(name), built(name, image_size=96)
+    assert net(images(1, 96)).shape == (1, 32, 6, 6)
+    assert torch.equal(built(name, image_size=64)(images()), native(images()))
+    with pytest.raises(ValueError, match='expected images of 64 x 64 pixels, got 96 x 96'): native(images(1, 96))
+
+
+@torch.no_grad()
+def test_a_clip_resnet_takes_any_size(clip_files):
+    net = built(f"clip:tiny-cprfl-rn/{clip_files['tiny-cprfl-rn']}", image_size=96)
+    assert net(images(1, 96)).shape == (1, 256, 3, 3)
 
 
 def test_a_clip_file_that_would_run_code_is_refused(clip_files, tmp_path):

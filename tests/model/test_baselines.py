@@ -14,6 +14,7 @@ from cprfl.model.baselines import (
     ZeroShotCLIP,
     label_correlation,
     normalize_adjacency,
+    readable_scores,
 )
 from cprfl.model.semantics import Clip, load_clip
 from cprfl.train.cache import cache_features
@@ -76,6 +77,23 @@ def test_images_and_their_patches_give_the_same_logits(images, make):
 @pytest.mark.parametrize('make', [lambda b: ERM(b, 4), lambda b: MLGCN(b, torch.zeros(4, 16), torch.eye(4))])
 def test_a_backbone_without_a_width_needs_one(make):
     with pytest.raises(ValueError, match='feature_dim: the backbone has no `num_features`'): make(nn.Conv2d(3, 8, 3))
+
+
+def test_scores_to_show_are_sigmoids():
+    scores, kind = readable_scores(ERM(None, 3, feature_dim=8), torch.tensor([0., 2.]))
+    torch.testing.assert_close(scores, torch.tensor([0.5, 0.8808]), atol=1e-4, rtol=0)
+    assert kind == 'sigmoid'
+
+
+def test_zero_shot_shows_cosines_that_differ(images):
+    "Also at the temperature of a web-scale CLIP, at which all sigmoids are 1"
+    clip = real_tokens()
+    with torch.no_grad(): clip.model.logit_scale.fill_(np.log(100))
+    model = ZeroShotCLIP(clip, NAMES)
+    cosines, kind = readable_scores(model, model(images))
+    want = F.normalize(clip.encode_image(images), dim=-1) @ model.text.T
+    torch.testing.assert_close(cosines, want)
+    assert kind == 'cosine similarity'
 
 
 # ---- ML-GCN

@@ -124,6 +124,22 @@ def test_a_list_without_class_names_has_those_of_the_run(here):
     assert read_test(file).targets.tolist() == [[0, 1, 0], [0, 0, 1], [0, 1, 1]]
 
 
+def test_a_list_counts_as_the_class_file_of_the_training_list(here):
+    "From 1, though no id of the test list shows it"
+    (here/'classes.txt').write_text('owl 1\ncat 2\ndog 3\n')
+    (here/'t').mkdir()
+    (here/'t/test.txt').write_text('0.png 2\n1.png 3\n')
+    test = read_test(here/'t/test.txt', train_file=str(here/'train.txt'))
+    assert test.targets.tolist() == [[0, 1, 0], [0, 0, 1]]
+
+
+def test_two_class_files_of_one_list_are_questioned(here):
+    file = ids(here/'list', range(3), ['dog', 'cat', 'owl'])
+    (here/'names.txt').write_text('owl\ncat\ndog\n')
+    with pytest.warns(UserWarning, match='its ids are those of .*names.txt, and not those of .*classes.txt'):
+        read_test(file, classes=str(here/'names.txt'))
+
+
 def test_classes_that_were_chosen_for_training_are_chosen_again(here):
     "In COCO the training left the dog out, so a test set with dogs is fine"
     (here/'names.txt').write_text('cat\nowl\n')

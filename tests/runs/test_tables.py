@@ -1,5 +1,6 @@
 "The runner of the paper's tables: rows on equal footing, results from files, nothing typed in"
 import re
+import shutil
 import time
 from dataclasses import asdict
 
@@ -134,7 +135,7 @@ def test_a_protocol_from_a_file(tmp_path):
 
 
 @pytest.mark.parametrize('text, words', [
-    (YAML, 'unknown settings d'), ('titel: x', 'unknown settings titel; did you mean title?')])
+    (YAML, 'unknown settings d'), ('titel: x', 'unknown settings titel; there are title, recipe')])
 def test_a_file_that_is_no_protocol(tmp_path, text, words):
     file = tmp_path / 'p.yaml'
     file.write_text(text)
@@ -163,6 +164,26 @@ def test_results_have_a_row_per_run_and_class(runs):
 
 def test_collect_of_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match='no finished run'): collect(tmp_path)
+
+
+def test_broken_runs_are_left_out_of_results(runs, tmp_path):
+    folder = shutil.copytree(runs, tmp_path / 'runs')
+    for name, text in {'cut-s0': '{"total": 0.', 'foreign-s0': '[]', 'notes-small-s0': '{}', 'x-series0': '{}'}.items():
+        shutil.copytree(folder / 'clip-s0', folder / name)
+        (folder / name / 'report.json').write_text(text)
+    with pytest.warns(UserWarning, match='cut-s0 is left out: .*report.json is damaged'): results, _ = collect(folder)
+    assert results['key'].tolist() == ['clip', 'clip']
+
+
+def test_tables_are_written_beside_a_broken_run(runs, tmp_path):
+    folder = shutil.copytree(runs, tmp_path / 'runs')
+    shutil.copytree(folder / 'clip-s0', folder / 'asl-s0')
+    (folder / 'asl-s0' / 'predictions.parquet').write_bytes(b'PAR1')
+    (folder / 'asl-s0' / 'config.json').write_text('{}')
+    p = get_protocol('shapes')
+    with pytest.warns(UserWarning, match='asl-s0 is left out'):
+        texts = write_tables(folder, p, {'methods': all_tables(p)['methods']})
+    assert 'zero-shot CLIP' in texts[0]
 
 
 def test_runs_are_not_repeated(runs):

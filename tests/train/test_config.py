@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from toys import picture_model
 
-from cprfl.train.config import TrainConfig, param_groups
+from cprfl.train.config import TrainConfig, choose_device, param_groups
 
 WRONG = [
     (dict(precision='int8'), "precision: expected one of fp32, bf16, fp16, got 'int8'"),
@@ -85,3 +85,25 @@ def test_the_backbone_has_a_rate_of_its_own(model):
 def test_a_frozen_backbone_is_in_no_group(model):
     model.backbone.requires_grad_(False)
     assert not [name for name, _, _ in grouped(model) if name.startswith('backbone.')]
+
+
+# ---- the device
+
+GPUS = dict(cuda='torch.cuda.is_available', mps='torch.backends.mps.is_available')
+
+
+@pytest.mark.parametrize('there, chosen', [
+    ([], 'cpu'), (['cuda'], 'cuda'), (['mps'], 'mps'), (['cuda', 'mps'], 'cuda')])
+def test_auto_takes_a_gpu_if_there_is_one(monkeypatch, there, chosen):
+    for kind, check in GPUS.items(): monkeypatch.setattr(check, lambda kind=kind: kind in there)
+    assert choose_device('auto').type == chosen
+
+
+@pytest.mark.parametrize('kind', GPUS)
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch, kind):
+    monkeypatch.setattr(GPUS[kind], lambda: False)
+    with pytest.raises(ValueError, match=f"device: '{kind}' was asked for, but PyTorch sees no GPU"):
+        choose_device(kind)
+
+
+def test_mps_is_a_setting(): assert TrainConfig(device='mps').device == 'mps'

@@ -1,0 +1,92 @@
+"Workers: a killed one costs its run, and they end with the process that started them"
+import subprocess
+import sys
+import textwrap
+from threading import Thread
+
+import psutil
+import pytest
+
+from cprfl.cli import demo as cprfl_demo
+from cprfl.cli import table as cprfl_table
+from cprfl.files import Owner
+from cprfl.runs.recipe import get_recipe
+from cprfl.runs.workers import Worker
+
+CLIP = get_recipe('shapes-clip')
+LONG = get_recipe('shapes-erm').with_(name='long', image_size=32, epochs=5000, select='last', device='cpu',
+                                      precision='fp32')
+
+
+def wait_for(file, process):
+    "Until a training has written a file"
+    while process.poll() is None and not file.exists():
+        try: process.wait(0.1)
+        except subprocess.TimeoutExpired: pass
+    assert file.exists()
+
+
+@pytest.fixture
+def worker(tmp_path):
+    worker = Worker(tmp_path)
+    yield worker
+    worker.close()
+
+
+def test_a_killed_worker_costs_its_run(worker, tmp_path):
+    said = []
+    thread = Thread(target=lambda: said.append(worker.run(LONG)))
+    process = worker.start()
+    thread.start()
+    wait_for(tmp_path / 'long' / 'metrics.csv', process)
+    process.kill()
+    thread.join()
+    assert 'its process was killed (SIGKILL)' in said[0]
+    assert worker.run(CLIP) is None
+    assert worker.process is not process
+
+
+def test_a_worker_that_is_closed_saves_its_training(worker, tmp_path):
+    thread = Thread(target=worker.run, args=(LONG,))
+    process = worker.start()
+    thread.start()
+    wait_for(tmp_path / 'long' / 'metrics.csv', process)
+    worker.close()
+    thread.join()
+    assert process.returncode in (143, -15) # between two epochs nothing has to be saved
+    assert not list(tmp_path.rglob('*.part'))
+
+
+def test_a_worker_that_is_sent_no_recipe_ends(worker):
+    print('no recipe', file=worker.start().stdin, flush=True)
+    assert 'its process ended with exit code' in worker.run(CLIP)
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    code = f"""
+        from test_workers import LONG
+        from cprfl.runs.workers import Worker, side_by_side
+        side_by_side([LONG, LONG.with_(name='other')], [Worker({str(tmp_path)!r}) for _ in range(2)])
+        """
+    parent = subprocess.Popen([sys.executable, '-c', textwrap.dedent(code)], cwd=__file__.rsplit('/', 1)[0])
+    for name in ('long', 'other'): wait_for(tmp_path / name / 'metrics.csv', parent)
+    family = psutil.Process(parent.pid).children(recursive=True)
+    assert len(family) == 2
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+# ---- a folder of a table
+
+COMMANDS = dict(table=lambda out: cprfl_table(['--tables', 'methods', '--out', out]),
+                demo=lambda out: cprfl_demo(['--out', out]))
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_two_commands_in_one_folder(command, tmp_path, capsys):
+    with Owner(tmp_path), pytest.raises(SystemExit) as stop: COMMANDS[command](str(tmp_path))
+    assert stop.value.code == 2
+    assert f'cprfl_{command}: {tmp_path} is in use by another command' in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ['.lock']

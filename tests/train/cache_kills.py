@@ -1,0 +1,85 @@
+"""Kill the computation of a feature cache, go on each time, and compare with one that was left alone
+
+`python tests/train/cache_kills.py ../shared/real/coco_lt_mini/coco_lt_train.txt --root ../shared/real/coco_lt_mini`
+
+The time of a computation is from the first look at the cache to its end. What the libraries take to load is left out.
+"""
+import argparse
+import multiprocessing
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+PROCESSES = multiprocessing.get_context('forkserver') # imports the libraries once, for all processes
+PROCESSES.set_forkserver_preload(['cprfl.train.cache', 'cprfl.model.backbones', 'timm', 'torchvision.transforms.v2'])
+
+
+def compute(args, folder, started):
+    "Compute the cache in `folder`; `started` gets the time of the first look at it"
+    import torch
+
+    from cprfl.data.dataset import from_list, resize
+    from cprfl.model.backbones import build_backbone
+    from cprfl.train.cache import cache_features
+    torch.manual_seed(0) # random weights, which are as fast as trained ones
+    backbone = build_backbone(args.backbone)
+    images = from_list(args.list, args.classes, args.root, transform=resize(args.size), check='none')
+    started.put(time.perf_counter())
+    cache_features(backbone, images.subset(range(min(args.images, len(images)))), folder, args.size, args.views,
+                   args.batch, args.precision, args.workers)
+
+
+def start(args, folder, limit=None):
+    "Compute in a process of its own, killed after `limit` seconds of computing; how long it computed"
+    started = PROCESSES.Queue()
+    process = PROCESSES.Process(target=compute, args=(args, folder, started))
+    process.start()
+    began = started.get(timeout=600)
+    process.join(limit)
+    if process.exitcode is None: process.kill()
+    process.join()
+    return time.perf_counter() - began
+
+
+def read(folder):
+    "The array of a cache, and how many files are unfinished"
+    [file] = folder.glob('*.npy')
+    return np.load(file, mmap_mode='r'), len(list(folder.glob('*.part')))
+
+
+def measure(args, folder):
+    "Seconds without kills, seconds with them, and whether both gave the same bits"
+    whole = start(args, folder / 'whole')
+    cut = [start(args, folder / 'cut', 0.8 * whole / (args.kills + 1)) for _ in range(args.kills)]
+    if list((folder / 'cut').glob('*.npy')): raise RuntimeError('it ended before the last kill; compute more images')
+    cut.append(start(args, folder / 'cut'))
+    (a, _), (b, unfinished) = (read(folder / name) for name in ('whole', 'cut'))
+    return whole, cut, np.array_equal(a, b) and not unfinished
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('list')
+    parser.add_argument('--root')
+    parser.add_argument('--classes', help='classes.txt beside the list when left out')
+    parser.add_argument('--kills', type=int, default=3)
+    parser.add_argument('--images', type=int, default=10**9, help='at most so many')
+    parser.add_argument('--backbone', default='resnet50')
+    parser.add_argument('--size', type=int, default=224)
+    parser.add_argument('--views', type=int, default=1)
+    parser.add_argument('--batch', type=int, default=64)
+    parser.add_argument('--precision', default='fp32')
+    parser.add_argument('--workers', type=int, default=2)
+    args = parser.parse_args()
+    args.classes = args.classes or Path(args.list).with_name('classes.txt')
+    with tempfile.TemporaryDirectory() as folder: whole, cut, same = measure(args, Path(folder))
+    parts = ' + '.join(f'{seconds:.1f}' for seconds in cut)
+    print(f'left alone: {whole:.1f} s; killed {args.kills} times: {parts} = {sum(cut):.1f} s '
+          f'({sum(cut) / whole - 1:+.1%}); the same bits: {"yes" if same else "NO"}')
+    sys.exit(not same)
+
+
+if __name__ == '__main__': main()
