@@ -163,9 +163,9 @@ def _probabilities(x, already):
     if already and not in_range:
         raise ValueError(f'probabilities: expected scores in 0..1, got {x.min():g} to {x.max():g}')
     if already: return x
-    if in_range and x.any():
+    if already is None and in_range and x.any():
         warnings.warn('multilabel_report: all scores are in 0..1, so they look like probabilities, and logits are '
-                      'expected; for probabilities pass probabilities=True', stacklevel=3)
+                      'expected; pass probabilities=True, or False if they are logits all the same', stacklevel=3)
     return x.sigmoid()
 
 def multilabel_report(
@@ -174,7 +174,7 @@ def multilabel_report(
     groups:dict|None=None, # name -> class indices
     threshold:ArrayLike=0.5, # a label is predicted if sigmoid(logit) >= threshold; or one for each class [C]
     topk:int=3, # labels per image in the second set of figures, each also at the threshold
-    probabilities:bool=False # the scores are probabilities, not logits
+    probabilities:bool|None=None # whether the scores are; None: logits, and a warning if they look otherwise
 ) -> dict: # fractions 0..1, see the table
     "mAP by group, and precision, recall and F1 over all labels and among the top k"
     x, positive, known = _check_pair(logits, targets)

@@ -163,7 +163,8 @@ def map_columns(
     names = list(table)
     if 'total' not in names: return []
     after = [i for i, name in enumerate(names) if name in ('classes', 'seconds', 'seeds') and 'total' in names[:i]]
-    return names[names.index('total'):after[0] if after else None]
+    between = names[names.index('total'):after[0] if after else None]
+    return [name for name in between if pd.api.types.is_numeric_dtype(table[name])]
 
 def _by_seed(table, method, columns):
     "Figures of one method, a row per seed"

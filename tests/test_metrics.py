@@ -250,3 +250,69 @@ def test_bad_arguments(data):
     with pytest.raises(ValueError, match='k: expected at least 1, got 0'): multilabel_report(*data, topk=0)
     with pytest.raises(ValueError, match='classes: expected 12 names, got 2'):
         format_report(multilabel_report(*data), ['a', 'b'])
+
+
+# probabilities in place of logits
+
+@pytest.fixture
+def probabilities(data): return torch.tensor(data[0]).sigmoid()
+
+def test_probabilities_are_noticed(data, probabilities):
+    with pytest.warns(UserWarning, match='look like probabilities.*pass probabilities=True'):
+        multilabel_report(probabilities, data[1])
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_probabilities_have_the_figures_of_their_logits(data, probabilities, dtype):
+    logits = torch.logit(probabilities.to(dtype).double())
+    a = multilabel_report(probabilities.to(dtype), data[1], GROUPS, probabilities=True)
+    b = multilabel_report(logits, data[1], GROUPS)
+    for figure in ('total', 'tail', *FIGURES): assert a[figure] == pytest.approx(b[figure], abs=1e-6)
+
+@pytest.mark.parametrize('scores', ['logits', 'zeros', 'said to be logits'])
+def test_logits_bring_no_warning(data, probabilities, scores):
+    given = {'logits': data[0], 'zeros': np.zeros((300, 12)), 'said to be logits': probabilities}[scores]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        multilabel_report(given, data[1], probabilities=False if scores == 'said to be logits' else None)
+
+def test_logits_are_no_probabilities(data):
+    with pytest.raises(ValueError, match='probabilities: expected scores in 0..1, got -'):
+        multilabel_report(*data, probabilities=True)
+
+
+# a threshold for each class
+
+@pytest.mark.parametrize('kind', [list, tuple, np.array, torch.tensor])
+def test_a_threshold_for_each_class(data, kind):
+    limits = np.linspace(0.2, 0.8, 12).tolist()
+    r = multilabel_report(*data, threshold=kind(limits))
+    predicted = 1/(1 + np.exp(-data[0])) >= limits
+    assert [r[f] for f in FIGURES] == pytest.approx(by_hand(predicted, data[1]))
+    assert r['threshold'] == pytest.approx(limits)
+    assert format_report(r).splitlines()[1].startswith('at its own ')
+
+@pytest.mark.parametrize('threshold, error, why', [
+    ([0.5, 0.4], ValueError, 'one number, or one for each of 12 classes, got \\[2\\]'),
+    ([0.5] * 11 + [2.], ValueError, 'threshold: expected 0 to 1, got 2'),
+    (float('nan'), ValueError, 'threshold: expected 0 to 1, got nan'),
+    ('half', TypeError, 'threshold: expected numbers between 0 and 1, got str')])
+def test_bad_thresholds(data, threshold, error, why):
+    with pytest.raises(error, match=why): multilabel_report(*data, threshold=threshold)
+
+
+# other mistakes
+
+@pytest.mark.parametrize('dtype', [bool, np.uint8, np.uint16, np.uint64, np.int8, np.int64, np.float16, object])
+def test_targets_of_any_type(data, dtype):
+    np.testing.assert_array_equal(average_precision(data[0], data[1].astype(dtype)), average_precision(*data))
+
+def test_bytes_of_255_are_no_labels(data):
+    with pytest.raises(ValueError, match='targets: expected 0 or 1, got'): average_precision(data[0], data[1] * 255)
+
+def test_swapped_arguments(data):
+    with pytest.raises(ValueError, match='are scores and targets swapped'): average_precision(data[1], data[0])
+
+@pytest.mark.parametrize('bad', ['scores', [[1., 2.], [3.]], np.array([['a', 'b']]), np.ones((3, 12), complex)])
+def test_what_is_no_table_of_numbers(bad):
+    with pytest.raises(TypeError, match=r'scores: expected numbers \[N, C\], got'):
+        average_precision(bad, np.zeros((3, 12)))

@@ -433,3 +433,4 @@ def test_the_loss_of_an_epoch_is_over_known_labels(answers, want):
         callback.after_batch(SimpleNamespace(loss=loss, y=y))
     callback.after_epoch(SimpleNamespace(history=history, over_processes=lambda *sums: sums))
     assert history[0]['loss'] == pytest.approx(want)
+    assert type(history[0]['loss']) is float, 'a tensor would be written as its repr'

@@ -7,6 +7,7 @@ __all__ = ['image_size', 'ComparedRuns', 'draw_best', 'draw_predictions', 'Predi
            'draw_attention', 'AttentionExplorer', 'draw_paths', 'draw_names', 'draw_neighbours', 'DriftExplorer']
 
 # %% ../../nbs/look/explorers.ipynb #f5ca069d
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from ..checks import check_choice
+from ..data.longtail import GROUPS
 from .attention import as_model, attention_maps, grad_cam, score_maps, upsample_maps
 from cprfl.look.explorer import (
     BROWSE,
@@ -421,7 +423,7 @@ def draw_neighbours(
     ax:Any, # matplotlib axes
     near:pd.DataFrame, # as the explorer's `neighbours` gives it
     labels:list, # of these classes
-    groups:dict # name -> class indices
+    groups:Iterable=GROUPS # all groups of the dataset
 ):
     "Cosines of the nearest prompts: a bar for now, a hollow mark for the start"
     y, cosines = np.arange(len(near)), near[['now', 'start']].to_numpy()

@@ -123,8 +123,8 @@ def plot_groups(
     "Bars of mAP by group, a cluster per method"
     fig, ax = new_axes(ax, (max(5.5, 1.7 * len(table)), 3.4))
     names = in_order(map_columns(table), with_total=True)
-    colours = {g: style.colour for g, style in group_styles(names).items()}
-    shown = table[names].set_axis([figure_text(name) for name in table.index])
+    colours = {legend_text(g): style.colour for g, style in group_styles(names).items()}
+    shown = table[names].set_axis([figure_text(name) for name in table.index]).rename(columns=legend_text)
     shown.plot.bar(ax=ax, color=colours, width=0.8, rot=0, xlabel='', ylabel='mAP (%)')
     for bars in ax.containers: ax.bar_label(bars, fmt='%.0f', fontsize=8, padding=1)
     tidy(ax)

@@ -344,4 +344,5 @@ def ensemble_report(
         if predictions.iloc[:, 0].tolist() != list(map(str, dataset.paths)):
             raise ValueError(f"{run.folder} was tested on other images than the dataset's")
         logits.append(torch.from_numpy(predictions[dataset.classes].to_numpy()).float())
-    return multilabel_report(sum(logits) / len(logits), torch.from_numpy(dataset.targets), dataset.groups)
+    mean, targets = sum(logits) / len(logits), torch.from_numpy(dataset.targets)
+    return multilabel_report(mean, targets, dataset.groups, probabilities=False)

@@ -154,7 +154,7 @@ def _write_report(path, test, logits, seconds):
     if broken: raise NonFiniteLoss(f'{path}: logits of {len(broken)} test images are not finite: {some(broken, 5)}')
     frame = _predictions(test.paths, logits, test.classes)
     write_atomic(path / 'predictions.parquet', frame.to_parquet)
-    report = multilabel_report(logits, torch.from_numpy(test.targets), test.groups)
+    report = multilabel_report(logits, torch.from_numpy(test.targets), test.groups, probabilities=False)
     plain = {name: v.tolist() if hasattr(v, 'tolist') else v for name, v in report.items()}
     write_json(path / 'report.json', plain | dict(num_test=len(test), seconds=round(seconds, 1)))
     for old in saved_states(path)[1:]: old.unlink() # a finished run needs none to fall back on

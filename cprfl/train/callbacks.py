@@ -233,7 +233,8 @@ class Select(Callback):
         "The report on the validation set"
         trainer.share_statistics()
         logits = trainer.predict(trainer.valid)
-        return multilabel_report(logits, torch.from_numpy(trainer.valid.targets), trainer.valid.groups)
+        targets = torch.from_numpy(trainer.valid.targets)
+        return multilabel_report(logits, targets, trainer.valid.groups, probabilities=False)
 
     def after_fit(self, trainer):
         if self.weights is not None: trainer.load_trained(trainer.evaluated, self.weights)

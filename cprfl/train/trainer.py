@@ -128,7 +128,8 @@ def evaluate(
     **kw # keywords of `predict`
 ) -> dict: # see `multilabel_report`
     "The report of `multilabel_report` on a dataset"
-    return multilabel_report(predict(model, dataset, **kw), torch.from_numpy(dataset.targets), dataset.groups)
+    logits, targets = predict(model, dataset, **kw), torch.from_numpy(dataset.targets)
+    return multilabel_report(logits, targets, dataset.groups, probabilities=False)
 
 # %% ../../nbs/train/trainer.ipynb #ed28e015
 def build_accelerator(
