@@ -27,7 +27,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from .checks import did_you_mean
+from .checks import check_range, did_you_mean
 from .files import Owner, write_text
 from .runs.recipe import MODELS, RECIPES, DataSettings, ModelSettings, Recipe, RunSettings, get_recipe
 from .text import VisibleStream, visible
@@ -361,36 +361,53 @@ class PredictOptions:
     run:Positional[Annotated[str, arg(metavar='RUN')]] # a run's folder
     images:Positional[Annotated[list[str], arg(metavar='IMAGE [IMAGE ...]', help_behavior_hint='(required)')]] # files
     k:int = 3 # categories to show
+    out:str|None = None # .csv for the scores of all categories, which are not shown then
+    threshold:float|None = None # score from which --out says that a category is there; 0.5 but for zero-shot CLIP
+    batch_size:int = 64 # images per forward pass
+    num_workers:int = 0 # processes that decode images
     device:str = 'auto' # auto, cpu, cuda or mps
 
-@console(PredictOptions, 'cprfl_predict runs/mine holiday.jpg kitchen.jpg')
+    def __post_init__(self):
+        for name in ('k', 'batch_size'): check_range(name, getattr(self, name), low=1)
+        check_range('num_workers', self.num_workers, low=0)
+        check_range('threshold', self.threshold, low=0, high=1)
+        if self.out is None: return
+        if Path(self.out).suffix.lower() != '.csv': raise ValueError(f'out: expected a file .csv, got {self.out}')
+        if not Path(self.out).parent.is_dir(): raise ValueError(f'out: there is no folder {Path(self.out).parent}')
+
+@console(PredictOptions, 'cprfl_predict runs/mine holiday.jpg kitchen.jpg\n'
+         'cprfl_predict runs/mine photos --out predictions.csv')
 def predict(o:PredictOptions):
-    "The most likely categories of images, with their scores"
-    import torch
-
-    from cprfl.data.dataset import read_image
-    from cprfl.data.longtail import group_names
-    from cprfl.model.baselines import readable_scores
+    "The most likely categories of images and of folders with images, or a table of all scores"
+    from cprfl.runs.predict import find_images, predict_images, write_predictions
     from cprfl.runs.run import Run
-    if not o.images: raise ValueError('give one or more image files')
-    run = Run(o.run)
-    device = choose_device(o.device)
-    model = run.model().to(device)
-    groups = group_names(run.groups, len(run.classes))
-    for file in o.images:
-        image = _resized(read_image(file), run.recipe)
-        with torch.inference_mode(): scores, kind = readable_scores(model, model(image[None].to(device))[0])
-        print(file)
-        print(f'  {kind}')
-        for score, i in zip(*scores.topk(min(o.k, len(scores)))):
-            print(f'  {score:7.3f}  {run.classes[i]}  ({groups[i]})')
+    if not o.images: raise ValueError('give one or more image files or folders')
+    run, files = Run(o.run), find_images(o.images)
+    predictions = predict_images(run, files, o.batch_size, o.num_workers, o.device, bool(o.out))
+    problems:list = []
+    sound = _without_problems(predictions, problems)
+    threshold = 0.5 if o.threshold is None and run.recipe.model != 'clip' else o.threshold
+    if o.out:
+        write_predictions(o.out, sound, run.classes, threshold)
+        print(f'predictions of {len(files) - len(problems):,} images: {o.out}')
+    else: _show_predictions(sound, run, o.k)
+    if problems:
+        raise ValueError(f'{len(problems)} of {len(files)} images could not be read; ' + '\n'.join(problems))
 
-def _resized(image, recipe):
-    "An image as the model expects it; a backbone of Shapes-LT takes any size"
-    from cprfl.data.dataset import resize
-    if recipe.image_size: return resize(recipe.image_size)(image)
-    if recipe.benchmark == 'shapes-lt': return image
-    return resize(max(image.shape[1:]) // 32 * 32 or 32)(image)
+def _without_problems(predictions, problems):
+    for file, scores in predictions:
+        if isinstance(scores, str): problems.append(scores)
+        else: yield file, scores
+
+def _show_predictions(predictions, run, k):
+    from cprfl.data.longtail import group_names
+    groups = group_names(run.groups, len(run.classes))
+    kind = 'cosine similarity' if run.recipe.model == 'clip' else 'sigmoid'
+    for file, scores in predictions:
+        print(visible(file))
+        print(f'  {kind}')
+        for score, i in zip(*scores.topk(min(k, len(scores)))):
+            print(f'  {score:7.3f}  {visible(run.classes[i])}  ({groups[i]})')
 
 # %% ../nbs/cli.ipynb #96c6b138
 @dataclass

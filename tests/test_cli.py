@@ -1,6 +1,7 @@
 "The command line from end to end, on forty small pictures"
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -335,6 +336,57 @@ def test_predict_shows_as_many_as_asked_for(shell, runs, data):
     assert len(re.findall(r'\d\.\d{3}', good(shell(cli.predict, runs / 'tuned', data / '28.png', '--k', 1)))) == 1
 
 
+@pytest.fixture
+def folder(data, tmp_path):
+    "Two images, one of them further down, one that is broken, and files that are no images"
+    folder = tmp_path / 'new'
+    (folder / 'more').mkdir(parents=True)
+    (folder / '__MACOSX').mkdir()
+    for name in ('28.png', '__MACOSX/28.png'): shutil.copy(data / '28.png', folder / name)
+    shutil.copy(data / '30.png', folder / 'more' / '30.PNG')
+    (folder / 'broken.png').write_bytes((data / '28.png').read_bytes()[:60])
+    (folder / 'notes.txt').write_text('no image')
+    return folder
+
+
+def test_predict_takes_every_image_of_a_folder(shell, runs, folder):
+    (folder / 'broken.png').unlink()
+    out = good(shell(cli.predict, runs / 'tuned', folder))
+    shown = [line for line in out.splitlines() if line.lower().endswith('.png')]
+    assert shown == [f'{folder}/28.png', f'{folder}/more/30.PNG']
+
+
+def test_predict_leaves_out_what_cannot_be_read_and_says_so(shell, runs, folder, tmp_path):
+    said = bad(shell(cli.predict, runs / 'tuned', folder, '--out', tmp_path / 'p.csv'))
+    assert '1 of 3 images could not be read' in said
+    assert f'{folder}/broken.png: image is truncated or broken' in said
+    table = pd.read_csv(tmp_path / 'p.csv')
+    assert table['path'].tolist() == [f'{folder}/28.png', f'{folder}/more/30.PNG']
+
+
+def test_predict_writes_the_scores_of_all_categories(shell, runs, data, tmp_path):
+    out = good(shell(cli.predict, runs / 'tuned', data / '28.png', '--out', tmp_path / 'p.csv'))
+    assert f"predictions of 1 images: {tmp_path / 'p.csv'}" in out
+    table = pd.read_csv(tmp_path / 'p.csv')
+    logits = Run(runs / 'tuned').predictions.set_index('path').loc['28.png'].astype(float)
+    assert table.columns.tolist() == ['path', *CLASSES, 'predicted']
+    assert table[CLASSES].iloc[0].tolist() == pytest.approx((1 / (1 + np.exp(-logits))).tolist(), abs=0.015)
+
+
+@pytest.mark.parametrize('threshold, decided', [(0, '|'.join(CLASSES)), (1, '')])
+def test_predict_decides_by_a_threshold(shell, runs, data, tmp_path, threshold, decided):
+    out = tmp_path / 'p.csv'
+    good(shell(cli.predict, runs / 'tuned', data / '28.png', '--out', out, '--threshold', threshold))
+    assert pd.read_csv(out, keep_default_na=False)['predicted'].tolist() == [decided]
+
+
+@pytest.mark.parametrize('more, words', [
+    (['--threshold', 2], 'threshold: expected 0 to 1'), (['--k', 0], 'k: expected at least 1'),
+    (['--out', 'p.txt'], 'out: expected a file .csv'), (['--out', 'nowhere/p.csv'], 'out: there is no folder nowhere')])
+def test_predict_with_a_wrong_option(shell, runs, data, more, words):
+    assert words in bad(shell(cli.predict, runs / 'tuned', data / '28.png', *more))
+
+
 def test_a_second_frozen_run_uses_the_cache(runs, data):
     def caches(): return {p.name: p.stat().st_mtime_ns for p in (runs / 'cache').glob('*.npy')}
     before = caches()
@@ -457,8 +509,8 @@ def test_an_image_that_is_not_there(shell, runs):
     assert 'nowhere.png: image is missing' in bad(shell(cli.predict, runs / 'tuned', 'nowhere.png'))
 
 
-def test_an_image_that_is_a_folder(shell, runs):
-    assert f'{runs}: image is a folder' in bad(shell(cli.predict, runs / 'tuned', runs))
+def test_a_folder_without_an_image(shell, runs, tmp_path):
+    assert f'{tmp_path}: no image in this folder' in bad(shell(cli.predict, runs / 'tuned', tmp_path))
 
 
 def test_images_of_other_classes(shell, runs, tmp_path):

@@ -11,7 +11,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -121,7 +121,7 @@ def open_runs(
         try:
             run = Run(path)
             read(run)
-        except Exception as e: warnings.warn(f'{path} is left out: {e!r}', stacklevel=2)
+        except Exception as e: warnings.warn(f'{path} is left out: {e}', stacklevel=2)
         else: runs.append(run)
     return runs
 
@@ -209,13 +209,18 @@ def run_recipe(
     "Train (zero-shot CLIP has nothing to train), test, and write the run's folder"
     recipe = recipe.with_constants()
     path, began, writes = Path(folder) / recipe.name, time.perf_counter(), is_main()
-    with Owner(path) if writes else nullcontext(path) as owner:
+    owner = Owner(path)
+    with ExitStack() as owned:
+        if writes and path.exists(): owned.enter_context(owner)
         _check_resumable(path, recipe, resume, speaks=progress and writes)
         data = Splits.read(recipe)
         if resume: _check_same_images(path, data)
         if progress and writes: data.announce(recipe)
         model = build_model(recipe, data.classes, targets=data.train.targets)
-        if writes: _start_folder(path, recipe, data)
+        if writes: # a new folder is made now, so that it is not among the images
+            owned.enter_context(owner)
+            _check_resumable(path, recipe, resume, speaks=False) # it may be another command's
+            _start_folder(path, recipe, data)
         data = data.cached(recipe, model, cache or Path(folder) / 'cache', progress)
         model, accelerator, earlier = _fit(recipe, model, data, owner, callbacks, resume, progress)
         if data.test is not None:
