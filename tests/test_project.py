@@ -188,7 +188,7 @@ def test_the_oldest_python_is_the_same_everywhere():
 
 # the first release of each without a known hole that the kit could meet
 SAFE = {
-    'torch': '2.10', 'torchvision': '0.25', 'pillow': '13', 'filelock': '4.2.1', 'pyarrow': '23.0.1', 'joblib': '1.5',
+    'torch': '2.10', 'torchvision': '0.25', 'pillow': '13', 'filelock': '4.2.1', 'pyarrow': '23.0.1',
     'scikit-learn': '1.5', 'requests': '2.33', 'urllib3': '2.7', 'tqdm': '4.66.3', 'jupyterlab': '4.6.4',
     'pytest': '9.0.3', 'setuptools': '78.1.1',
 }
