@@ -85,15 +85,15 @@ def predict_images( # noqa: PLR0913 - the options of the command
 ) -> Iterator: # of (file, scores [C] on the CPU, or why the image could not be read)
     "Scores of every category for each image, in their order"
     from tqdm.auto import tqdm
-    device = choose_device(device)
-    model = run.model().to(device)
+    where = choose_device(device)
+    model = run.model().to(where)
     loader = DataLoader(Pictures(files, run.recipe), batch_size, num_workers=num_workers, collate_fn=list)
     left = iter(files)
     with tqdm(total=len(files), desc='predict', unit='img', disable=not progress) as bar:
         for batch in loader:
             images = [image for image in batch if isinstance(image, torch.Tensor)]
             with torch.inference_mode(), evaluating(model):
-                logits = [model(x.to(device)) for x in _of_one_size(images)]
+                logits = [model(x.to(where)) for x in _of_one_size(images)]
                 scores = iter([row.float().cpu() for rows in logits for row in readable_scores(model, rows)[0]])
             for image in batch: yield next(left), image if isinstance(image, str) else next(scores)
             bar.update(len(batch))
