@@ -370,7 +370,7 @@ class PredictOptions:
     def __post_init__(self):
         for name in ('k', 'batch_size'): check_range(name, getattr(self, name), low=1)
         check_range('num_workers', self.num_workers, low=0)
-        check_range('threshold', self.threshold, low=0, high=1)
+        if self.threshold is not None: check_range('threshold', self.threshold, low=0, high=1)
         if self.out is None: return
         if Path(self.out).suffix.lower() != '.csv': raise ValueError(f'out: expected a file .csv, got {self.out}')
         if not Path(self.out).parent.is_dir(): raise ValueError(f'out: there is no folder {Path(self.out).parent}')
