@@ -61,8 +61,10 @@ class Points:
     def __init__(self, last=None):
         self.last = last
         self.names = []
+        self.process = os.getpid()
 
     def __call__(self, name):
+        if os.getpid() != self.process: return # a data loader's
         self.names.append(name)
         if len(self.names) - 1 == self.last: os.kill(os.getpid(), signal.SIGKILL)
 

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 from toys import equal_tensors, states
 
+from cprfl.files import Owner
+
 HERE = Path(__file__).parent
 
 
@@ -101,3 +103,15 @@ def test_what_breaks_one_process_ends_them_all(tmp_path, how, words):
     assert done.returncode != 0
     assert words in done.stderr
     assert states(tmp_path / 'run') == ['epoch_0001.pt']
+
+
+# ---- a folder in use
+
+def test_a_folder_in_use_ends_all_processes(tmp_path):
+    with Owner(tmp_path / 'run'):
+        (tmp_path / 'run' / 'kept.txt').touch()
+        done = launch(2, tmp_path)
+        there = sorted(f.name for f in (tmp_path / 'run').iterdir())
+    assert done.returncode != 0
+    assert f"{tmp_path / 'run'} is in use by another command" in done.stderr
+    assert there == ['.lock', 'kept.txt']
