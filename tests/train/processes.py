@@ -28,7 +28,7 @@ class Losses(Callback):
 
     def after_batch(self, trainer):
         total, seen = trainer.over_processes(self.mean.total, self.mean.seen)
-        self.values.append((float(total) - self.last) / (seen / trainer.step))
+        self.values.append((float(total) - self.last) / (float(seen) / trainer.step))
         self.last = float(total)
 
 
