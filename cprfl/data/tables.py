@@ -22,25 +22,13 @@ import numpy as np
 from ..checks import check_choice, did_you_mean, some
 from .cells import UNKNOWN_LABELS, combined_names, flag, read_cells
 from .images import IMAGE_SUFFIXES, BadDataError, Problem
-from .readers import Listing, Row, as_classes, read_class_file
+from .readers import Listing, Row, as_classes, find_encoding, read_class_file
 
 # %% ../../nbs/data/tables.ipynb #bade21b2
-_MARKS = {b'\xef\xbb\xbf': 'utf-8-sig', b'\xff\xfe\x00\x00': 'utf-32', b'\x00\x00\xfe\xff': 'utf-32',
-          b'\xff\xfe': 'utf-16', b'\xfe\xff': 'utf-16'}
-
-def _encoding(data):
-    "The encoding that the first bytes show"
-    for mark, name in _MARKS.items():
-        if data.startswith(mark): return name
-    head = data[:1000]
-    for name, at in (('utf-16-be', 0), ('utf-16-le', 1)): # a letter of ASCII has a zero byte before or after it
-        if head[at::2].count(0) > len(head) / 4: return name
-    return 'utf-8'
-
 def _decoded(file):
     "The text of a file with line ends as `\\n`, and its encoding"
     data = Path(file).read_bytes()
-    encoding = _encoding(data)
+    encoding = find_encoding(file, data)
     try: text = data.decode(encoding)
     except UnicodeDecodeError as e:
         text = _western(file, data, e, is_marked=encoding != 'utf-8')
@@ -495,13 +483,9 @@ def _read_names(table, label, cells, index, names, unknown):
     return reading
 
 def _warn_of_names(table, names):
-    "Warn of classes that may be several, or one"
+    "Warn of classes that may be several, or none"
     if several := combined_names(names):
         table.warn(f'the class {several[0]!r} looks like several names (label_separator, --label-separator)')
-    same = [name for name, n in Counter(map(str.casefold, names)).items() if n > 1]
-    if same:
-        spellings = [name for name in names if name.casefold() == same[0]]
-        table.warn(f"the classes {' and '.join(map(repr, spellings))} differ in their case only")
     if blank := [name for name in names if flag(name) == -1 or not re.search(r'\w', name)]:
         table.warn(f'{blank[0]!r} is read as the name of a class, but it may stand for no label')
 

@@ -307,7 +307,6 @@ def test_names_that_stay_whole(read, names):
     (['left lung', 'right lung', 'left kidney', 'right kidney', 'lung'], "'left lung' is read as one name, but"),
     (['dog|cat', 'dog/cat'], "the class 'dog/cat' looks like several names"),
     (['"[{""label"": ""dog""}]"'], 'is no list of names, so it is read as text'),
-    (['Dog', 'dog'], "the classes 'Dog' and 'dog' differ in their case only"),
     (['N/A', 'dog'], "'N/A' is read as the name of a class, but it may stand for no label"),
     (['-', 'dog'], "'-' is read as the name of a class"),
     (['"[0, 1]"', '"[1, 0]"'], 'read as no and yes of two classes, but they may be ids')])
