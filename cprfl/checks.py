@@ -44,7 +44,9 @@ def did_you_mean(
 ) -> str: # '' if nothing is near
     "A question about the name that was probably meant"
     if len(str(name)) > 100: return '' # no misspelt name, and slow to compare
-    near = get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=0.75)
+    names = [str(n) for n in names]
+    same = [n for n in names if n.casefold() == str(name).casefold()]
+    near = same or get_close_matches(str(name), names, n=1, cutoff=0.75)
     return f'; did you mean {near[0]}?' if near else ''
 
 # %% ../nbs/checks.ipynb #2e4e40b7

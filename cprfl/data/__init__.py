@@ -12,8 +12,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'dataset': ['from_list', 'from_csv', 'from_coco', 'from_voc', 'from_folder', 'read_image',
                 'MultiLabelDataset', 'ArrayDataset', 'resize', 'LongTailDataset'],
-    'readers': ['Row', 'multi_hot', 'Listing', 'check_listing', 'read_text', 'ClassFile', 'read_class_file',
-                'read_classes', 'as_classes', 'read_list', 'one_form',
+    'readers': ['Row', 'multi_hot', 'Listing', 'check_listing', 'find_encoding', 'read_text', 'ClassFile',
+                'read_class_file', 'read_classes', 'as_classes', 'read_list', 'one_form',
                 'match_classes'],
     'tables': ['PATH_COLUMNS', 'LABEL_COLUMNS', 'Table', 'read_table', 'read_csv'],
     'cells': ['UNKNOWN_LABELS', 'flag', 'as_name', 'split_list', 'find_separator', 'Cells', 'read_cells',

@@ -152,6 +152,8 @@ def _parsed_json(file):
         raise BadDataError([Problem(str(file), None, f'not JSON: {e}')]) from None
     return data
 
+_OTHERS = '; labels of another form can be saved as a table (.csv), with the columns path and labels'
+
 def read_coco(
     json_file:str|Path, # "images", "annotations", "categories"
     root:str|Path|None=None, # image root; the file's own folder if left out
@@ -164,7 +166,7 @@ def read_coco(
         rows, by_id = _coco_rows(data)
         annotations, bad = _entries(data, 'annotations')
     except TypeError as e:
-        raise BadDataError([Problem(str(json_file), None, f'not COCO detection annotations: {e}')]) from None
+        raise BadDataError([Problem(str(json_file), None, f'not COCO detection annotations: {e}{_OTHERS}')]) from None
     chosen = list(names.values()) if classes is None else as_classes(classes, notes)
     _check_names(json_file, 'category', chosen, names.values())
     index, counts = {name: i for i, name in enumerate(chosen)}, Counter() # type: dict, Counter
@@ -287,6 +289,8 @@ def _voc_notes(source, objects, difficult):
     n = sum(is_difficult for _, _, is_difficult in objects)
     what = 'count like the others' if difficult else 'are left out'
     notes = [f'{source}: {n} of {len(objects)} objects are marked as difficult and {what}'] if n else []
+    if source.is_file() and any(len(line.split()) > 1 for line in read_text(source).splitlines()): # dog_train.txt
+        notes.append(f'{source}: only the names of images are read from it; their labels are those of the XML files')
     splits = sorted(path.name for path in (source/'ImageSets/Main').glob('*.txt') if '_' not in path.name)
     if splits: notes.append(f'{source}: all XML files are read; {source}/ImageSets/Main has {some(splits, 5)}')
     return notes

@@ -16,15 +16,15 @@ from dataclasses import dataclass
 # %% ../../nbs/data/cells.ipynb #586c26d1
 UNKNOWN_LABELS = ('negative', 'ignore', 'positive') # what a reader can make of them
 
-_FLAGS = {'0': 0, '0.0': 0, 'false': 0, '1': 1, '1.0': 1, 'true': 1}
-_UNKNOWN = ('', '-1', '-1.0', 'u', 'nan', 'na', 'n/a', '<na>', 'null', 'none', '?', 'unknown', 'uncertain')
+_FLAGS = {'0': 0, 'false': 0, 'no': 0, 'n': 0, '1': 1, 'true': 1, 'yes': 1, 'y': 1}
+_UNKNOWN = ('', '-1', 'u', 'nan', 'na', 'n/a', '<na>', 'null', 'none', '?', 'unknown', 'uncertain')
 _FLAGS |= dict.fromkeys(_UNKNOWN, -1)
 
 def flag(
     text:str # of a cell
 ) -> int|None: # 1: yes, 0: no, -1: unknown; None: it is something else
     "What a cell says about one class"
-    return _FLAGS.get(text.lower())
+    return _FLAGS.get(re.sub(r'(?<=\d)[.,]0*$', '', text.lower())) # 1.0 is 1
 
 # %% ../../nbs/data/cells.ipynb #2d0da652
 _BRACKETS = {'[': ']', '(': ')', '{': '}'}

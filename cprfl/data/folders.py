@@ -15,6 +15,7 @@ from pathlib import Path
 
 # %% ../../nbs/data/folders.ipynb #fcb703f6
 from ..checks import some
+from .cells import combined_names
 from .images import IMAGE_SUFFIXES, BadDataError, Problem
 from .readers import Listing, Row, as_classes, one_form
 
@@ -43,7 +44,7 @@ def _folders_in(root): return sorted(p.name for p in root.iterdir() if p.is_dir(
 def _same_content(a, b): return not (a.exists() and b.exists()) or filecmp.cmp(a, b, shallow=False)
 
 # %% ../../nbs/data/folders.ipynb #f9da97c3
-_SPLIT = re.compile(r'(train|training|test|testing|val|valid|validation|dev|eval|evaluation|holdout)'
+_SPLIT = re.compile(r'(train|training|test|testing|val|valid|validation|dev|eval|evaluation|holdout|fold)'
                     r'([ _-]?(set|split|data|images|imgs|\d+))?', re.IGNORECASE)
 _PARTS = re.compile(r'(image|img|jpegimage|photo|label|annotation|imageset|mask|bboxe?|segmentation\w*)s?',
                     re.IGNORECASE)
@@ -57,10 +58,12 @@ def _are_splits(root, folders):
 
 def _hint(root):
     "What was probably meant"
+    yolo = next((root/'labels').glob('**/*.txt'), None)
+    if yolo: return f'; labels of YOLO, such as {yolo}, are not read: save them as COCO JSON'
     parts = [root/name for name in _folders_in(root) if _SPLIT.fullmatch(name) or _PARTS.fullmatch(name)]
     for suffix in ('.csv', '.tsv', '.json', '.txt'):
         for folder in (root, *parts):
-            if suffix == '.txt' and folder != root: continue # of YOLO, one for each image
+            if suffix == '.txt' and folder != root: continue # one for each image
             tables = sorted(p for p in folder.iterdir() if p.suffix.lower() == suffix)
             if tables: return f'; did you mean {tables[0]}?'
     deeper = [folder for folder in parts if _folders_in(folder)]
@@ -78,11 +81,13 @@ def _splits_problem(root, folders):
     return f"{found}; read them as --list {root/first}{test} (from_folder('{root/first}')), or name the classes"
 
 # %% ../../nbs/data/folders.ipynb #dafe1014
+_OTHERS = '; expected one for each class, or a list, a table or COCO JSON in its place'
+
 def _class_folders(root):
     "Names of the folders in `root` that may be classes, sorted"
     if not root.is_dir(): raise BadDataError([Problem(str(root), None, 'the image root is not a folder')])
     folders = _folders_in(root)
-    if not folders: problem = f'no folder of a class in it{_hint(root)}'
+    if not folders: problem = f'no folder of a class in it{_hint(root) or _OTHERS}'
     elif _are_splits(root, folders): problem = _splits_problem(root, folders)
     elif all(map(_PARTS.fullmatch, folders)): problem = f'no folder of a class in it, only {some(folders)}{_hint(root)}'
     elif voc := [name for name in folders if (root/name/'Annotations').is_dir()]:
@@ -91,12 +96,18 @@ def _class_folders(root):
     raise BadDataError([Problem(str(root), None, problem)])
 
 # %% ../../nbs/data/folders.ipynb #e02578f5
-def _warn_of_wrapper(root, folders):
-    if len(folders) > 1 or any(map(_is_image, (root/folders[0]).iterdir())): return
-    inside = _folders_in(root/folders[0])
-    if len(inside) < 2: return
-    warnings.warn(f'{root}: its one folder {folders[0]} is read as the only class, though it holds the folders '
-                  f'{some(inside, 3)}; did you mean {root/folders[0]}?', stacklevel=3)
+def _warn_of_nested(root, folders):
+    "Warn of folders that all hold the same folders, and no image"
+    inside = set.intersection(*(set(_folders_in(root/name)) for name in folders))
+    if len(inside) < 2 or any(_is_image(file) for name in folders for file in (root/name).iterdir()): return
+    warnings.warn(f'{root}: {some(folders, 3)} is read as a class, though it holds the folders '
+                  f'{some(sorted(inside), 3)}; did you mean {root/folders[0]}?', stacklevel=3)
+
+def _warn_of_several(root, folders):
+    "Warn of a folder whose name is that of several others"
+    if several := combined_names(folders):
+        warnings.warn(f'{root}: the folder {several[0]!r} is read as a class of its own; an image with several labels '
+                      'is a file of one name in several folders', stacklevel=3)
 
 # %% ../../nbs/data/folders.ipynb #57a47098
 def _by_name(root, folders):
@@ -124,7 +135,8 @@ def read_folder(
     notes:list = []
     if classes is None:
         folders = _by_name(home, _class_folders(home))
-        _warn_of_wrapper(home, list(folders.values()))
+        _warn_of_nested(home, list(folders.values()))
+        _warn_of_several(home, list(folders))
     else: folders = _find_folders(home, as_classes(classes, notes))
     unlabelled = sorted(file.name for file in home.iterdir() if file.is_file() and _is_image(file))
     rows:dict = {('', name): Row(None, name) for name in unlabelled}

@@ -81,7 +81,7 @@ def _unidentified(f):
     f.seek(0)
     head = f.read(256)
     if not head: return ValueError('the file is empty')
-    names = [name for at, signature, name in _SIGNATURES if head.startswith(signature, at)]
+    names = [name for at, signature, name in _SIGNATURES if head.lower().startswith(signature.lower(), at)]
     return _Foreign(f'{names[0]}, {_EXPECTED}') if names else ValueError(_EXPECTED)
 
 # %% ../../nbs/data/images.ipynb #45b18f75

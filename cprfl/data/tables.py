@@ -22,25 +22,13 @@ import numpy as np
 from ..checks import check_choice, did_you_mean, some
 from .cells import UNKNOWN_LABELS, combined_names, flag, read_cells
 from .images import IMAGE_SUFFIXES, BadDataError, Problem
-from .readers import Listing, Row, as_classes, read_class_file
+from .readers import Listing, Row, as_classes, find_encoding, read_class_file
 
 # %% ../../nbs/data/tables.ipynb #bade21b2
-_MARKS = {b'\xef\xbb\xbf': 'utf-8-sig', b'\xff\xfe\x00\x00': 'utf-32', b'\x00\x00\xfe\xff': 'utf-32',
-          b'\xff\xfe': 'utf-16', b'\xfe\xff': 'utf-16'}
-
-def _encoding(data):
-    "The encoding that the first bytes show"
-    for mark, name in _MARKS.items():
-        if data.startswith(mark): return name
-    head = data[:1000]
-    for name, at in (('utf-16-be', 0), ('utf-16-le', 1)): # a letter of ASCII has a zero byte before or after it
-        if head[at::2].count(0) > len(head) / 4: return name
-    return 'utf-8'
-
 def _decoded(file):
     "The text of a file with line ends as `\\n`, and its encoding"
     data = Path(file).read_bytes()
-    encoding = _encoding(data)
+    encoding = find_encoding(file, data)
     try: text = data.decode(encoding)
     except UnicodeDecodeError as e:
         text = _western(file, data, e, is_marked=encoding != 'utf-8')
@@ -67,7 +55,8 @@ _DELIMITERS = {',': 'commas', '\t': 'tabs', ';': 'semicolons', '|': 'bars'} # be
 PATH_COLUMNS = ('path', 'image', 'filename', 'filepath', 'imagepath', 'imagename', 'imagefile', 'imageindex', 'imageid',
                 'imgpath', 'imgname', 'imgfile', 'imgid', 'img', 'fname', 'images', 'id') # the best first
 LABEL_COLUMNS = ('labels', 'label', 'tags', 'findinglabels', 'labelname', 'labelnames', 'classname', 'classnames',
-                 'target', 'targets', 'classes', 'class', 'category', 'categories', 'attributeids') # the best first
+                 'target', 'targets', 'classes', 'class', 'category', 'categories', 'attributeids', 'choice',
+                 'choices') # the best first
 
 def _plain(column):
     "The name of a column without case, spaces and signs"
@@ -150,7 +139,8 @@ def read_table(
     records = [record for record in _records(file, text, delimiter) if record[1][:1] != ['sep='] or record[0] > 1]
     while records and not any(records[-1][1]): records.pop()
     while records and not any(records[0][1]): records.pop(0)
-    (_, header), *records = records or [(1, [''])]
+    if not records: raise BadDataError([Problem(str(file), None, 'the file is empty')])
+    (_, header), *records = records
     form = f'{encoding}, {_DELIMITERS.get(delimiter, repr(delimiter))} between columns'
     table = Table(file, header, [], [], [], form)
     for line, record in records: _add_record(table, Row(line), record)
@@ -273,8 +263,24 @@ def _class_columns(table, path, unknown):
     if not table.records: return columns
     kinds = {column: _kind(table.column(column), unknown) for column in columns}
     flags = [column for column in columns if kinds[column]]
+    words = [column for column in flags if _WORDS.intersection(map(str.lower, table.column(column)))]
+    if words != flags: kinds |= dict.fromkeys(words, 0) # reviewed: yes
+    flags = [column for column in columns if kinds[column]]
     if not flags: return []
-    return [column for column in columns[columns.index(flags[0]):] if kinds[column] != 0]
+    chosen = [column for column in columns[columns.index(flags[0]):] if kinds[column] != 0]
+    for column in columns:
+        if column not in chosen: _warn_of_flags(table, column)
+    return chosen
+
+_WORDS = {'yes', 'no', 'y', 'n'}
+
+def _warn_of_flags(table, column):
+    "Warn of a column that is no class, though most of its cells say yes or no"
+    texts = table.column(column)
+    if 2 * sum(flag(text) in (0, 1) for text in texts) <= len(texts): return
+    other = next((text for text in texts if flag(text) is None), None)
+    why = 'other columns hold 0 and 1' if other is None else f'{other!r} is neither'
+    table.warn(f'the column {column} is no class, though most of its cells say yes or no, because {why}')
 
 # %% ../../nbs/data/tables.ipynb #de02103b
 @dataclass
@@ -340,11 +346,14 @@ def _counted_ids(table, found, names):
     return {str(i): i - first for i in range(first, len(names) + first)}
 
 # %% ../../nbs/data/tables.ipynb #282305e4
+def _unknown(name, index):
+    return f'label {name!r} is unknown, expected one of {some(index)}{did_you_mean(name, index)}'
+
 def _look_up(names, index):
     "Class indices of the names in a cell, and what is wrong with them"
     labels, problems = [], []
     for name in names:
-        if name not in index: problems.append(f'label {name!r} is unknown, expected one of {some(index)}')
+        if name not in index: problems.append(_unknown(name, index))
         elif index[name] in labels: problems.append(f'duplicate label {name!r}')
         elif index[name] is not None: labels.append(index[name])
     return labels, problems
@@ -395,6 +404,12 @@ def _label_column(table, path, name, given):
                    f'(label_column={flags[0]!r}, --label-column reads 0 and 1 as two names)')
     return found[0] if found else None
 
+def _example(table, path):
+    "What a column holds that is no class"
+    column = next(column for column in reversed(table.header) if column != path)
+    text = next((text for text in table.column(column) if flag(text) is None), None)
+    return '' if text is None else f'; {column} holds {text!r}'
+
 def _column_problem(table, path, label, names):
     "What is wrong with the columns that were chosen, or None"
     if len(table.header) == 1: return 'no column holds labels'
@@ -403,7 +418,7 @@ def _column_problem(table, path, label, names):
     if label: return None
     if not names:
         return ('no column labels (with names), nor one of 0 and 1 for each class '
-                '(label_column, --label-column names another one)')
+                f'(label_column, --label-column names another one){_example(table, path)}')
     missing = [name for name in names if name not in table.header]
     if len(missing) == len(names): return f"no column {', '.join(missing)}"
     return None
@@ -418,11 +433,18 @@ class _Reading:
     unknown:int = 0 # labels that are neither yes nor no
     used:tuple = () # columns
 
+def _warn_of_one_class(table, path, names):
+    "Warn if a table of many columns has one class, unless that was said before"
+    if len(names) > 1 or _plain(names[0]) in LABEL_COLUMNS or len(table.header) == 2: return
+    table.warn(f'only the column {names[0]} holds 0 and 1, so it is the only class (label_column, --label-column names '
+               'a column with names of classes)')
+
 def _read_flags(table, path, given, unknown):
     "Labels from a column of zeros and ones for each class"
     names = _class_columns(table, path, unknown) if given is None else given.names
     if problem := _column_problem(table, path, None, names): raise table.refuse(problem)
     missing = [name for name in names if name not in table.header]
+    if given is None: _warn_of_one_class(table, path, names)
     if missing: table.warn(f'no column {some(missing)}, so no image has such a label')
     nothing, at = ['0'] * len(table.sound), [None if name in missing else table.header.index(name) for name in names]
     codes = _codes(nothing if name in missing else table.column(name) for name in names)
@@ -461,13 +483,11 @@ def _read_names(table, label, cells, index, names, unknown):
     return reading
 
 def _warn_of_names(table, names):
-    "Warn of classes that may be several, or one"
+    "Warn of classes that may be several, or none"
     if several := combined_names(names):
         table.warn(f'the class {several[0]!r} looks like several names (label_separator, --label-separator)')
-    same = [name for name, n in Counter(map(str.casefold, names)).items() if n > 1]
-    if same:
-        spellings = [name for name in names if name.casefold() == same[0]]
-        table.warn(f"the classes {' and '.join(map(repr, spellings))} differ in their case only")
+    if blank := [name for name in names if flag(name) == -1 or not re.search(r'\w', name)]:
+        table.warn(f'{blank[0]!r} is read as the name of a class, but it may stand for no label')
 
 def _read_labels(table, label, given, separator, unknown, known=()):
     "Labels from a column, as names or as zeros and ones"
@@ -495,6 +515,10 @@ def _notes(table, path, added, reading, unknown):
              f'{len(reading.classes)} classes: {shown}{unclear}']
     aside = [column for column in table.header if column not in (path, *reading.used)]
     if aside: notes.append(f'{name}: columns left aside: {some(map(repr, aside))}')
+    for column in aside:
+        parts = dict.fromkeys(table.column(column))
+        if _plain(column) in _SPLITS and len(parts) > 1:
+            notes.append(f'{name}: all rows are read, whatever {column!r} says of them ({some(parts, 3)})')
     return notes
 
 # %% ../../nbs/data/tables.ipynb #779b1f8d

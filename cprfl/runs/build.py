@@ -36,7 +36,11 @@ def _read_benchmark(recipe, split):
     return load_benchmark(recipe.benchmark, split, root=recipe.root, transform=transform, **more)
 
 _TABLES = '.csv', '.tsv', '.tab', '.psv'
-_SHEETS = '.xlsx', '.xls', '.ods', '.numbers', '.parquet', '.feather'
+_NOT_READ = {
+    ('.xlsx', '.xlsm', '.xls', '.ods', '.numbers', '.parquet', '.feather'): 'save the table as CSV',
+    ('.gz', '.bz2', '.xz', '.zst', '.zip', '.7z', '.rar', '.tar', '.tgz'): 'unpack it',
+    ('.jsonl', '.ndjson', '.pkl', '.npy', '.npz', '.mat', '.h5', '.hdf5', '.tfrecord'): 'save its labels as CSV',
+    ('.yaml', '.yml', '.xml'): 'name the folder or the labels that it is about'}
 _OF_TABLES = 'path_column', 'label_column', 'label_separator', 'image_suffix', 'unknown'
 
 def _read_file(recipe, file, match=None, groups=None):
@@ -70,7 +74,9 @@ def _read_other_file(recipe, path, **kw):
     classes = None if 'match' in kw else recipe.classes # a test set may lack some of them
     if is_voc(path): return from_voc(path, recipe.root, classes, **kw)
     if path.is_dir(): return from_folder(path, classes, **kw)
-    if suffix in _SHEETS: raise ValueError(f'{path}: expected a text file; save the table as CSV')
+    for suffixes, way_out in _NOT_READ.items():
+        if suffix not in suffixes: continue
+        raise ValueError(f'{path}: expected a list (.txt), a table (.csv), COCO .json or a folder; {way_out}')
     if suffix == '.json': return from_coco(path, root, classes, **kw)
     names = _class_file(recipe, path)
     if not names.is_file() and 'match' in kw: return from_list(path, kw['match'], root, **kw)

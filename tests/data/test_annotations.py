@@ -288,6 +288,11 @@ def test_a_split_of_voc(voc, name):
     assert from_voc(voc/f'ImageSets/Main/{name}.txt').paths == ['1.jpg', '5.jpg']
 
 
+def test_the_flags_of_a_split_of_one_class_are_left_aside(voc):
+    [note] = [note for note in from_voc(voc/'ImageSets/Main/cat_train.txt').notes if 'only the names' in note]
+    assert note.endswith('their labels are those of the XML files')
+
+
 def test_difficult_objects_count_unless_they_are_left_out(voc):
     assert f'{voc}: 2 of 4 objects are marked as difficult and count like the others' in from_voc(voc).notes
     ds = from_voc(voc, difficult=False)

@@ -69,7 +69,7 @@ def test_a_folder_of_images_leads_to_its_labels(tmp_path, files, hint):
 
 def test_images_and_labels_of_yolo_are_no_classes(tmp_path):
     make(tmp_path, 'images/0.png', 'labels/0.txt')
-    with pytest.raises(BadDataError, match='no folder of a class in it, only images, labels$'): from_folder(tmp_path)
+    with pytest.raises(BadDataError, match='labels of YOLO, .* are not read: save them as COCO'): from_folder(tmp_path)
 
 
 LEFT_BEHIND = ['__MACOSX/cat/._0.png', '.ipynb_checkpoints/0.png', '@eaDir/0.png', '$RECYCLE.BIN/0.png', '.DS_Store',
@@ -91,6 +91,21 @@ def test_empty_classes_are_said(tmp_path):
 def test_one_folder_around_all_others_is_questioned(tmp_path):
     make(tmp_path, 'archive/cat/0.png', 'archive/dog/1.png')
     with pytest.warns(UserWarning, match=f'did you mean {tmp_path}/archive'): read_folder(tmp_path)
+
+
+def test_folders_that_all_hold_the_same_folders_are_questioned(tmp_path):
+    make(tmp_path, 'north/cat/0.png', 'north/dog/1.png', 'south/cat/2.png', 'south/dog/3.png')
+    with pytest.warns(UserWarning, match='holds the folders cat, dog; did you mean'): read_folder(tmp_path)
+
+
+def test_folds_are_no_classes(tmp_path):
+    make(tmp_path, 'fold1/cat/0.png', 'fold2/cat/1.png')
+    with pytest.raises(BadDataError, match='fold1, fold2 divide the images'): read_folder(tmp_path)
+
+
+def test_a_folder_of_several_labels_is_questioned(tmp_path):
+    make(tmp_path, 'cat/0.png', 'dog/1.png', 'cat,dog/2.png')
+    with pytest.warns(UserWarning, match="'cat,dog' is read as a class of its own"): read_folder(tmp_path)
 
 
 def test_names_are_one_whatever_the_form_of_their_accents(tmp_path):

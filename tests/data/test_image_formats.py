@@ -83,7 +83,7 @@ def test_orientation_of_wide_values(tmp_path, wide):
 HEADS = {
     'EPS': b'%!PS-Adobe-3.0 EPSF-3.0\n', 'PSD': b'8BPS\0\1', 'HEIC': b'\0\0\0\x18ftypheic',
     'AVIF': b'\0\0\0\x1cftypavif', 'SVG': b'<svg xmlns="http://www.w3.org/2000/svg">', 'PDF': b'%PDF-1.7',
-    'HTML': b'<!DOCTYPE html>', 'DICOM': bytes(128) + b'DICM', 'JPEG 2000': b'\0\0\0\x0cjP  \r\n\x87\n',
+    'HTML': b'<!doctype html>', 'DICOM': bytes(128) + b'DICM', 'JPEG 2000': b'\0\0\0\x0cjP  \r\n\x87\n',
     'Git LFS': b'version https://git-lfs'}
 
 

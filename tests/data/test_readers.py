@@ -5,7 +5,7 @@ import pytest
 from pictures import noise
 from PIL import Image
 
-from cprfl.data.dataset import from_list
+from cprfl.data.dataset import from_coco, from_csv, from_list
 from cprfl.data.images import BadDataError, Problem
 from cprfl.data.readers import Row, check_listing, read_class_file, read_classes, read_list
 
@@ -151,6 +151,47 @@ def test_windows_paths_that_are_refused(windows, path, why):
     with pytest.raises(BadDataError, match=why): from_list(windows/'l.txt', CLASSES)
 
 
+def test_absolute_paths_below_the_root_are_read(root):
+    (root/'l.txt').write_text(f'{root}/a.jpg 0\n')
+    ds = from_list(root/'l.txt', CLASSES)
+    assert ds.paths == ['a.jpg']
+    assert ds.notes == [f'absolute paths are read below the image root in 1 paths, such as {root}/a.jpg: it is a.jpg']
+
+
+def test_absolute_paths_do_not_climb_out_of_the_root(root):
+    (root/'l.txt').write_text(f'{root}/../outside.jpg 0\n')
+    with pytest.raises(BadDataError, match='leaves the image root|is absolute'): from_list(root/'l.txt', CLASSES)
+
+
+def test_images_that_are_all_missing_are_elsewhere(root):
+    (root/'l.txt').write_text('x.jpg 0\ny.jpg 1\n')
+    first, second = problems_of(from_list, root/'l.txt', CLASSES)
+    assert f'x.jpg: image is missing; none of the 2 images is in {root} (root, --root' in first.message
+    assert second.message == 'y.jpg: image is missing'
+
+
+@pytest.mark.parametrize('line, hint', [
+    ('a.jpg cat', 'names belong in a table'), ('a.jpg 1 -1 1', 'yes and no for each class are 1 and 0')])
+def test_labels_that_a_list_does_not_take_have_a_way_out(root, line, hint):
+    (root/'l.txt').write_text(line)
+    assert hint in problems_of(from_list, root/'l.txt', CLASSES)[0].message
+
+
+@pytest.mark.parametrize('names', [['Dog', 'dog'], ['caf\u00e9', 'cafe\u0301'], ['cat', 'cat\u200b']])
+def test_classes_that_look_like_one_are_questioned(root, names):
+    (root/'l.txt').write_text('a.jpg 0 1\n')
+    with pytest.warns(UserWarning, match='differ in their case or in invisible signs'): from_list(root/'l.txt', names)
+
+
+@pytest.mark.parametrize('start, what', [
+    (b'PK\x03\x04', 'Excel or a ZIP'), (b'\x1f\x8b', 'gzip'), (b'\xff\xd8\xff', 'an image'), (b'PAR1', 'Parquet')])
+@pytest.mark.parametrize('read', [lambda file: from_list(file, CLASSES), from_csv, from_coco, read_classes])
+def test_files_that_are_no_text_are_named(tmp_path, start, what, read):
+    (tmp_path/'l').write_bytes(start + bytes(range(256)))
+    [problem] = problems_of(read, tmp_path/'l')
+    assert what in problem.message
+
+
 def test_all_problems_of_a_list_are_found_at_once(bad_list):
     problems = problems_of(from_list, bad_list, CLASSES)
     assert [p.line for p in problems] == [n for n, _ in WRONG]
@@ -261,7 +302,7 @@ DOG_CAT = [ # files of "dog" and "cat" in the forms of several tools
     ('c.txt', '"dog"\n"cat"'), ('c.txt', "'dog',\n'cat',"), ('c.txt', '0 "dog"\n1 "cat"'), ('c.names', 'dog\ncat\n'),
     ('c.csv', 'id,name\n1,cat\n0,dog\n'), ('c.csv', 'name;class_id\ncat;1\ndog;0\n'), ('c.csv', 'name\ndog\ncat\n'),
     ('c.tsv', 'index\tcolour\tname\n0\tbrown\tdog\n1\tred\tcat\n'), ('c.txt', 'label,name\n0,dog\n1,cat'),
-    ('c.csv', ',name\n0,dog\n1,cat\n'),
+    ('c.csv', ',name\n0,dog\n1,cat\n'), ('c.txt', 'dog -> 0\ncat -> 1'), ('c.txt', '0 => dog\n1 => cat'),
     ('c.json', '["dog", "cat"]'), ('c.txt', "['dog', 'cat']"), ('c.json', '{"1": "cat", "0": "dog"}'),
     ('c.json', '{"cat": 1, "dog": 0}'), ('c.json', '{"names": ["dog", "cat"]}'),
     ('c.json', '{"categories": [{"id": 1, "name": "cat"}, {"id": 0, "name": "dog"}]}'),
@@ -275,6 +316,19 @@ def test_class_files_of_other_tools(tmp_path, name, text, encoding):
     found = read_class_file(tmp_path/name)
     assert found.names == ['dog', 'cat']
     assert found.ids == [0, 1]
+
+
+@pytest.mark.parametrize('text', ['{"id2label": {"1": "cat", "0": "dog"}}', '{"label2id": {"cat": 1, "dog": 0}}'])
+def test_classes_of_transformers(tmp_path, text):
+    (tmp_path/'config.json').write_text(text)
+    assert read_classes(tmp_path/'config.json') == ['dog', 'cat']
+
+
+@pytest.mark.parametrize('line', [
+    '# classes', '- cat', 'cat,', '[0] cat', 'cat\tFelis catus', 'n02123045 tabby', '001.Albatross'])
+def test_lines_that_hold_more_than_a_name_are_questioned(tmp_path, line):
+    (tmp_path/'c.txt').write_text(f'{line}\ndog\n')
+    with pytest.warns(UserWarning, match='1 lines seem to hold more than a name'): read_classes(tmp_path/'c.txt')
 
 
 def test_classes_of_teachable_machine(tmp_path):

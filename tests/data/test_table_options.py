@@ -116,7 +116,8 @@ def test_an_option_of_tables_without_effect_is_noted(zoo):
 
 
 @pytest.mark.parametrize('name, why', [
-    ('l.txt', r'l.txt is read as a list.*no file .*classes.txt \(--classes'), ('t.xlsx', 'save the table as CSV')])
+    ('l.txt', r'l.txt is read as a list.*no file .*classes.txt \(--classes'), ('t.xlsx', 'save the table as CSV'),
+    ('t.csv.gz', 'unpack it'), ('t.jsonl', 'save its labels as CSV'), ('data.yaml', 'name the folder or the labels')])
 def test_files_that_want_something_else(tmp_path, name, why):
     (tmp_path/name).write_text('a.png 0\n')
     with pytest.raises((ValueError, OSError), match=why): Splits.read(settings(tmp_path/name))

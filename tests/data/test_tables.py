@@ -121,7 +121,7 @@ def test_a_class_without_a_column_is_refused(flags_csv):
     ('path\na.jpg\n', 'no column holds labels'),
     ('path,split\na.jpg,train\n', r'no column labels \(with names\), nor one of 0 and 1 for each class'),
     ('path,cat,cat\na.jpg,1,1\n', 'two columns'),
-    ('', 'no column path')])
+    ('', 'the file is empty')])
 def test_tables_that_are_refused(root, text, why):
     (root/'t.csv').write_text(text)
     with pytest.raises(BadDataError, match=why): from_csv(root/'t.csv')
@@ -307,7 +307,8 @@ def test_names_that_stay_whole(read, names):
     (['left lung', 'right lung', 'left kidney', 'right kidney', 'lung'], "'left lung' is read as one name, but"),
     (['dog|cat', 'dog/cat'], "the class 'dog/cat' looks like several names"),
     (['"[{""label"": ""dog""}]"'], 'is no list of names, so it is read as text'),
-    (['Dog', 'dog'], "the classes 'Dog' and 'dog' differ in their case only"),
+    (['N/A', 'dog'], "'N/A' is read as the name of a class, but it may stand for no label"),
+    (['-', 'dog'], "'-' is read as the name of a class"),
     (['"[0, 1]"', '"[1, 0]"'], 'read as no and yes of two classes, but they may be ids')])
 def test_a_second_reading_is_warned_of(table, cells, why):
     lines = [f'{i}.jpg,{cell}' for i, cell in enumerate(cells)]
@@ -385,6 +386,41 @@ def test_a_class_may_be_called_train(read):
 def test_a_mistake_does_not_make_a_column_something_else(read):
     listing = read('image,dog', *(f'{i}.jpg,{i % 2}' for i in range(30)), 'x.jpg,maybe')
     assert listing.rows[-1].problems == ["column 'dog' is 'maybe', expected 0 or 1"]
+
+
+@pytest.mark.parametrize('yes, no', [
+    ('yes', 'no'), ('Y', 'N'), ('TRUE', 'FALSE'), ('1.00', '0.00'), ('"1,0"', '"0,0"')])
+def test_spellings_of_yes_and_no(read, yes, no):
+    listing = read('image,dog,cat', f'a.jpg,{yes},{no}', f'b.jpg,{no},{yes}')
+    assert labels_of(listing) == {'a.jpg': ['dog'], 'b.jpg': ['cat']}
+
+
+@pytest.mark.parametrize('header, rows, why', [
+    ('image,dog,cat,reviewed', ['a.jpg,1,0,yes', 'b.jpg,0,1,no'], 'column reviewed .* because other columns hold'),
+    ('image,dog,cat,owl', ['a.jpg,1,0,1', 'b.jpg,0,1,2', 'c.jpg,0,1,0'], "column owl is no class, .* '2' is neither"),
+    ('image,regions,about', ['a.jpg,1,dog', 'b.jpg,1,cat'], 'only the column regions holds 0 and 1')])
+def test_columns_that_may_be_classes_are_warned_of(table, header, rows, why):
+    with pytest.warns(UserWarning, match=why): read_csv(table(header, *rows))
+
+
+def test_a_cell_that_is_no_flag_is_named(table):
+    [problem] = problems_of(read_csv, table('image,dog,cat', 'a.jpg,x,', 'b.jpg,x,x'))
+    assert "; cat holds 'x'; the columns are image, dog, cat" in problem.message
+
+
+def test_choices_of_label_studio(read):
+    listing = read('annotator,choice,image', '1,"{""choices"":[""cat"",""dog""]}",a.jpg', '1,cat,b.jpg')
+    assert labels_of(listing) == {'a.jpg': ['cat', 'dog'], 'b.jpg': ['cat']}
+
+
+def test_a_column_of_splits_is_noted(read):
+    listing = read('image,labels,split', 'a.jpg,cat,train', 'b.jpg,dog,test')
+    assert listing.notes[-1] == "t.csv: all rows are read, whatever 'split' says of them (train, test)"
+
+
+def test_a_label_in_another_case_is_asked_about(read):
+    listing = read('image,labels', 'a.jpg,Cat', classes=['cat', 'dog'])
+    assert listing.rows[0].problems[0].endswith('did you mean cat?')
 
 
 def test_names_are_preferred_to_numbers(table):
