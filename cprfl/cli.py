@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields, replace
 from functools import wraps
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from shutil import which
 from typing import Annotated, get_args
@@ -66,10 +66,12 @@ def _optional(info):
         str_from_instance=lambda given: ['None'] if given is None else spec.str_from_instance(given))
 
 # %% ../nbs/cli.ipynb #c21b70cf
+def _is_rule(line): return line.startswith(('──', '----')) # of dashes where the output is not UTF-8
+
 def _sentence(box):
     "What the box of an error says"
-    lines = [line.strip('│ ') for line in box.splitlines()[1:]]
-    said = ' '.join(takewhile(lambda line: not line.startswith('──'), lines))
+    lines = dropwhile(_is_rule, (line.strip('│ ') for line in box.splitlines()[1:]))
+    said = ' '.join(takewhile(lambda line: not _is_rule(line), lines))
     return re.sub(r'^Error parsing (\w+: )?', '', said).rstrip('.') # a setting names itself
 
 def _flags(options, **kw):
@@ -370,7 +372,7 @@ class PredictOptions:
     def __post_init__(self):
         for name in ('k', 'batch_size'): check_range(name, getattr(self, name), low=1)
         check_range('num_workers', self.num_workers, low=0)
-        check_range('threshold', self.threshold, low=0, high=1)
+        if self.threshold is not None: check_range('threshold', self.threshold, low=0, high=1)
         if self.out is None: return
         if Path(self.out).suffix.lower() != '.csv': raise ValueError(f'out: expected a file .csv, got {self.out}')
         if not Path(self.out).parent.is_dir(): raise ValueError(f'out: there is no folder {Path(self.out).parent}')

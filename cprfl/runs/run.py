@@ -163,9 +163,9 @@ def _write_report(path, test, logits, seconds):
 def _as_in_file(recipe): return json.loads(json.dumps(asdict(recipe))) # tuples are lists there
 
 def _check_resumable(path, recipe, resume, speaks):
-    if not (saved_states(path) or (path / 'report.json').exists()):
-        if resume and speaks: print(f'{path} has nothing to go on from, so it starts at the beginning')
-        return
+    if resume and speaks and not saved_states(path):
+        print(f'{path} has nothing to go on from, so it starts at the beginning')
+    if not (saved_states(path) or (path / 'report.json').exists()): return
     if not resume:
         raise FileExistsError(f'{path} holds a run already; go on with it (resume=True, or --resume), '
                               'choose another name (--name), or remove it')
