@@ -405,9 +405,9 @@ def _show_predictions(predictions, run, k):
     from cprfl.data.longtail import group_names
     groups = group_names(run.groups, len(run.classes))
     kind = 'cosine similarity' if run.recipe.model == 'clip' else 'sigmoid'
+    print(f'scores: {kind}')
     for file, scores in predictions:
         print(visible(file))
-        print(f'  {kind}')
         for score, i in zip(*scores.topk(min(k, len(scores)))):
             print(f'  {score:7.3f}  {visible(run.classes[i])}  ({groups[i]})')
 

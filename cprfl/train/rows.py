@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from ..files import remove_left_over
+
 # %% ../../nbs/train/rows.ipynb #50a00007
 _WRITTEN = 1 << 32
 
@@ -134,7 +136,9 @@ def alone(
     except Timeout:
         print(f'waiting for another process, which computes {what} ({rows.file})', flush=True)
         lock.acquire()
-    try: yield
+    try:
+        remove_left_over(rows.file.parent)
+        yield
     finally: lock.release()
 
 def missing_rows(

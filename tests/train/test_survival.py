@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kills import kill_repeatedly
 from PIL import Image
 from safetensors.torch import load_file
 from toys import Head, StopAfter, Toy, build, paint, picture_model, same, states, toy
@@ -174,12 +173,13 @@ def number_of_a_dead_process():
     return process.pid
 
 
-def test_killed_three_times(tmp_path):
-    "`python tests/train/kills.py` does it 25 times"
-    lines = []
-    assert kill_repeatedly(tmp_path, 3, seed=1, report=lines.append) == []
-    assert sum('kill' in line for line in lines) == 3
-    assert not list((tmp_path / 'whole').rglob('*.part'))
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='a killed process is a fork here')
+def test_killed_while_it_writes():
+    "At every sixtieth point; `python tests/train/kills.py` tries them all"
+    command = [sys.executable, 'kills.py', 'features', '--every', '60']
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=600)
+    assert done.returncode == 0, done.stdout
+    assert 'resumed and equal bit for bit' in done.stdout
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
