@@ -461,6 +461,7 @@ def test_bad_rows_can_be_skipped_and_are_recorded(data, tmp_path):
 @pytest.mark.parametrize('change, words', [
     (['--recipe', 'shapes'], 'expected one of shapes-cprfl'),
     (['--model-args', 'width=8'], 'model_args: unknown settings width; there are d'),
+    (['--backbone-args', 'checkpoint_path=x'], 'backbone_args: checkpoint_path cannot be given here'),
     (['--heads', '0'], 'model_args: heads: expected at least 1, got 0'),
     (['--semantics', 'bert'], 'semantics: expected one of clip:ARCH/TAG'),
     (['--backbone', 'resnet1000'], "timm has no model 'resnet1000'"),
@@ -485,6 +486,11 @@ def test_mistakes_are_a_sentence_and_leave_nothing_behind(shell, data, tmp_path,
     ('train', ['--epochs', 'many'], "--epochs: invalid literal for int() with base 10: 'many'"),
     ('train', ['--image-size'], "Missing value for argument '--image-size'"),
     ('train', ['--model-args', 'tau'], '--model-args: expected NAME=VALUE, got tau'),
+    ('table', ['--seeds', '0'], 'seeds: expected at least 1, got 0'),
+    ('table', ['--workers', '-1'], 'workers: expected at least 0, got -1'),
+    ('table', ['--format', 'html'], "format: expected one of text, csv, markdown, latex, got 'html'"),
+    ('demo', ['--seeds', '0'], 'seeds: expected at least 1, got 0'),
+    ('bench', ['train', '--repeats', '0'], 'repeats: expected at least 1, got 0'),
     ('predict', [], 'RUN'), ('predict', ['runs/x'], 'give one or more image files')])
 def test_a_wrong_value_is_one_sentence(shell, command, args, words):
     said = bad(shell(getattr(cli, command), *args))

@@ -234,8 +234,14 @@ def build_model(
     if recipe.model == 'mlgcn': return MLGCN(backbone, semantics, targets, **kw)
     return CPRFL(backbone, semantics, **kw)
 
+_NOT_OF_A_BACKBONE = ('name', 'pretrained', 'weights', 'normalize', 'image_size', 'num_classes', 'in_chans',
+                      'features_only', 'checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay')
+
 def _build_backbone(recipe, load_weights):
     pretrained, weights = (recipe.pretrained, recipe.weights) if load_weights else (False, None)
+    if taken := [name for name in _NOT_OF_A_BACKBONE if name in recipe.backbone_args]:
+        raise ValueError(f'backbone_args: {some(taken)} cannot be given here; pretrained, weights, normalize and '
+                         'image_size are settings of their own')
     size = recipe.image_size or 64 # None: Shapes-LT as it is
     backbone = build_backbone(recipe.backbone, pretrained, weights, recipe.normalize, size, **recipe.backbone_args)
     if recipe.frozen: backbone.requires_grad_(False)
