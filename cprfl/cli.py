@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields, replace
 from functools import wraps
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from shutil import which
 from typing import Annotated, get_args
@@ -27,7 +27,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from .checks import check_range, did_you_mean
+from .checks import check_choice, check_range, did_you_mean
 from .files import Owner, write_text
 from .runs.recipe import MODELS, RECIPES, DataSettings, ModelSettings, Recipe, RunSettings, get_recipe
 from .text import VisibleStream, visible
@@ -66,10 +66,12 @@ def _optional(info):
         str_from_instance=lambda given: ['None'] if given is None else spec.str_from_instance(given))
 
 # %% ../nbs/cli.ipynb #c21b70cf
+def _is_rule(line): return line.startswith(('──', '----')) # of dashes where the output is not UTF-8
+
 def _sentence(box):
     "What the box of an error says"
-    lines = [line.strip('│ ') for line in box.splitlines()[1:]]
-    said = ' '.join(takewhile(lambda line: not line.startswith('──'), lines))
+    lines = dropwhile(_is_rule, (line.strip('│ ') for line in box.splitlines()[1:]))
+    said = ' '.join(takewhile(lambda line: not _is_rule(line), lines))
     return re.sub(r'^Error parsing (\w+: )?', '', said).rstrip('.') # a setting names itself
 
 def _flags(options, **kw):
@@ -143,6 +145,10 @@ class DemoOptions:
     seeds:int = 1 # how many seeds to average over; each is a Shapes-LT and a training of its own
     epochs:int = 0 # epochs per run; 0 takes the recipe's
     workers:int = 0 # runs side by side, one thread each; 0 chooses
+
+    def __post_init__(self):
+        check_range('seeds', self.seeds, low=1)
+        for name in ('epochs', 'workers'): check_range(name, getattr(self, name), low=0)
 
 DEMO = {
     'shapes-clip': 'zero-shot CLIP',
@@ -424,6 +430,10 @@ class TableOptions:
     no_run:bool = False # only make the tables, from the runs that are there
     list:bool = False # show the tables and their rows, and stop
 
+    def __post_init__(self):
+        check_range('seeds', self.seeds, low=1)
+        check_range('workers', self.workers, low=0)
+
 def _chosen_tables(o, tables):
     "Those that were asked for"
     names = list(tables)
@@ -451,8 +461,9 @@ def _list_tables(protocol, tables, rows):
 @console(TableOptions, 'cprfl_table --tables methods,losses --seeds 1')
 def table(o:TableOptions):
     "The paper's tables 1 to 3, its figure 3, and more: mean and deviation over seeds, under one protocol"
-    from cprfl.runs.report import write_tables
+    from cprfl.runs.report import FORMATS, write_tables
     from cprfl.runs.tables import all_rows, all_tables, get_protocol, run_many, seeded
+    check_choice('format', o.format, FORMATS)
     protocol = get_protocol(o.protocol)
     if o.held_out:
         title = f'{protocol.title}, {o.held_out:.0%} of the training images in place of the test set'
@@ -485,6 +496,10 @@ class BenchOptions:
     ffn_dim:int = 512 # hidden size of the feed-forward network
     device:str = 'auto' # auto, cpu, cuda or mps
     repeats:int = 3 # of each measurement
+
+    def __post_init__(self):
+        counts = 'size', 'classes', 'batch', 'd', 'heads', 'head_dim', 'ffn_dim', 'repeats'
+        for name in counts: check_range(name, getattr(self, name), low=1)
 
 @console(BenchOptions, 'cprfl_bench train,eval --out speed')
 def bench(o:BenchOptions):

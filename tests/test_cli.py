@@ -1,4 +1,5 @@
 "The command line from end to end, on forty small pictures"
+import io
 import os
 import re
 import shutil
@@ -381,7 +382,8 @@ def test_predict_decides_by_a_threshold(shell, runs, data, tmp_path, threshold, 
 
 
 @pytest.mark.parametrize('more, words', [
-    (['--threshold', 2], 'threshold: expected 0 to 1'), (['--k', 0], 'k: expected at least 1'),
+    (['--threshold', 2], 'threshold: expected 0 to 1'), (['--device', 'gpu'], 'device: expected auto, cpu, cuda, mps'),
+    (['--k', 0], 'k: expected at least 1'),
     (['--out', 'p.txt'], 'out: expected a file .csv'), (['--out', 'nowhere/p.csv'], 'out: there is no folder nowhere')])
 def test_predict_with_a_wrong_option(shell, runs, data, more, words):
     assert words in bad(shell(cli.predict, runs / 'tuned', data / '28.png', *more))
@@ -458,6 +460,9 @@ def test_bad_rows_can_be_skipped_and_are_recorded(data, tmp_path):
 
 @pytest.mark.parametrize('change, words', [
     (['--recipe', 'shapes'], 'expected one of shapes-cprfl'),
+    (['--model-args', 'width=8'], 'model_args: unknown settings width; there are d'),
+    (['--backbone-args', 'checkpoint_path=x'], 'backbone_args: checkpoint_path cannot be given here'),
+    (['--heads', '0'], 'model_args: heads: expected at least 1, got 0'),
     (['--semantics', 'bert'], 'semantics: expected one of clip:ARCH/TAG'),
     (['--backbone', 'resnet1000'], "timm has no model 'resnet1000'"),
     (['--weights', 'nowhere.pth'], 'no such file: nowhere.pth'),
@@ -481,12 +486,24 @@ def test_mistakes_are_a_sentence_and_leave_nothing_behind(shell, data, tmp_path,
     ('train', ['--epochs', 'many'], "--epochs: invalid literal for int() with base 10: 'many'"),
     ('train', ['--image-size'], "Missing value for argument '--image-size'"),
     ('train', ['--model-args', 'tau'], '--model-args: expected NAME=VALUE, got tau'),
+    ('table', ['--seeds', '0'], 'seeds: expected at least 1, got 0'),
+    ('table', ['--workers', '-1'], 'workers: expected at least 0, got -1'),
+    ('table', ['--format', 'html'], "format: expected one of text, csv, markdown, latex, got 'html'"),
+    ('demo', ['--seeds', '0'], 'seeds: expected at least 1, got 0'),
+    ('bench', ['train', '--repeats', '0'], 'repeats: expected at least 1, got 0'),
     ('predict', [], 'RUN'), ('predict', ['runs/x'], 'give one or more image files')])
 def test_a_wrong_value_is_one_sentence(shell, command, args, words):
     said = bad(shell(getattr(cli, command), *args))
     assert said.startswith(f'cprfl_{command}: ')
     assert words in said
     assert len(said.splitlines()) == 1
+
+
+def test_a_wrong_value_where_the_output_has_no_lines_to_draw(monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(io.BytesIO(), 'latin-1'))
+    with pytest.raises(SystemExit): cli.train(['--epochs', '0'])
+    assert capsys.readouterr().err == ('cprfl_train: epochs: expected at least 1, got 0; '
+                                       'cprfl_train --help shows what there is\n')
 
 
 @pytest.mark.parametrize('slip, answer', [
@@ -572,6 +589,13 @@ def test_training_names_the_command_that_prepares(shell, tmp_path):
 def test_resume_from_nothing_starts_at_the_beginning(shell, data, tmp_path):
     out = good(shell(cli.train, *ERM, *lists(data), '--name', 'fresh', '--out', tmp_path, '--resume'))
     assert 'has nothing to go on from, so it starts at the beginning' in out
+
+
+def test_resume_without_states_says_that_it_starts_again(shell, data, tmp_path):
+    args = *ERM, *lists(data), '--name', 'done', '--out', tmp_path
+    quiet(cli.train, *args)
+    shutil.rmtree(tmp_path / 'done' / 'state')
+    assert 'has nothing to go on from, so it starts at the beginning' in good(shell(cli.train, *args, '--resume'))
 
 
 @pytest.fixture(scope='module')

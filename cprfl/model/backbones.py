@@ -258,6 +258,8 @@ def _cam_layer(stage, seen, out):
 _OFFLINE = ('Without one, give a file (weights=FILE, or --weights FILE), or try the small networks in the package, '
             'which know drawings only (--backbone shapes --semantics words --semantics-norm 12)')
 
+def _with(kw): return f' with {some(f"{name}={value}" for name, value in kw.items())}' if kw else ''
+
 def _check_timm(name, pretrained):
     import timm
     if not timm.is_model(name):
@@ -295,14 +297,22 @@ def _only_size(net, features, size, **way):
     except Exception: return size
     return None
 
+def _cannot_take(name, size, error):
+    (H, W), why = size, shorten(str(error) or type(error).__name__, 200, placeholder=' ...')
+    return f'backbone: {name} cannot be used with images of {H} x {W} pixels ({why})'
+
+def _check_size(net, name, size):
+    if size is None: return
+    try: _trial(net, _pair(size))
+    except RuntimeError as e: raise ValueError(_cannot_take(name, _pair(size), e)) from e
+
 def _fitted(net, name, size, native, normalize, **way):
     "The backbone of a timm model, once it has worked on one image"
     try:
         with _last_stage(net) as (stage, seen): features, out = _features_of(net, size)
     except Exception as e:
-        (H, W), why = size, shorten(str(e) or type(e).__name__, 200, placeholder=' ...')
         made_for = f'; it was made for {native[0]} x {native[1]}' if size != native else ''
-        raise ValueError(f'backbone: {name} cannot be used with images of {H} x {W} pixels ({why}){made_for}') from e
+        raise ValueError(_cannot_take(name, size, e) + made_for) from e
     D = out.shape[1 if out.ndim == 4 else 2]
     mean, std = (net.pretrained_cfg[part] for part in ('mean', 'std')) # also for weights from a file, or from a run
     only = _only_size(net, features, size, **way)
@@ -324,7 +334,8 @@ def _timm_backbone(name, pretrained, weights, normalize, image_size=None, **kw):
             errors.append(e)
     last = errors[-1] # of the way without additions
     if isinstance(last, ValueError): raise last
-    raise ValueError(f'backbone: {name}: {last.__cause__ or last}') from last
+    why = last.__cause__ or last
+    raise ValueError(f'backbone: {name}{_with(kw)}: {str(why) or type(why).__name__}') from last
 
 # %% ../../nbs/model/backbones.ipynb #2c1f0005
 def _torchvision_backbone(name, pretrained, weights, normalize, **kw):
@@ -332,9 +343,10 @@ def _torchvision_backbone(name, pretrained, weights, normalize, **kw):
     resnets = models.list_models(include='resn*')
     if name not in resnets:
         raise ValueError(f'backbone: expected a torchvision ResNet, got {name!r}; there are {some(resnets)}')
-    if pretrained and not weights:
-        net = fetched(lambda: models.get_model(name, weights='DEFAULT', **kw), f'backbone torchvision:{name}', _OFFLINE)
-    else: net = models.get_model(name, **kw)
+    which = 'DEFAULT' if pretrained and not weights else None
+    build = partial(models.get_model, name, weights=which, **kw)
+    try: net = fetched(build, f'backbone torchvision:{name}', _OFFLINE) if which else build()
+    except TypeError as e: raise ValueError(f'backbone: {name}{_with(kw)}: {e}') from e
     D = net.fc.in_features
     net.fc = nn.Identity()
     if weights: _load_weights(net, weights)
@@ -448,8 +460,10 @@ def build_backbone(
         if unknown := set(kw) - {'stage'}:
             raise ValueError(f'backbone: {name} takes stage=1..4 only, got {some(unknown)}')
         backbone = _clip_backbone(name, normalize, image_size, **kw)
+        _check_size(backbone.net, name, image_size)
     elif name.startswith('torchvision:'):
         backbone = _torchvision_backbone(name.removeprefix('torchvision:'), pretrained, weights, normalize, **kw)
+        _check_size(backbone.net, name, image_size)
     else:
         name = name.removeprefix('timm:')
         backbone = _timm_backbone(name, pretrained, weights, normalize, image_size, **kw)

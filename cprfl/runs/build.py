@@ -10,12 +10,14 @@ import math
 import warnings
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..checks import some
+from ..checks import check_range, check_type, some
 from ..data.annotations import is_voc
 from ..data.benchmarks import load_benchmark
 from ..data.dataset import MultiLabelDataset, from_coco, from_csv, from_folder, from_list, from_voc, resize
@@ -26,6 +28,7 @@ from ..model.baselines import ERM, MLGCN, LearnedContext, ZeroShotCLIP
 from ..model.cprfl import CPRFL
 from ..model.semantics import category_semantics, load_clip
 from .recipe import Recipe
+from ..settings import check_keys
 from ..train.cache import cache_features, cache_images
 
 # %% ../../nbs/runs/build.ipynb #8546368c
@@ -204,6 +207,18 @@ def load_data(
     data = Splits.read(recipe)
     return data.train, data.test
 
+# %% ../../nbs/runs/build.ipynb #5e0c71a2
+_CLASSES = dict(cprfl=CPRFL, erm=ERM, mlgcn=MLGCN, coop=LearnedContext)
+
+def _checked_keywords(recipe):
+    "The recipe's keywords of its model; wrong ones raise"
+    params = signature(_CLASSES[recipe.model]).parameters.values()
+    kinds = {p.name: p.annotation for p in params if p.default is not p.empty and p.annotation is not Any}
+    for name, value in check_keys('model_args', recipe.model_args, kinds).items():
+        check_type(f'model_args: {name}', value, kinds[name])
+        if kinds[name] is int: check_range(f'model_args: {name}', value, low=1)
+    return recipe.model_args
+
 # %% ../../nbs/runs/build.ipynb #4466c881
 def build_model(
     recipe:Recipe, # which model
@@ -213,8 +228,8 @@ def build_model(
     targets:np.ndarray|None=None # [N, C] training labels, for ML-GCN's correlations
 ) -> torch.nn.Module:
     "The recipe's model, before training"
-    kw = recipe.model_args
     if recipe.model == 'clip': return ZeroShotCLIP(load_clip(recipe.semantics), classes, recipe.template)
+    kw = _checked_keywords(recipe)
     torch.manual_seed(recipe.train.seed)
     if recipe.model == 'coop': return LearnedContext(load_clip(recipe.semantics), classes, **kw)
     backbone = _build_backbone(recipe, load_weights)
@@ -225,8 +240,14 @@ def build_model(
     if recipe.model == 'mlgcn': return MLGCN(backbone, semantics, targets, **kw)
     return CPRFL(backbone, semantics, **kw)
 
+_NOT_OF_A_BACKBONE = ('name', 'pretrained', 'weights', 'normalize', 'image_size', 'num_classes', 'in_chans',
+                      'features_only', 'checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay')
+
 def _build_backbone(recipe, load_weights):
     pretrained, weights = (recipe.pretrained, recipe.weights) if load_weights else (False, None)
+    if taken := [name for name in _NOT_OF_A_BACKBONE if name in recipe.backbone_args]:
+        raise ValueError(f'backbone_args: {some(taken)} cannot be given here; pretrained, weights, normalize and '
+                         'image_size are settings of their own')
     size = recipe.image_size or 64 # None: Shapes-LT as it is
     backbone = build_backbone(recipe.backbone, pretrained, weights, recipe.normalize, size, **recipe.backbone_args)
     if recipe.frozen: backbone.requires_grad_(False)

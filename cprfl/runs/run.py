@@ -163,9 +163,9 @@ def _write_report(path, test, logits, seconds):
 def _as_in_file(recipe): return json.loads(json.dumps(asdict(recipe))) # tuples are lists there
 
 def _check_resumable(path, recipe, resume, speaks):
-    if not (saved_states(path) or (path / 'report.json').exists()):
-        if resume and speaks: print(f'{path} has nothing to go on from, so it starts at the beginning')
-        return
+    if resume and speaks and not saved_states(path):
+        print(f'{path} has nothing to go on from, so it starts at the beginning')
+    if not (saved_states(path) or (path / 'report.json').exists()): return
     if not resume:
         raise FileExistsError(f'{path} holds a run already; go on with it (resume=True, or --resume), '
                               'choose another name (--name), or remove it')
@@ -242,6 +242,12 @@ def _fit(recipe, model, data, owner, callbacks, resume, progress):
     return trainer.evaluated, trainer.accelerator, max(0., earlier)
 
 # %% ../../nbs/runs/run.ipynb #3eaf7d1b
+def _is_finished(run, recipe):
+    "Whether a run has the report of a recipe; one that is damaged is made again"
+    if asdict(run.recipe) != _as_in_file(recipe): return False
+    try: return bool(run.report)
+    except (OSError, ValueError): return False
+
 def run_or_open(
     recipe:Recipe, # what to run
     folder:str|Path='runs', # where its folder is, or will be
@@ -252,6 +258,6 @@ def run_or_open(
     path = Path(folder) / recipe.name
     begun = (path / 'config.json').exists()
     if begun:
-        if (path / 'report.json').exists() and asdict(Run(path).recipe) == _as_in_file(recipe): return Run(path)
+        if (path / 'report.json').exists() and _is_finished(run := Run(path), recipe): return run
         if saved_states(path): _check_same_settings(path, recipe)
     return run_recipe(recipe, folder, resume=begun, **kw)

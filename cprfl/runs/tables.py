@@ -192,7 +192,7 @@ class Change:
     ) -> Recipe|None: # None: it lacks the setting, or has this value already
         "The changed recipe"
         old = _value(recipe, self.setting)
-        new = self.to if self.times is None else old and type(old)(old * self.times)
+        new = self.to if self.times is None else old and (type(old)(old * self.times) or None)
         if new is None or new == old: return None
         changed = {self.setting: new}
         if hasattr(recipe, self.setting) or hasattr(recipe.train, self.setting):

@@ -119,7 +119,9 @@ def resume(
             continue
         check_same_training(state, trainer, file)
         return restore_state(trainer, state)
-    if files: raise RuntimeError(f"none of the states can be read: {', '.join(map(str, files))}")
+    if not files: return
+    raise RuntimeError(f"none of the states can be read: {', '.join(map(str, files))}; "
+                       'remove them to start at the beginning')
 
 # %% ../../nbs/train/checkpoint.ipynb #b989fdb9
 def not_finite(

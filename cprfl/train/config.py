@@ -9,7 +9,7 @@ __all__ = ['PRECISIONS', 'CHOICES', 'MAY_CHANGE_ON_RESUME', 'TrainConfig', 'choo
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..checks import check_choice, check_fields, check_range
+from ..checks import check_choice, check_fields, check_range, some
 
 if TYPE_CHECKING: # settings are read without waiting for PyTorch
     import torch
@@ -95,7 +95,8 @@ def choose_device(
     import torch
     there = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
     if name == 'auto': name = next(kind for kind, is_there in there.items() if is_there)
-    device = torch.device(name)
+    try: device = torch.device(name)
+    except RuntimeError: raise ValueError(f"device: expected {some(CHOICES['device'])}, got {name!r}") from None
     if there.get(device.type, True): return device
     raise ValueError(f"device: {name!r} was asked for, but PyTorch sees no GPU; use 'cpu' or 'auto'")
 

@@ -224,6 +224,18 @@ def test_a_size_that_no_way_allows_names_the_native_one():
         build_backbone('test_maxvit', image_size=7)
 
 
+def test_a_resnet_names_the_size_that_is_too_small():
+    with pytest.raises(ValueError, match='shapes cannot be used with images of 16 x 16 pixels'):
+        build_backbone('shapes', image_size=16)
+
+
+@pytest.mark.parametrize('name, kw, words', [
+    ('resnet18', dict(output_stride=7), 'resnet18 with output_stride=7: AssertionError'),
+    ('torchvision:resnet18', dict(width=7), "with width=7: .*unexpected keyword argument 'width'")])
+def test_a_wrong_keyword_is_named_with_its_value(name, kw, words):
+    with pytest.raises(ValueError, match=words): build_backbone(name, **kw)
+
+
 @torch.no_grad()
 def test_weights_from_a_file_fit_at_another_size(tmp_path):
     native = built('vit_tiny_patch16_224', depth=1)

@@ -91,6 +91,11 @@ def test_the_search_halves_and_doubles():
     assert rows['cprfl@semantics-half-as-long'].semantics_norm == 12
 
 
+def test_the_search_does_not_halve_a_single_epoch():
+    rows = all_rows(Protocol('x', get_recipe('shapes-cprfl').with_(epochs=1), sources=dict(clip='shapes')))
+    assert 'cprfl@half-the-epochs' not in rows
+
+
 def test_the_search_stays_off_the_test_set(capsys):
     with pytest.raises(SystemExit): cprfl_table(['--tables', 'search'])
     assert 'add --held-out' in capsys.readouterr().err
@@ -200,6 +205,14 @@ def test_runs_are_not_repeated(runs):
     before = (runs / 'clip-s0' / 'report.json').stat().st_mtime_ns
     run_or_open(seeded(all_rows(get_protocol('shapes'))['clip'], 1)[0], runs)
     assert (runs / 'clip-s0' / 'report.json').stat().st_mtime_ns == before
+
+
+def test_a_run_whose_report_is_damaged_is_tested_again(runs, tmp_path):
+    recipe = seeded(all_rows(get_protocol('shapes'))['clip'], 1)[0]
+    shutil.copytree(runs / recipe.name, tmp_path / recipe.name)
+    (tmp_path / recipe.name / 'report.json').write_text('{"total": 1}')
+    again = run_or_open(recipe, tmp_path, progress=False)
+    assert again.report['ap'] == Run(runs / recipe.name).report['ap']
 
 
 def test_intervals_hold_the_estimate(runs):
