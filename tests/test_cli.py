@@ -538,10 +538,10 @@ def test_images_of_other_classes(shell, runs, tmp_path):
 
 
 def test_a_table_without_labels(shell, data, tmp_path):
-    (tmp_path / 't.csv').write_text('image,tags\n00.png,cat\n')
+    (tmp_path / 't.csv').write_text('image,remark\n00.png,cat\n')
     said = bad(shell(cli.train, '--list', tmp_path / 't.csv', '--root', data, '--out', tmp_path))
     assert 'no column labels' in said
-    assert 'the columns are image, tags' in said
+    assert 'the columns are image, remark' in said
     assert len(said.splitlines()) < 5
 
 
