@@ -27,7 +27,7 @@ from .recipe import Recipe
 from .stored import RunConfig, read_metrics, read_report
 from ..train.alignment import PurificationRecorder
 from ..train.callbacks import NonFiniteLoss
-from ..train.checkpoint import data_key, saved_states
+from ..train.checkpoint import data_key, not_finite, saved_states
 from ..train.config import MAY_CHANGE_ON_RESUME, choose_device
 from ..train.trainer import Trainer, predict
 
@@ -92,6 +92,7 @@ class Run:
         if self.recipe.model == 'clip': return build_model(self.recipe, self.classes).eval()
         if which == 'auto': which = 'last' if self.recipe.train.select == 'last' else 'best'
         with self._file(f'{which}.safetensors', 'no epoch of a training has ended') as file: state = read_tensors(file)
+        if broken := not_finite(state): raise ValueError(f'{file}: weights are not finite: {some(broken, 5)}')
         without_backbone = self.recipe.frozen and not self.recipe.tune
         model = build_model(self.recipe, self.classes, state.get('semantics'), load_weights=without_backbone)
         known = model.state_dict()

@@ -340,6 +340,14 @@ def test_a_changed_bit_in_a_weight_is_noticed(copied):
     with pytest.raises(ValueError, match='last.safetensors is damaged.*checksum differs'): Run(copied).model('last')
 
 
+def test_weights_that_are_not_finite_are_refused(copied):
+    state = load_file(copied / 'last.safetensors')
+    name = next(name for name, values in state.items() if values.is_floating_point())
+    state[name].view(-1)[0] = float('nan')
+    save_file(state, copied / 'last.safetensors')
+    with pytest.raises(ValueError, match='last.safetensors: weights are not finite'): Run(copied).model('last')
+
+
 def test_weights_without_a_checksum_are_read(copied):
     file = copied / 'last.safetensors'
     save_file(load_file(file), file)
