@@ -23,7 +23,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
                   'StopOnSignal'],
     'checkpoint': ['PARTS_OF_A_STATE', 'data_key', 'collect_state', 'check_same_training', 'restore_state',
                    'saved_states',
-                   'refuse_another_training', 'read_state', 'resume', 'Checkpoint', 'RunFolder'],
+                   'refuse_another_training', 'read_state', 'resume', 'not_finite', 'Checkpoint', 'RunFolder'],
     'trainer': ['EpochSampler', 'evaluating', 'prepared', 'predict', 'evaluate',
                 'build_accelerator', 'in_use', 'training_and_validation', 'default_callbacks', 'loss_for',
                 'build_loader', 'states_to_resume', 'total_loss', 'Parts', 'Processes', 'Weights',
