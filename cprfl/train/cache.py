@@ -163,8 +163,8 @@ def _cache_file(folder, kind, facts, dataset, lead, fill, progress):
         there = int((~missing).sum())
         with tqdm(total=missing.size, initial=there, desc=kind, unit='img', disable=not progress) as bar:
             if missing.any(): fill(rows, missing.reshape(-1, len(dataset)), bar=bar)
+        write_json(rows.file.with_suffix('.json'), record) # before the file has its name and is left alone
         rows.close()
-        write_json(rows.file.with_suffix('.json'), record)
     return rows.file
 
 # %% ../../nbs/train/cache.ipynb #dafe8009
