@@ -163,7 +163,7 @@ def _cache_file(folder, kind, facts, dataset, lead, fill, progress):
         there = int((~missing).sum())
         with tqdm(total=missing.size, initial=there, desc=kind, unit='img', disable=not progress) as bar:
             if missing.any(): fill(rows, missing.reshape(-1, len(dataset)), bar=bar)
-        write_json(rows.file.with_suffix('.json'), record) # before the rows are complete, or a kill could leave it out
+        write_json(rows.file.with_suffix('.json'), record) # before the file has its name and is left alone
         rows.close()
     return rows.file
 

@@ -58,7 +58,8 @@ def recipe_of(kind, images):
 
 class Points:
     "Counts the places in which the disk is touched; at the one with the number `last` the process is killed"
-    def __init__(self, last=None):
+    def __init__(self, folder, last=None):
+        self.folder = str(folder)
         self.last = last
         self.names = []
         self.process = os.getpid()
@@ -71,6 +72,8 @@ class Points:
     def around(self, name, call):
         "A function with a point before it and one after it"
         def with_points(*args, **kw):
+            elsewhere = isinstance(args[0], str | Path) and not str(args[0]).startswith(self.folder)
+            if elsewhere: return call(*args, **kw) # such as a library's temporary file
             self(f'before {name}')
             result = call(*args, **kw)
             self(f'after {name}')
@@ -129,7 +132,7 @@ def import_modules(names):
 def _train(kind, images, folder, last, write):
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)
-    points = Points(last)
+    points = Points(folder, last)
     points.install()
     run_recipe(recipe_of(kind, images), folder, resume=True, progress=False)
     with os.fdopen(write, 'w') as f: json.dump(dict(points=points.names, modules=list(sys.modules)), f)

@@ -1,4 +1,5 @@
 "A training that is stopped, killed or given bad images loses nothing"
+import errno
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
 from toys import Head, StopAfter, Toy, build, paint, picture_model, same, states, toy
@@ -202,7 +204,14 @@ def test_a_file_that_no_dead_process_left_stays(tmp_path, name):
     with Owner(tmp_path): assert (tmp_path / name).exists()
 
 
-# ---- no room, no permission
+# ---- no room, no permission, no locks
+
+def test_a_disk_without_locks_is_no_reason_to_stop(tmp_path, monkeypatch):
+    def refuse(lock, **kw): raise OSError(errno.ENOLCK, 'No locks available')
+    monkeypatch.setattr(FileLock, 'acquire', refuse)
+    with pytest.warns(UserWarning, match='is on a disk that cannot lock files'): trainer = toy(tmp_path, epochs=1)
+    assert len(trainer.history) == 1
+
 
 def test_no_room_for_a_state(tmp_path):
     "A limit on the size of files acts as a full disk; the older state stays whole"
