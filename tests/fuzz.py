@@ -335,7 +335,7 @@ def states(rng, folder):
     from cprfl.train.checkpoint import read_state
     file = next((folder / 'run' / 'state').iterdir())
     in_run(rng, folder, f'state/{file.name}', damage)
-    return None, lambda: read_state(file)
+    return file, lambda: read_state(file)
 
 
 def predictions(rng, folder):
@@ -387,7 +387,7 @@ def fault(kind, seed, folder):
     except TooLong: return f'no answer within {LIMIT} s'
     except REFUSALS as e:
         found = ''
-        if file is not None and file.name not in str(e): found = f'{type(e).__name__} without the file: {e}'
+        if file.name not in str(e): found = f'{type(e).__name__} without the file: {e}'
         if 'Traceback' in str(e): found = f'a traceback: {e}'
     except BaseException as e: found = f'{type(e).__name__}: {e}\n{traceback.format_exc(limit=-3)}'
     return f'outside of its folder: {seen}' if seen else found

@@ -19,7 +19,7 @@ import torch
 
 from ..checks import some
 from ..data.dataset import MultiLabelDataset
-from ..files import Owner, read_tensors, write_atomic, write_csv, write_json, write_tensors
+from ..files import Owner, read_tensors, reading, write_atomic, write_csv, write_json, write_tensors
 from .callbacks import Callback, NonFiniteLoss
 from .config import MAY_CHANGE_ON_RESUME, TrainConfig
 
@@ -103,9 +103,10 @@ def read_state(
     file:str|Path # as `Checkpoint` wrote it
 ) -> dict: # see `collect_state`
     "Read a state, without ever running code from the file"
-    with zipfile.ZipFile(file) as z:
-        if bad := z.testzip(): raise OSError(f'{bad} is damaged')
-    return torch.load(file, map_location='cpu', weights_only=True)
+    with reading(file):
+        with zipfile.ZipFile(file) as z:
+            if bad := z.testzip(): raise OSError(f'{bad} is damaged')
+        return torch.load(file, map_location='cpu', weights_only=True)
 
 def resume(
     trainer:Any, # the `Trainer`
@@ -115,7 +116,8 @@ def resume(
     for file in files:
         try: state = read_state(file)
         except Exception as e:
-            warnings.warn(f'{file} cannot be read ({type(e).__name__}: {e}); trying the one before', stacklevel=2)
+            why = e.__cause__ or e
+            warnings.warn(f'{file} cannot be read ({type(why).__name__}: {why}); trying the one before', stacklevel=2)
             continue
         check_same_training(state, trainer, file)
         return restore_state(trainer, state)
