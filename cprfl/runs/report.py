@@ -112,6 +112,7 @@ def _settings_of(
 ) -> dict: # name -> value
     "Input and schedule of a recipe, which the rows of a table should share"
     names = _INPUT if recipe.model == 'clip' else (*_INPUT, *_SCHEDULE)
+    if recipe.model != 'cprfl': names = [name for name in names if name != 'prompt_lr'] # others have no PI
     values = {name: getattr(recipe, name, getattr(recipe.train, name, None)) for name in names}
     return {name: str(value) if isinstance(value, dict) else value for name, value in values.items()}
 

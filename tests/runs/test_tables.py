@@ -11,6 +11,7 @@ from helpers import ROOT
 from cprfl.cli import table as cprfl_table
 from cprfl.runs.recipe import Recipe, get_recipe
 from cprfl.runs.report import (
+    _settings_of,
     collect,
     compare_to,
     format_table,
@@ -262,6 +263,12 @@ def test_settings_that_rows_do_not_share_are_shown():
     unequal = results(asl=40, cprfl=50).assign(epochs=[20] * 3 + [15] * 3, lr=1e-3, sampler=['a'] * 3 + ['b'] * 3)
     made = make_table(all_tables(get_protocol('shapes'))['methods'], unequal)
     assert made['settings'].tolist() == ['epochs 20', 'epochs 15'] # the sampler is compared
+
+
+def test_a_linear_head_has_no_rate_of_prompts():
+    settings = {model: _settings_of(get_recipe(f'shapes-{model}')) for model in ('erm', 'cprfl')}
+    assert 'prompt_lr' not in settings['erm']
+    assert 'prompt_lr' in settings['cprfl']
 
 
 def test_rows_that_share_their_settings_have_no_column(losses): assert 'settings' not in losses
