@@ -46,7 +46,7 @@ class BadDataError(ValueError):
         problems:Sequence[Problem]|str # or a text, as a data loader's worker passes it on
     ):
         super().__init__(problems)
-        self.text = problems if isinstance(problems, str) else None
+        self.text = problems.split('BadDataError: ')[-1].strip() if isinstance(problems, str) else None
         self.problems = [] if isinstance(problems, str) else list(problems)
 
     def __str__(self):

@@ -277,7 +277,7 @@ def test_an_image_that_turns_unreadable_loses_nothing(files, tmp_path, num_worke
     whole = paint(files, model=picture_model(4), **settings)
     with pytest.raises(BadDataError, match='07.png: image is truncated or broken') as error:
         paint(files, tmp_path / 'run', [Breaks(victim, 1)], picture_model(4), **settings)
-    assert len(str(error.value).splitlines()) < 30
+    assert len(str(error.value).splitlines()) == 1
     victim.write_bytes(sound)
     assert same(whole, paint(files, tmp_path / 'run', model=picture_model(4), resume=True, **settings))
 
