@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'collect', 'intervals', 'paper_results', 'make_table', 'caption', 'format_table', 'compare_to',
-           'write_tables', 'Results', 'read_tables', 'results_table', 'summarise', 'ensemble_report']
+           'write_results', 'write_tables', 'Results', 'read_tables', 'results_table', 'summarise', 'ensemble_report']
 
 # %% ../../nbs/runs/report.ipynb #dccf1360
 import re
@@ -213,6 +213,17 @@ def compare_to(
     return [verdict(paired_seeds(frame, labels[reference], label)) for label in others]
 
 # %% ../../nbs/runs/report.ipynb #74daa97e
+def _write_frame(file, frame): write_text(file, frame.map(csv_text).to_csv(index=False))
+
+def write_results(
+    folder:str|Path # of runs
+) -> pd.DataFrame: # a row per finished run
+    "Write results.csv and classes.csv beside the runs"
+    results, classes = collect(folder)
+    _write_frame(Path(folder) / 'results.csv', results)
+    _write_frame(Path(folder) / 'classes.csv', classes)
+    return results
+
 def write_tables(
     folder:str|Path, # of runs
     protocol:Protocol, # whose title is used
@@ -221,10 +232,9 @@ def write_tables(
 ) -> list: # a text per table
     "Write results.csv, classes.csv, intervals.csv and each table beside the runs"
     folder = Path(folder)
-    results, classes = collect(folder)
+    results = write_results(folder)
     test = open_runs(folder, '*-s0')[0].test_set()
-    frames = dict(results=results, classes=classes, intervals=intervals(folder, test.targets).round(3))
-    for name, frame in frames.items(): write_text(folder / f'{name}.csv', frame.map(csv_text).to_csv(index=False))
+    _write_frame(folder / 'intervals.csv', intervals(folder, test.targets).round(3))
     described = {name: asdict(table) for name, table in tables.items()}
     write_json(folder / 'tables.json', dict(title=protocol.title, tables=described))
     done = set(results['key'])

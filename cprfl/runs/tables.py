@@ -8,6 +8,7 @@ __all__ = ['PROTOCOLS', 'ROWS', 'Protocol', 'get_protocol', 'Row', 'Change', 'al
 
 # %% ../../nbs/runs/tables.ipynb #25903a1d
 import os
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,8 +20,9 @@ from tqdm.auto import tqdm
 
 from ..checks import check_fields, check_type, some
 from .recipe import GLOBAL_HEAD, Recipe, get_recipe
+from .trials import Trials, slug, trial_key
 from .workers import Worker, side_by_side, why_it_failed
-from ..settings import check_keys, read_yaml
+from ..settings import check_keys, from_dict, read_yaml
 
 # %% ../../nbs/runs/tables.ipynb #0146dad3
 @dataclass
@@ -34,8 +36,10 @@ class Protocol:
     loss_args:dict = field(default_factory=dict) # keywords of losses: the benchmark's constants
     inputs:dict = field(default_factory=dict) # other backbones and sizes: {'96 px': dict(image_size=96)}
     tower:bool = True # whether the source 'clip' has an image tower, for zero-shot CLIP and CoOp
+    trials:Trials = field(default_factory=Trials) # rows whose best settings are searched with the same effort
 
     def __post_init__(self):
+        if isinstance(self.trials, dict): self.trials = from_dict(Trials, self.trials, 'trials')
         check_fields(self)
         for name, kind in dict(sources=str, loss_args=dict, inputs=dict).items():
             for key, value in getattr(self, name).items(): check_type(f'{name}: {key}', value, kind)
@@ -60,6 +64,7 @@ class Protocol:
             changes = check_type('recipe', settings.pop('recipe', {}), dict)
             base = get_recipe(changes.pop('base', 'frozen-cprfl'))
             protocol = cls(recipe=base.with_(**changes), **settings)
+            protocol.trials.beside(file)
             all_rows(protocol) # a wrong setting of some row is said now
         except (TypeError, ValueError) as e: raise ValueError(f'{file}: {e}') from e
         return protocol
@@ -117,6 +122,8 @@ class Row:
         return protocol.recipe.with_(**settings | self.changes)
 
 # %% ../../nbs/runs/tables.ipynb #1abc8696
+_CACHED = dict(frozen=True, cache_images=False) # features in place of images
+
 def _linear(loss, **changes): return Row('linear', loss, changes=changes)
 
 _METHODS = {
@@ -129,9 +136,9 @@ _METHODS = {
     'asl': _linear('asl'),
     'ldam': _linear('ldam'),
     'ml-gcn': Row('mlgcn', 'bce', needs='word vectors'),
-    'probe': Row('linear', 'asl', changes=dict(frozen=True, views=6, epochs=30), needs='learning'),
+    'probe': Row('linear', 'asl', changes=dict(_CACHED, views=6, epochs=30), needs='learning'),
     'clip': Row('clip', needs='image tower'),
-    'coop': Row('clip', changes=dict(model='coop', frozen=True, lr=0.02), needs='image tower'),
+    'coop': Row('clip', changes=dict(_CACHED, model='coop', lr=0.02), needs='image tower'),
     'cprfl': Row(),
     'cprfl-bce': Row(loss='bce'),
     'cprfl-focal': Row(loss='focal'),
@@ -216,8 +223,6 @@ _SEARCH = {
     'one view': Change('views', to=1)}
 
 # %% ../../nbs/runs/tables.ipynb #cb850542
-def _slug(label): return label.lower().replace(',', '').replace(' %', '').replace(' ', '-')
-
 def all_rows(
     protocol:Protocol # shared settings
 ) -> dict: # key -> recipe, without the rows that this protocol cannot have
@@ -230,9 +235,11 @@ def all_rows(
     for name, source in protocol.sources.items():
         if name != 'clip': add(f'cprfl-{name}', cprfl.with_(semantics=source), f'sources: {name}')
     for label, changes in protocol.inputs.items():
-        add(f'asl@{_slug(label)}', asl.with_(**changes), f'inputs: {label}')
-        add(f'cprfl@{_slug(label)}', cprfl.with_(**changes), f'inputs: {label}')
-    for label, change in _SEARCH.items(): add(f'cprfl@{_slug(label)}', change(cprfl), label)
+        add(f'asl@{slug(label)}', asl.with_(**changes), f'inputs: {label}')
+        add(f'cprfl@{slug(label)}', cprfl.with_(**changes), f'inputs: {label}')
+    for label, change in _SEARCH.items(): add(f'cprfl@{slug(label)}', change(cprfl), label)
+    for key, label, recipe in protocol.trials.recipes(rows): add(trial_key(key, label), recipe, f'trials: {label}')
+    rows |= protocol.trials.best(rows)
     return {key: recipe.with_(name=key) for key, recipe in rows.items() if recipe}
 
 # %% ../../nbs/runs/tables.ipynb #94a7da73
@@ -298,14 +305,27 @@ _VARIANTS = dict(
         ('cprfl', 'CPRFL'), ('fp32', 'in float32'), ('compiled', 'compiled'),
         ('patches-only', 'prompts attend to patches only')), compares=('precision', 'compile')),
     search=Table('One setting at a time', _rows(
-        ('cprfl', 'CPRFL as it is'), *((f'cprfl@{_slug(label)}', label) for label in _SEARCH)),
+        ('cprfl', 'CPRFL as it is'), *((f'cprfl@{slug(label)}', label) for label in _SEARCH)),
         compares=tuple({change.setting for change in _SEARCH.values()})))
+
+_COMPARED = {
+    'erm': 'linear head, BCE', 'asl': 'linear head, ASL', 'cprfl': 'CPRFL', 'cprfl-random': 'CPRFL, random prompts',
+    'global': 'CPRFL + global head'}
 
 def _input_rows(protocol):
     rows = []
     for label in protocol.inputs:
-        rows += [(f'asl@{_slug(label)}', f'ASL, {label}'), (f'cprfl@{_slug(label)}', f'CPRFL, {label}')]
+        rows += [(f'asl@{slug(label)}', f'ASL, {label}'), (f'cprfl@{slug(label)}', f'CPRFL, {label}')]
     return _rows(*rows, ('asl', 'ASL'), ('cprfl', 'CPRFL'))
+
+def _trial_table(protocol):
+    tried = [(key, label) for key, label, _ in protocol.trials.recipes(all_rows(protocol))]
+    rows = _rows(*((trial_key(key, label), f'{_COMPARED.get(key, key)}: {label}') for key, label in tried))
+    return Table('The same number of trials for each method', rows, compares=protocol.trials.settings)
+
+def _compared_table(protocol):
+    rows = _rows(*((key, _COMPARED.get(key, key)) for key in protocol.trials.rows))
+    return Table('Each method at its own rates', rows, compares=protocol.trials.settings)
 
 def all_tables(
     protocol:Protocol # its sources and inputs make some of the rows
@@ -313,7 +333,8 @@ def all_tables(
     "Tables 1 to 3 and Figure 3 of the paper, further ones, and `search`, which is for held-out images"
     changed = tuple({name for changes in protocol.inputs.values() for name in changes})
     inputs = Table('Backbone and input size', _input_rows(protocol), compares=changed)
-    return _paper_tables(protocol) | dict(inputs=inputs) | _VARIANTS
+    searched = dict(trials=_trial_table(protocol), compared=_compared_table(protocol)) if protocol.trials.rows else {}
+    return _paper_tables(protocol) | dict(inputs=inputs) | _VARIANTS | searched
 
 # %% ../../nbs/runs/tables.ipynb #9b7f98fa
 def default_workers() -> int:
@@ -334,17 +355,26 @@ def run_many(
     workers:int=0, # processes; 0 chooses
     cache:str|Path|None=None, # of features; `<folder>/cache` when left out
     threads:int=0, # of each process; 0 shares the cores out
-    progress:bool=True # show a bar over the epochs of all runs
+    progress:bool=True, # show a bar over the epochs of all runs
+    on_done:Callable=lambda recipe: None # is called with each recipe that was run
 ) -> dict: # name -> error message of the runs that failed
     "Run what is missing, side by side"
     workers = min(workers or default_workers(), len(recipes)) or 1
     threads = threads or max(1, (os.cpu_count() or 1) // workers)
     with _watched(recipes, folder, progress):
-        if workers > 1: errors = side_by_side(recipes, [Worker(folder, cache, threads) for _ in range(workers)])
-        else: errors = {recipe.name: why_it_failed(recipe, folder, cache, threads) for recipe in recipes}
+        if workers > 1:
+            errors = side_by_side(recipes, [Worker(folder, cache, threads) for _ in range(workers)], on_done)
+        else: errors = _one_after_the_other(recipes, folder, cache, threads, on_done)
     return {recipe.name: error for recipe in recipes if (error := errors[recipe.name])}
 
 # %% ../../nbs/runs/tables.ipynb #56880690
+def _one_after_the_other(recipes, folder, cache, threads, on_done):
+    errors = {}
+    for recipe in recipes:
+        errors[recipe.name] = why_it_failed(recipe, folder, cache, threads)
+        on_done(recipe)
+    return errors
+
 def _epochs(recipe): return 0 if recipe.model == 'clip' else recipe.train.epochs
 
 def _epochs_done(recipe, folder):

@@ -13,11 +13,12 @@ import sys
 import time
 import warnings
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from queue import Queue
 from subprocess import PIPE, Popen, TimeoutExpired
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 import torch
@@ -116,15 +117,17 @@ def _how_it_ended(code):
 # %% ../../nbs/runs/workers.ipynb #3501447c
 def side_by_side(
     recipes:list, # what to run
-    workers:list # of `Worker`
+    workers:list, # of `Worker`
+    on_done:Callable=lambda recipe: None # is called with each recipe that was run, one at a time
 ) -> dict: # name -> why it failed; None: it did not
     "Each worker takes the next recipe when it is done with one"
-    waiting, done = deque(recipes), {}
+    waiting, done, one_at_a_time = deque(recipes), {}, Lock()
     def feed(worker):
         while waiting:
             try: recipe = waiting.popleft()
             except IndexError: return # another worker was faster
             done[recipe.name] = worker.run(recipe)
+            with one_at_a_time: on_done(recipe)
     threads = [Thread(target=feed, args=(worker,), daemon=True) for worker in workers]
     try:
         for thread in threads: thread.start()
