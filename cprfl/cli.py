@@ -29,7 +29,9 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from .checks import check_choice, check_range, did_you_mean
 from .files import Owner, write_text
-from .runs.recipe import MODELS, RECIPES, DataSettings, ModelSettings, Recipe, RunSettings, get_recipe
+from .model.registry import MODELS
+from .registry import import_plugin
+from .runs.recipe import RECIPES, DataSettings, ModelSettings, Recipe, RunSettings, get_recipe
 from .text import VisibleStream, visible
 from .train.config import TrainConfig, choose_device
 
@@ -80,6 +82,12 @@ def _flags(options, **kw):
         try: tyro.cli(options, args=['--help'], **kw)
         except SystemExit: return re.findall(r'(--\w[\w-]*)', text.getvalue())
 
+def _words(argv, *names):
+    "What is given for some options, before all of them are read"
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in names: parser.add_argument(f'--{name}', nargs='?')
+    return parser.parse_known_args(argv)[0]
+
 def _parse(options, argv, **kw):
     "The dataclass `options` from the command line"
     kw |= dict(config=(OmitArgPrefixes,), registry=_REGISTRY)
@@ -124,6 +132,8 @@ def console(
         def command(argv:list|None=None): # arguments; those of the process when left out
             argv = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
             try:
+                if 'plugin' in options.__dataclass_fields__ and (plugin := _words(argv, 'plugin').plugin):
+                    import_plugin(plugin) # it adds to the choices
                 start = dict(default=default(argv)) if default else {}
                 given = _parse(options, argv, prog=name, description=description, **start)
                 with _plain_output(): func(given)
@@ -238,6 +248,7 @@ class TrainOptions:
     training:TrainConfig # how it learns
     run:RunOptions # where it is written
     recipe:str|None = None # name (`list` shows all) or YAML file; else shapes-cprfl, with --list frozen-cprfl
+    plugin:str|None = None # FILE.py or module that registers models of your own; it is imported first
 
 # %% ../nbs/cli.ipynb #52679205
 _HEAD = tuple(f.name for f in fields(ModelOptions) if f.name not in ModelSettings.__dataclass_fields__)
@@ -253,9 +264,7 @@ def _part(settings, recipe, **more):
 
 def _train_defaults(argv):
     "The options of `cprfl_train` before any is given: those of the recipe"
-    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ('--recipe', '--list', '--benchmark'): parser.add_argument(name, nargs='?')
-    given, _ = parser.parse_known_args(argv)
+    given = _words(argv, 'recipe', 'list', 'benchmark')
     name = None if given.recipe == 'list' else given.recipe
     recipe = _start(name, given.list, given.benchmark)
     data = _part(DataSettings, recipe)
@@ -298,7 +307,7 @@ def _kept(recipe, base):
     def of(r): return dict(model=r.model, images=r.benchmark or 'your own files')
     changed = [value for name, value in of(base).items() if value != of(recipe)[name]]
     kept = [name for name in ('lr', 'epochs') if getattr(recipe.train, name) == getattr(base.train, name)]
-    if not (changed and kept) or recipe.model == 'clip': return ''
+    if not (changed and kept) or not recipe.learns: return ''
     settings = ' and '.join(f'{name} {getattr(base.train, name):g}' for name in kept)
     return f'{settings}: as in the recipe {base.name}, which is for {" on ".join(changed)}'
 
@@ -323,7 +332,7 @@ def _show(run):
         last = run.metrics.tail(1).to_string(index=False)
         print('\nno test images were given, so nothing was tested '
               f'(--held-out 0.25 tests on a share of the training images); the last epoch:\n{last}')
-    if run.recipe.train.select == 'valid' and run.recipe.model != 'clip':
+    if run.recipe.train.select == 'valid' and run.recipe.learns:
         best = run.metrics.set_index('epoch')['total']
         print(f'\nkept: epoch {best.idxmax()} of {len(best)}, which is best on the validation images '
               f'({100 * best.max():.1f}); --select last keeps the last one')
@@ -336,6 +345,7 @@ class EvaluateOptions:
     run:Positional[Annotated[str, arg(metavar='RUN')]] # a run's folder
     list:str|None = None # other images to test on; the run's own test set when left out
     root:str|None = None # folder of these images
+    plugin:str|None = None # FILE.py or module that registers the run's model, if it is not of the kit
     batch_size:int = 64 # images per forward pass
     device:str = 'auto' # auto, cpu, cuda or mps
 
@@ -372,6 +382,7 @@ class PredictOptions:
     batch_size:int = 64 # images per forward pass
     num_workers:int = 0 # processes that decode images
     device:str = 'auto' # auto, cpu, cuda or mps
+    plugin:str|None = None # FILE.py or module that registers the run's model, if it is not of the kit
 
     def __post_init__(self):
         for name in ('k', 'batch_size'): check_range(name, getattr(self, name), low=1)
@@ -429,6 +440,7 @@ class TableOptions:
     format:str = 'text' # of what is printed: text, csv, markdown or latex
     no_run:bool = False # only make the tables, from the runs that are there
     list:bool = False # show the tables and their rows, and stop
+    plugin:str|None = None # FILE.py or module that registers models and rows of your own
 
     def __post_init__(self):
         check_range('seeds', self.seeds, low=1)
