@@ -119,6 +119,11 @@ def _plain_output():
         with redirect_stdout(VisibleStream(sys.stdout)): yield
     finally: warnings.formatwarning = before
 
+def _register(options, argv):
+    "Import what is given as --plugin, which adds to the choices"
+    takes_plugin = 'plugin' in (f.name for f in fields(options))
+    if takes_plugin and (plugin := _words(argv, 'plugin').plugin): import_plugin(plugin)
+
 def console(
     options:type, # a dataclass with a comment beside each field
     example:str, # of its use, for the help text
@@ -132,8 +137,7 @@ def console(
         def command(argv:list|None=None): # arguments; those of the process when left out
             argv = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
             try:
-                if 'plugin' in options.__dataclass_fields__ and (plugin := _words(argv, 'plugin').plugin):
-                    import_plugin(plugin) # it adds to the choices
+                _register(options, argv)
                 start = dict(default=default(argv)) if default else {}
                 given = _parse(options, argv, prog=name, description=description, **start)
                 with _plain_output(): func(given)
