@@ -111,7 +111,7 @@ def _settings_of(
     recipe:Recipe # of a run
 ) -> dict: # name -> value
     "Input and schedule of a recipe, which the rows of a table should share"
-    names = list(_INPUT if recipe.model == 'clip' else (*_INPUT, *_SCHEDULE))
+    names = [*_INPUT, *_SCHEDULE] if recipe.learns else list(_INPUT)
     if recipe.model != 'cprfl': names = [name for name in names if name != 'prompt_lr'] # others have no PI
     values = {name: getattr(recipe, name, getattr(recipe.train, name, None)) for name in names}
     return {name: str(value) if isinstance(value, dict) else value for name, value in values.items()}

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from cprfl import cli
@@ -133,8 +134,20 @@ def test_a_run_whose_model_is_not_registered(run):
 
 def test_attention_of_a_model_that_has_none(run):
     image = run.test_set()[0][0]
-    with pytest.raises(ValueError, match='attention_maps: .* got TopK; use grad_cam'): attention_maps(run, image[None])
+    with pytest.raises(ValueError, match='attention_maps: .* return_attention, .* got TopK; use grad_cam'): attention_maps(run, image[None])
     assert set(explain_image(run, image, 0)) == {'logit', 'gradcam'}
+
+
+def test_attention_of_a_model_of_ones_own():
+    class Attending(TopK):
+        def from_features(self, features, return_attention=False):
+            weights = self.fc(features).mT.softmax(-1)
+            logits = super().from_features(features)
+            return (logits, weights[:, None]) if return_attention else logits
+    backbone = nn.Conv2d(3, 4, 8, stride=8)
+    backbone.num_features = 4
+    maps = attention_maps(Attending(backbone, 5), torch.rand(2, 3, 32, 32))
+    assert maps.heads.shape == (2, 1, 5, 4, 4)
 
 
 def test_semantics_of_a_run_are_recorded(registries, tmp_path):
