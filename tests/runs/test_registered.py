@@ -134,7 +134,8 @@ def test_a_run_whose_model_is_not_registered(run):
 
 def test_attention_of_a_model_that_has_none(run):
     image = run.test_set()[0][0]
-    with pytest.raises(ValueError, match='attention_maps: .* return_attention, .* got TopK; use grad_cam'): attention_maps(run, image[None])
+    with pytest.raises(ValueError, match='attention_maps: .* takes return_attention, .* got TopK; use grad_cam'):
+        attention_maps(run, image[None])
     assert set(explain_image(run, image, 0)) == {'logit', 'gradcam'}
 
 
