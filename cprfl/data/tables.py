@@ -495,7 +495,7 @@ def _read_labels(table, label, given, separator, unknown, known=()):
     cells = read_cells(map(_without_nan, table.column(label)), separator, known)
     if cells.doubt: table.warn(f'{cells.doubt} (label_separator, --label-separator)')
     if cells.vectors: return _read_vectors(table, label, cells, given, unknown)
-    found = {name for parts in cells.parts.values() for name in parts}
+    found = cells.no.union(*cells.parts.values())
     names, index, phrase = _index(table, found, given)
     if given is None: _warn_of_names(table, names)
     reading = _read_names(table, label, cells, index, names, unknown)

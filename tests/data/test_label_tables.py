@@ -307,12 +307,35 @@ def test_names_that_stay_whole(read, names):
     (['left lung', 'right lung', 'left kidney', 'right kidney', 'lung'], "'left lung' is read as one name, but"),
     (['dog|cat', 'dog/cat'], "the class 'dog/cat' looks like several names"),
     (['"[{""label"": ""dog""}]"'], 'is no list of names, so it is read as text'),
+    (['"{""class"": ""cat""}"'], 'is no list of names, so it is read as text; a list of names can be read'),
+    (['"{""bbox"": [1, 2, 3, 4], ""labels"": [""dog""]}"'], 'is no list of names'),
+    (['"{""cat"": 1, ""dog"": 2}"'], 'is no list of names'), (['{cat: 1}'], 'is no list of names'),
+    (['"[{\'label\': \'dog\', \'crowd\': false}]"'], 'is no list of names'),
     (['N/A', 'dog'], "'N/A' is read as the name of a class, but it may stand for no label"),
     (['-', 'dog'], "'-' is read as the name of a class"),
     (['"[0, 1]"', '"[1, 0]"'], 'read as no and yes of two classes, but they may be ids')])
 def test_a_second_reading_is_warned_of(table, cells, why):
     lines = [f'{i}.jpg,{cell}' for i, cell in enumerate(cells)]
     with pytest.warns(UserWarning, match=why): read_csv(table('path,labels', *lines))
+
+
+def test_a_dictionary_that_is_no_list_stays_whole(table):
+    with pytest.warns(UserWarning): listing = read_csv(table('path,labels', 'a.jpg,"{""bbox"": [1, 2], ""is"": [3]}"'))
+    assert listing.classes == ['{"bbox": [1, 2], "is": [3]}']
+
+
+@pytest.mark.parametrize('cells', [
+    ('{"cat": 1, "dog": 0}', '{"cat": 0, "dog": 1}'), ("{'cat': True, 'dog': False}", "{'dog': True}"),
+    ('{"cat": "yes", "dog": "no"}', '{"dog": 1.0}'), ('{"by": "me", "labels": ["cat"]}', '{"labels": ["dog"]}')])
+def test_cells_with_dictionaries(read, cells):
+    first, second = (cell.replace('"', '""') for cell in cells)
+    listing = read('path,labels', f'a.jpg,"{first}"', f'b.jpg,"{second}"')
+    assert labels_of(listing) == {'a.jpg': ['cat'], 'b.jpg': ['dog']}
+
+
+def test_a_dictionary_names_classes_without_an_image(read):
+    listing = read('path,labels', 'a.jpg,"{""cat"": 1, ""owl"": 0}"')
+    assert counts_of(listing) == {'cat': 1, 'owl': 0}
 
 
 def test_given_classes_settle_how_names_are_divided(read):
