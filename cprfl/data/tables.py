@@ -9,6 +9,7 @@ __all__ = ['PATH_COLUMNS', 'LABEL_COLUMNS', 'Table', 'read_table', 'read_csv']
 import csv
 import os
 import re
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -59,12 +60,14 @@ LABEL_COLUMNS = ('labels', 'label', 'tags', 'findinglabels', 'labelname', 'label
                  'choices') # the best first
 
 def _plain(column):
-    "The name of a column without case, spaces and signs"
-    return re.sub('[^a-z0-9]', '', column.lower())
+    "The name of a column without case, spaces and signs; letters of every script and their accents stay"
+    whole = unicodedata.normalize('NFKC', column).casefold()
+    return ''.join(c for c in whole if unicodedata.category(c)[0] in 'LMN')
 
 def _columns_named(header, names):
     "The columns whose plain names are among `names`, in the order of `names`"
-    return [column for name in names for column in header if _plain(column) == name]
+    plain = list(zip(map(_plain, header), header))
+    return [column for name in names for same, column in plain if same and same == name]
 
 def _delimiter(text, path):
     "What is between the columns; `path` is a column if it is given"
@@ -163,8 +166,9 @@ def _is_file_name(text): return text.lower().endswith(IMAGE_SUFFIXES)
 def _named_column(table, name, option):
     "The column that a user names"
     for same in (str, str.casefold, _plain):
-        found = [column for column in table.header if same(column) == same(name.strip())]
-        if found: return found[0]
+        wanted = same(name.strip())
+        found = [column for column in table.header if same(column) == wanted]
+        if found and (wanted or not name.strip()): return found[0]
     raise table.refuse(f'{option}: no column {name!r}{did_you_mean(name, table.header)}')
 
 def _path_column(table, name):
@@ -241,11 +245,12 @@ _SPLITS = {'isvalid', 'isval', 'isvalidation', 'valid', 'val', 'validation', 'is
 
 def _without_nan(text): return '' if text.lower() in ('nan', '<na>', 'null') else text
 
-def _is_bookkeeping(column, header):
+def _is_bookkeeping(column, table):
     "Whether a column is about the rows and not about what they show"
     plain = _plain(column)
-    if plain == 'train': return bool(_SPLITS.intersection(map(_plain, header)))
-    if plain in _SPLITS or re.fullmatch(r'(unnamed)?\d*|index|idx|id', plain): return True
+    if plain == 'train': return bool(_SPLITS.intersection(map(_plain, table.header)))
+    if plain in ('index', 'idx'): return len(set(table.column(column))) == len(table.records)
+    if plain in _SPLITS or plain == 'id' or not column or re.fullmatch(r'unnamed\d*', plain): return True
     return bool(re.search(r'[ _-](id|ID|Id|index|idx)$|[a-z](ID|Id)$', column))
 
 def _kind(texts, unknown):
@@ -259,7 +264,7 @@ def _kind(texts, unknown):
 
 def _class_columns(table, path, unknown):
     "The columns that are classes"
-    columns = [column for column in table.header if column != path and not _is_bookkeeping(column, table.header)]
+    columns = [column for column in table.header if column != path and not _is_bookkeeping(column, table)]
     if not table.records: return columns
     kinds = {column: _kind(table.column(column), unknown) for column in columns}
     flags = [column for column in columns if kinds[column]]

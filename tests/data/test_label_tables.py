@@ -406,6 +406,17 @@ def test_a_class_may_be_called_train(read):
     assert read('image,train,orchid,android', 'a.jpg,1,0,1').classes == ['train', 'orchid', 'android']
 
 
+@pytest.mark.parametrize('names', [('кот', '猫'), ('0', '1'), ('+', '?'), ('index', 'thumb')])
+def test_names_of_every_kind_are_classes(read, names):
+    listing = read(','.join(['image', *names]), 'a.jpg,1,0', 'b.jpg,0,1', 'c.jpg,1,0')
+    assert counts_of(listing) == {names[0]: 2, names[1]: 1}
+
+
+def test_targets_without_names_as_pandas_writes_them(read):
+    listing = read(',0,1,2', 'a.jpg,1,0,1', 'b.jpg,0,1,0')
+    assert labels_of(listing) == {'a.jpg': ['0', '2'], 'b.jpg': ['1']}
+
+
 def test_a_mistake_does_not_make_a_column_something_else(read):
     listing = read('image,dog', *(f'{i}.jpg,{i % 2}' for i in range(30)), 'x.jpg,maybe')
     assert listing.rows[-1].problems == ["column 'dog' is 'maybe', expected 0 or 1"]
@@ -475,7 +486,14 @@ def test_columns_can_be_named(read):
     assert labels_of(listing) == {'a.jpg': ['dog']}
 
 
+@pytest.mark.parametrize('name', ['标签', '标 签', 'КОТ', '#'])
+def test_columns_of_every_script_can_be_named(read, name):
+    listing = read('path,+,кот,标签,#', 'a.jpg,no,cat,tag,hash', label_column=name)
+    assert listing.classes == [{'标': 'tag', 'К': 'cat'}.get(name[0], 'hash')]
+
+
 @pytest.mark.parametrize('kw, why', [
+    (dict(path_column='path', label_column='标鉴'), "label_column: no column '标鉴'"),
     (dict(path_column='were'), "path_column: no column 'were'; did you mean where?; the columns are where, what"),
     (dict(path_column='where', label_column='x'), "label_column: no column 'x'")])
 def test_a_column_that_is_not_there(table, kw, why):
