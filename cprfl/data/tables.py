@@ -456,13 +456,15 @@ def _read_flags(table, path, given, unknown):
     count = _set_codes(table.sound, codes, names, unknown, lambda i, c: table.records[i][at[c]])
     return _Reading(names, table.sound, 'labels from a column of 0 and 1 for each class', count, tuple(names))
 
+def _label_texts(table, label): return list(map(_without_nan, table.column(label)))
+
 def _read_vectors(table, label, cells, given, unknown):
     "Labels from cells with zeros and ones for all classes"
     width = max(map(len, cells.parts.values()))
     names = list(map(str, range(width))) if given is None else given.names
     if len(names) != width:
         raise table.refuse(f'column {label!r} has {width} zeros and ones in a cell, for {len(names)} classes')
-    vectors = [cells.parts[text] or [''] * width for text in table.column(label)]
+    vectors = [cells.parts[text] or [''] * width for text in _label_texts(table, label)]
     count = _set_codes(table.sound, _codes(zip(*vectors)), names, unknown, lambda i, c: vectors[i][c])
     return _Reading(names, table.sound, f'labels from {label!r}, {cells.how}', count, (label,))
 
@@ -470,7 +472,7 @@ def _read_vectors(table, label, cells, given, unknown):
 def _read_names(table, label, cells, index, names, unknown):
     "Labels from cells with names"
     looked_up = {text: _look_up(parts, index) for text, parts in cells.parts.items()}
-    for row, text in zip(table.sound, map(_without_nan, table.column(label))):
+    for row, text in zip(table.sound, _label_texts(table, label)):
         labels, problems = looked_up[text]
         row.labels = list(labels)
         row.problems += problems
@@ -497,7 +499,7 @@ def _warn_of_names(table, names):
 def _read_labels(table, label, given, separator, unknown, known=()):
     "Labels from a column, as names or as zeros and ones"
     if given: known = {*given.names, *given.ids, *given.codes}
-    cells = read_cells(map(_without_nan, table.column(label)), separator, known)
+    cells = read_cells(_label_texts(table, label), separator, known)
     if cells.doubt: table.warn(f'{cells.doubt} (label_separator, --label-separator)')
     if cells.vectors: return _read_vectors(table, label, cells, given, unknown)
     found = cells.no.union(*cells.parts.values())

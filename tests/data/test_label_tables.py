@@ -384,6 +384,12 @@ def test_vectors_without_classes_number_them(read):
     assert listing.targets.tolist() == [[0, 1, 1], [0, -1, 1]]
 
 
+@pytest.mark.parametrize('blank', ['nan', 'null', '<NA>', ''])
+def test_a_blank_cell_among_vectors_is_unknown(read, blank):
+    listing = read('path,labels', 'a.jpg,"[0, 1, 1]"', f'b.jpg,{blank}', unknown='ignore')
+    assert listing.targets.tolist() == [[0, 1, 1], [-1, -1, -1]]
+
+
 # ---- columns
 
 @pytest.mark.parametrize('header, rows, aside', [
