@@ -156,7 +156,7 @@ def _path_notes(before, after):
     "What was done to the paths"
     changed = [(a.path, b.path) for a, b in zip(before, after) if a.path != b.path]
     absolute = [pair for pair in changed if os.path.isabs(pair[0])]
-    others = [pair for pair in changed if pair not in absolute]
+    others = [pair for pair in changed if not os.path.isabs(pair[0])]
     return (_path_note('absolute paths are read below the image root', absolute) +
             _path_note('backslashes are read as slashes', others))
 
