@@ -245,6 +245,8 @@ _SPLITS = {'isvalid', 'isval', 'isvalidation', 'valid', 'val', 'validation', 'is
 
 def _without_nan(text): return '' if text.lower() in ('nan', '<na>', 'null') else text
 
+def _label_texts(table, label): return list(map(_without_nan, table.column(label)))
+
 def _is_bookkeeping(column, table):
     "Whether a column is about the rows and not about what they show"
     plain = _plain(column)
@@ -393,13 +395,19 @@ def _say(row, yes, first, labels):
         row.problems.append(f'{row.path} has this label with confidence 1 and 0, from line {first.line} on')
 
 # %% ../../nbs/data/tables.ipynb #dafe1012
-def _label_column(table, path, name, given):
+def _are_flags(texts, names):
+    "Whether the texts of a label column are zeros and ones, and not the names of two classes"
+    return bool({'0', '1'} & texts) and None not in map(flag, texts) and not texts - {''} <= set(names)
+
+def _label_column(table, path, name, given, known=()):
     "The column with names of labels; None if each class has a column of its own"
     if name is not None: return _named_column(table, name, 'label_column')
     found = [column for column in _columns_named(table.header, LABEL_COLUMNS) if column != path]
-    if given and set(given.names) <= set(table.header) - {path}: return None
-    texts = {column: set(table.column(column)) for column in found}
-    flags = [column for column in found if {'0', '1'} & texts[column] and None not in map(flag, texts[column])]
+    others = set(table.header) - {path}
+    if given and set(given.names) <= others: return None
+    texts = {column: set(_label_texts(table, column)) for column in found}
+    are_ids = given is not None and not others.intersection(given.names)
+    flags = [column for column in found if not are_ids and _are_flags(texts[column], known)]
     found = [column for column in found if column not in flags]
     found.sort(key=lambda column: all(text.isdecimal() for text in texts[column] if text) and any(texts[column]))
     if len(found) > 1:
@@ -455,8 +463,6 @@ def _read_flags(table, path, given, unknown):
     codes = _codes(nothing if name in missing else table.column(name) for name in names)
     count = _set_codes(table.sound, codes, names, unknown, lambda i, c: table.records[i][at[c]])
     return _Reading(names, table.sound, 'labels from a column of 0 and 1 for each class', count, tuple(names))
-
-def _label_texts(table, label): return list(map(_without_nan, table.column(label)))
 
 def _read_vectors(table, label, cells, given, unknown):
     "Labels from cells with zeros and ones for all classes"
@@ -547,7 +553,7 @@ def read_csv( # noqa: PLR0913 - the ways in which tables differ
     notes:list = []
     given = _as_given(classes, notes)
     path = _path_column(table, path_column)
-    label = _label_column(table, path, label_column, given)
+    label = _label_column(table, path, label_column, given, known)
     if label and (problem := _column_problem(table, path, label, [])): raise table.refuse(problem)
     paths, added = _with_suffix(table, table.column(path), root, image_suffix)
     for row, text in zip(table.sound, paths):

@@ -476,6 +476,24 @@ def test_a_lone_label_column_of_zeros_and_ones(table):
     assert read_csv(rows, label_column='label').classes == ['0', '1']
 
 
+@pytest.mark.parametrize('blank', ['', 'nan'])
+def test_zeros_and_ones_are_ids_of_given_classes(read, blank):
+    listing = read('image,label', 'a.jpg,0', 'b.jpg,1', f'c.jpg,{blank}', classes=['cat', 'dog'])
+    assert labels_of(listing) == {'a.jpg': ['cat'], 'b.jpg': ['dog'], 'c.jpg': []}
+
+
+def test_zeros_and_ones_are_classes_of_the_run(root):
+    (root/'t.csv').write_text('image,label\na.jpg,0\nb.jpg,1\n')
+    dataset = from_csv(root/'t.csv', match=['0', '1', '2'])
+    assert dataset.targets.tolist() == [[1, 0, 0], [0, 1, 0]]
+
+
+def test_a_label_column_beside_given_classes_is_a_flag(table):
+    with pytest.warns(UserWarning, match='no column cow'):
+        listing = read_csv(table('image,dog,label', 'a.jpg,1,0', 'b.jpg,0,1'), classes=['cow', 'dog'])
+    assert labels_of(listing) == {'a.jpg': ['dog'], 'b.jpg': []}
+
+
 def test_a_class_of_a_one_hot_table_may_be_called_label(read):
     listing = read('image,label,dog', 'a.jpg,0,1', 'b.jpg,1,1', classes=['dog', 'label'])
     assert labels_of(listing) == {'a.jpg': ['dog'], 'b.jpg': ['dog', 'label']}
