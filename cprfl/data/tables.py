@@ -69,11 +69,18 @@ def _columns_named(header, names):
     plain = list(zip(map(_plain, header), header))
     return [column for name in names for same, column in plain if same and same == name]
 
+def _named_delimiter(text):
+    "What the first line names as the delimiter, or None, and the text with that line blank"
+    match = re.match(r'\n*"?sep=([^"\s]|\t)"? *(?=\n|$)', text)
+    if match is None: return None, text
+    return match[1], '\n' * match[0].count('\n') + text[match.end():]
+
 def _delimiter(text, path):
     "What is between the columns; `path` is a column if it is given"
     head = text.lstrip('\n').partition('\n')[0]
-    if match := re.fullmatch(r'sep=(.)', head.strip('"')): return match[1]
-    def columns(mark): return [column.strip() for column in next(csv.reader([head], delimiter=mark), [])]
+    def columns(mark):
+        try: return [column.strip() for column in next(csv.reader([head], delimiter=mark), [])]
+        except csv.Error: return [] # a field that is too long is reported with its line
     def fit(mark):
         header = columns(mark)
         has_path = bool(_columns_named(header, [_plain(path)] if path else PATH_COLUMNS))
@@ -93,6 +100,12 @@ def _records(file, text, delimiter):
     except csv.Error as e: raise BadDataError([Problem(str(file), line, f'{e}; is a quote not closed?')]) from None
     _check_quotes(file, text, records)
     return records
+
+def _divided(file, text, path=None):
+    "The records of a text, and what is between their fields; `path` is a column if it is given"
+    delimiter, text = _named_delimiter(text)
+    delimiter = delimiter or _delimiter(text, path)
+    return _records(file, text, delimiter), delimiter
 
 def _check_quotes(file, text, records):
     "A quote that is never closed would swallow the rest of the file"
@@ -138,8 +151,7 @@ def read_table(
 ) -> Table:
     "A table of any encoding and delimiter"
     text, encoding = _decoded(file)
-    delimiter = _delimiter(text, path_column)
-    records = [record for record in _records(file, text, delimiter) if record[1][:1] != ['sep='] or record[0] > 1]
+    records, delimiter = _divided(file, text, path_column)
     while records and not any(records[-1][1]): records.pop()
     while records and not any(records[0][1]): records.pop(0)
     if not records: raise BadDataError([Problem(str(file), None, 'the file is empty')])
@@ -300,8 +312,7 @@ class _Given:
 def _descriptions(file):
     "Code -> name from a file of two columns, or {}"
     if Path(file).suffix.lower() not in ('.csv', '.tsv'): return {}
-    text, _ = _decoded(file)
-    records = [record for _, record in _records(file, text, _delimiter(text, None)) if any(record)]
+    records = [record for _, record in _divided(file, _decoded(file)[0])[0] if any(record)]
     if not records or any(len(record) != 2 for record in records): return {}
     if _plain(records[0][0]) in (*LABEL_COLUMNS, 'mid', 'id', 'code'): records = records[1:]
     if all(key.isdecimal() for key, _ in records): return {}

@@ -572,10 +572,22 @@ def test_semicolons_with_commas_in_the_cells(read):
     assert labels_of(read('path;labels', 'a.jpg;dog,cat', 'b.jpg;dog'))['a.jpg'] == ['dog', 'cat']
 
 
-def test_excel_names_its_delimiter(read):
-    listing = read('sep=;', 'path;labels', 'a.jpg;dog|cat')
+@pytest.mark.parametrize('line', ['sep=;', '"sep=;"'])
+def test_excel_names_its_delimiter(read, line):
+    listing = read(line, 'path;labels', 'a.jpg;dog|cat')
     assert labels_of(listing) == {'a.jpg': ['dog', 'cat']}
     assert listing.rows[0].line == 3
+
+
+@pytest.mark.parametrize('line', ['sep=;', '"sep=;"'])
+def test_excel_names_the_delimiter_of_descriptions(read, table, line):
+    names = table(line, '/m/1;Bird', '/m/2;Tree', name='names.csv')
+    assert read('path,labels', 'a.jpg,/m/2', classes=names).classes == ['Bird', 'Tree']
+
+
+@pytest.mark.parametrize('line', ['path,' + 'x' * 140_000, 'path,labels\na.jpg,' + 'x' * 140_000])
+def test_a_field_that_is_too_long_is_a_sentence(table, line):
+    with pytest.raises(BadDataError, match='field larger than field limit'): read_csv(table(line))
 
 
 def test_another_code_page_is_a_guess(table):
