@@ -87,11 +87,11 @@ def _loose_items(cell, bare):
 
 # %% ../../nbs/data/cells.ipynb #bc60496e
 _STRONG = '[|;\n]'
-_WORDS = dict(comma=',', semicolon=';', bar='|', pipe='|', hash='#', space=' ', tab='\t', none='')
+_NAMED_SEPARATORS = dict(comma=',', semicolon=';', bar='|', pipe='|', hash='#', space=' ', tab='\t', none='')
 
 def _pattern(separator):
     "The regular expression of a separator as a user gives it"
-    separator = _WORDS.get(separator.lower(), separator)
+    separator = _NAMED_SEPARATORS.get(separator.lower(), separator)
     if separator and not separator.strip(' '): return r'\s+'
     return re.escape(separator.strip(' '))
 

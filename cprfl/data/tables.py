@@ -282,7 +282,7 @@ def _class_columns(table, path, unknown):
     if not table.records: return columns
     kinds = {column: _kind(table.column(column), unknown) for column in columns}
     flags = [column for column in columns if kinds[column]]
-    words = [column for column in flags if _WORDS.intersection(map(str.lower, table.column(column)))]
+    words = [column for column in flags if _IN_WORDS.intersection(map(str.lower, table.column(column)))]
     if words != flags: kinds |= dict.fromkeys(words, 0) # reviewed: yes
     flags = [column for column in columns if kinds[column]]
     if not flags: return []
@@ -291,7 +291,7 @@ def _class_columns(table, path, unknown):
         if column not in chosen: _warn_of_flags(table, column)
     return chosen
 
-_WORDS = {'yes', 'no', 'y', 'n'}
+_IN_WORDS = {'yes', 'no', 'y', 'n'}
 
 def _warn_of_flags(table, column):
     "Warn of a column that is no class, though most of its cells say yes or no"
@@ -572,7 +572,7 @@ def read_csv( # noqa: PLR0913 - the ways in which tables differ
         if not text: row.problems.append('the path is empty')
     if label is None: reading = _read_flags(table, path, given, unknown)
     else: reading = _read_labels(table, label, given, label_separator, unknown, known)
-    broken = {id(row) for row in table.sound}
-    rows = reading.rows + [row for row in table.rows if id(row) not in broken]
+    sound = {id(row) for row in table.sound}
+    rows = reading.rows + [row for row in table.rows if id(row) not in sound]
     rows.sort(key=lambda row: row.line)
     return Listing(file, root, reading.classes, rows, notes=_notes(table, path, added, reading, unknown) + notes)
