@@ -23,7 +23,7 @@ import numpy as np
 from ..checks import check_choice, did_you_mean, some
 from .cells import UNKNOWN_LABELS, combined_names, flag, read_cells
 from .images import IMAGE_SUFFIXES, BadDataError, Problem
-from .readers import Listing, Row, as_classes, find_encoding, read_class_file
+from .readers import Listing, Row, as_classes, find_encoding, read_class_file, split_off_delimiter
 
 # %% ../../nbs/data/tables.ipynb #bade21b2
 def _decoded(file):
@@ -69,12 +69,6 @@ def _columns_named(header, names):
     plain = list(zip(map(_plain, header), header))
     return [column for name in names for same, column in plain if same and same == name]
 
-def _named_delimiter(text):
-    "What the first line names as the delimiter, or None, and the text with that line blank"
-    match = re.match(r'\n*"?sep=([^"\s]|\t)"? *(?=\n|$)', text)
-    if match is None: return None, text
-    return match[1], '\n' * match[0].count('\n') + text[match.end():]
-
 def _delimiter(text, path):
     "What is between the columns; `path` is a column if it is given"
     head = text.lstrip('\n').partition('\n')[0]
@@ -103,7 +97,7 @@ def _records(file, text, delimiter):
 
 def _divided(file, text, path=None):
     "The records of a text, and what is between their fields; `path` is a column if it is given"
-    delimiter, text = _named_delimiter(text)
+    delimiter, text = split_off_delimiter(text)
     delimiter = delimiter or _delimiter(text, path)
     return _records(file, text, delimiter), delimiter
 

@@ -517,7 +517,7 @@ def test_columns_of_every_script_can_be_named(read, name):
 
 
 @pytest.mark.parametrize('kw, why', [
-    (dict(path_column='path', label_column='标鉴'), "label_column: no column '标鉴'"),
+    (dict(path_column='where', label_column='标鉴'), "label_column: no column '标鉴'"),
     (dict(path_column='were'), "path_column: no column 'were'; did you mean where?; the columns are where, what"),
     (dict(path_column='where', label_column='x'), "label_column: no column 'x'")])
 def test_a_column_that_is_not_there(table, kw, why):
@@ -579,9 +579,9 @@ def test_excel_names_its_delimiter(read, line):
     assert listing.rows[0].line == 3
 
 
-@pytest.mark.parametrize('line', ['sep=;', '"sep=;"'])
+@pytest.mark.parametrize('line', ['sep=,', '"sep=,"'])
 def test_excel_names_the_delimiter_of_descriptions(read, table, line):
-    names = table(line, '/m/1;Bird', '/m/2;Tree', name='names.csv')
+    names = table(line, '/m/1,Bird', '/m/2,Tree', name='names.csv')
     assert read('path,labels', 'a.jpg,/m/2', classes=names).classes == ['Bird', 'Tree']
 
 
