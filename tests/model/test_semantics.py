@@ -178,7 +178,8 @@ def damaged_files(folder):
         'cut.safetensors': sound['w.safetensors'][:-8], 'empty.safetensors': b''}
 
 
-@pytest.mark.parametrize('name', ['empty.npy', 'cut.npy', 'head.npy', 'zip.npy', 'cut.safetensors', 'empty.safetensors'])
+@pytest.mark.parametrize('name', [
+    'empty.npy', 'cut.npy', 'head.npy', 'zip.npy', 'cut.safetensors', 'empty.safetensors'])
 def test_a_damaged_file_is_named(tmp_path, name):
     (tmp_path / name).write_bytes(damaged_files(tmp_path)[name])
     with pytest.raises(ValueError, match=f'{name} is damaged, or not what its name says'):

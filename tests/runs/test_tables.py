@@ -207,11 +207,12 @@ def test_tables_are_written_beside_a_broken_run(runs, tmp_path):
 def counted(monkeypatch):
     "How often the files of runs are read"
     reads = Counter()
-    for name in ('report', 'predictions'):
-        def counts(run, name=name, read=getattr(Run, name).fget):
+    def counting(name, read):
+        def counts(run):
             reads[name] += 1
             return read(run)
         monkeypatch.setattr(Run, name, property(counts))
+    for name in ('report', 'predictions'): counting(name, getattr(Run, name).fget)
     return reads
 
 
