@@ -1,4 +1,5 @@
 "Category semantics from every source, and the CLIP in the package"
+import errno
 import json
 import pickle
 import time
@@ -221,6 +222,16 @@ def test_without_a_network_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setattr(open_clip, 'create_model_and_transforms', offline)
     message = 'clip:RN50/openai could not be fetched .*clip:RN50/PATH, or vectors: file:PATH'
     with pytest.raises(RuntimeError, match=message):
+        category_semantics(CLASSES, 'clip:RN50/openai')
+
+
+def test_a_disk_without_room_for_weights_is_not_a_network(monkeypatch):
+    import open_clip
+    def full(*args, **kw):
+        try: raise OSError(errno.ENOSPC, 'No space left on device', 'weights.incomplete')
+        except OSError as e: raise FileNotFoundError(f'Failed to download file. Last error: {e}') # noqa: B904 - as there
+    monkeypatch.setattr(open_clip, 'create_model_and_transforms', full)
+    with pytest.raises(RuntimeError, match='could not be stored: .Errno 28. No space left'):
         category_semantics(CLASSES, 'clip:RN50/openai')
 
 
