@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import cprfl.runs.build
 from cprfl.files import Owner
 from cprfl.model.backbones import TunedBackbone, build_backbone
 from cprfl.runs.build import Splits, build_model, load_data
@@ -358,6 +359,18 @@ def test_a_run_without_a_test_says_why(photos, tmp_path):
     run = run_recipe(photos.with_(held_out=0., epochs=1), tmp_path, progress=False)
     with pytest.raises(ValueError, match='no predictions.parquet: it was trained without test images'):
         _ = run.predictions
+
+
+@pytest.mark.parametrize('kind', [dict(frozen=True), dict(frozen=False, views=1, cache_images=True)])
+@pytest.mark.parametrize('asked, used', [(0, 2), (5, 5)])
+def test_caches_are_filled_by_as_many_processes_as_asked(photos, tmp_path, monkeypatch, kind, asked, used):
+    seen = []
+    def noted(*args, num_workers, **kw): return seen.append(num_workers) or args[-1]
+    for name in ('cache_features', 'cache_images'): monkeypatch.setattr(cprfl.runs.build, name, noted)
+    recipe = photos.with_(**kind, num_workers=asked)
+    data = Splits.read(recipe)
+    data.cached(recipe, build_model(recipe, data.classes), tmp_path)
+    assert set(seen) == {used}
 
 
 def test_broken_runs_are_left_out(copied, tmp_path):
