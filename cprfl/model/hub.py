@@ -12,6 +12,9 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
+# %% ../../nbs/model/hub.ipynb #b0110fe4
+from ..checks import first_line
+
 # %% ../../nbs/model/hub.ipynb #a0b00006
 def is_reachable(
     url:str, # of a server
@@ -55,8 +58,7 @@ def _in_words(what, e, advice):
     "What an error means, and what to do"
     disk = next(filter(_is_of_disk, _behind(e)), None)
     if disk: return f'{what} could not be stored: {disk}'
-    lines = str(e).strip().splitlines()
-    why = ': '.join([type(e).__name__, *lines[:1]])
+    why = f'{type(e).__name__}: {first_line(e)}'
     of_network = isinstance(e, OSError) or type(e).__module__.split('.')[0] in _NETWORK
     if not of_network: return f'{what} could not be built ({why})'
     return f'{what} could not be fetched ({why}). With a network it is downloaded once. {advice}'

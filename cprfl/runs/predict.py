@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..checks import first_line
 from ..data.dataset import read_image, resize
 from ..data.folders import images_below
 from ..data.images import IMAGE_SUFFIXES
@@ -55,15 +56,14 @@ class Pictures(Dataset):
 
     def __getitem__(self, i):
         try: return self.resized(read_image(self.files[i]))
-        except Exception as e: return str(e).splitlines()[0]
+        except Exception as e: return first_line(e)
 
     def resized(self,
         image:torch.Tensor # [3, H, W] uint8
     ) -> torch.Tensor: # [3, h, w] uint8
         "As the model expects it; a backbone of Shapes-LT takes any size"
-        if self.recipe.image_size: return resize(self.recipe.image_size)(image)
-        if self.recipe.benchmark == 'shapes-lt': return image
-        return resize(max(image.shape[1:]) // 32 * 32 or 32)(image)
+        size = self.recipe.image_size # only Shapes-LT may do without
+        return resize(size)(image) if size else image
 
 def _of_one_size(images):
     "Stacks of images that follow each other"

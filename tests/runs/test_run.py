@@ -13,9 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import cprfl.runs.build
+import cprfl.runs.predict
 from cprfl.files import Owner
 from cprfl.model.backbones import TunedBackbone, build_backbone
 from cprfl.runs.build import Splits, build_model, load_data
+from cprfl.runs.predict import Pictures
 from cprfl.runs.recipe import GLOBAL_HEAD, RECIPES, Recipe, get_recipe
 from cprfl.runs.run import Run, find_runs, open_runs, run_or_open, run_recipe
 from cprfl.train.callbacks import Callback
@@ -371,6 +373,12 @@ def test_caches_are_filled_by_as_many_processes_as_asked(photos, tmp_path, monke
     data = Splits.read(recipe)
     data.cached(recipe, build_model(recipe, data.classes), tmp_path)
     assert set(seen) == {used}
+
+
+def test_an_image_may_fail_without_a_text(photos, monkeypatch):
+    def fail(file): raise MemoryError
+    monkeypatch.setattr(cprfl.runs.predict, 'read_image', fail)
+    assert Pictures(['a.png'], photos)[0] == 'MemoryError'
 
 
 def test_broken_runs_are_left_out(copied, tmp_path):
