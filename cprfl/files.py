@@ -92,6 +92,7 @@ def reading(
     except MemoryError: raise
     except Exception as e:
         if str(e).startswith(str(file)): raise # says it already
+        if isinstance(e, OSError) and e.errno: raise OSError(f'{file} cannot be read: {e.strerror}') from e
         what = (str(e).splitlines() or [''])[0]
         raise ValueError(f'{file} is damaged, or not what its name says ({type(e).__name__}: {what})') from e
 
