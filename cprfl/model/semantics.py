@@ -269,12 +269,13 @@ def _glove_vectors(path, words):
         raise ValueError(f'glove: {path} has no vector for {some(missing)}')
     return found
 
-def _from_glove(classes, path):
-    _check_file('glove', path)
+def _from_glove(classes, argument):
+    _check_file('glove', argument)
     names = _split_names(classes)
-    found = _glove_vectors(path, {w for name in names for w in name})
+    found = _glove_vectors(argument, {w for name in names for w in name})
     widths = {len(vector) for vector in found.values()}
-    if len(widths) > 1: raise ValueError(f'glove: {path}: expected vectors of one length, got {some(sorted(widths))}')
+    if len(widths) > 1:
+        raise ValueError(f'glove: {argument}: expected vectors of one length, got {some(sorted(widths))}')
     return torch.stack([torch.stack([found[w] for w in name]).mean(0) for name in names])
 
 def _from_words(classes):
@@ -295,9 +296,9 @@ def _from_safetensors(path):
     if len(tensors) == 1: return next(iter(tensors.values())).float()
     raise ValueError(f'file: {path}: expected one tensor [C, m], got {len(tensors)} ({some(tensors)})')
 
-def _from_file(classes, path):
-    _check_file('file', path)
-    path = Path(path)
+def _from_file(classes, argument):
+    _check_file('file', argument)
+    path = Path(argument)
     if path.suffix == '.npy': W = _from_npy(path)
     elif path.suffix == '.safetensors': W = _from_safetensors(path)
     else: raise ValueError(f'file: expected .npy or .safetensors, got {path.name}')
