@@ -17,7 +17,7 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType
 
 import numpy as np
 import torch
@@ -115,12 +115,26 @@ def _settings(m):
     if type(m).__module__.split('.')[0] in _LIBRARIES: return names
     return [name for name in names if type(getattr(m, name)) not in _WATCHERS]
 
+def _constant(value):
+    if isinstance(value, frozenset): return str(sorted(map(repr, value))) # its own order is another in each process
+    return _instructions(value) if isinstance(value, CodeType) else repr(value)
+
+def _instructions(code):
+    "What a function does, without its lines and files"
+    return f'{code.co_code.hex()} {code.co_names} {[_constant(value) for value in code.co_consts]}'
+
+def _code_of(cls):
+    "A digest of the functions of a class, as far as it is neither of a library nor of the kit; '' if it is"
+    own = [c for c in cls.__mro__ if c.__module__.split('.')[0] not in (*_LIBRARIES, 'builtins', 'cprfl')]
+    functions = [f for c in own for f in vars(c).values() if isinstance(f, FunctionType)]
+    return _digest(' '.join(_instructions(f.__code__) for f in functions).encode()) if functions else ''
+
 def describe(
     module:torch.nn.Module # a network
 ) -> list: # for each module its name, class, settings and attributes, as text
     "What a network computes, apart from its weights"
     return [f'{name}: {type(m).__module__}.{type(m).__qualname__}({m.extra_repr()}) {_attributes(m, _settings(m))}'
-            for name, m in module.named_modules()]
+            f'{_code_of(type(m))}' for name, m in module.named_modules()]
 
 # %% ../../nbs/train/fingerprint.ipynb #f1a0000e
 def weights_digest(
