@@ -10,12 +10,13 @@ from torch import nn
 
 from cprfl import cli
 from cprfl.look.attention import attention_maps, explain_image
+from cprfl.losses import BCELoss, register_loss
 from cprfl.model.backbones import PatchModel
 from cprfl.model.registry import MODELS, register_model
 from cprfl.model.semantics import SEMANTICS, register_semantics
 from cprfl.runs.build import build_model
 from cprfl.runs.recipe import Recipe, get_recipe
-from cprfl.runs.registered import REGISTRIES, packed, unpack
+from cprfl.runs.registered import REGISTRIES, check_recorded, packed, recorded, unpack
 from cprfl.runs.run import Run, run_recipe
 from cprfl.runs.tables import ROWS, Row, all_rows, all_tables, get_protocol, register_row, run_many
 
@@ -160,6 +161,19 @@ def test_semantics_of_a_run_are_recorded(registries, tmp_path):
     assert run.model().semantics[:, 1].eq(1).all()
     del SEMANTICS.entries['lengths']
     with pytest.raises(ValueError, match="the semantics 'lengths' is not known here"): Run(run.folder).model()
+
+
+def test_a_loss_is_recorded(registries):
+    register_loss('mine')(type('Mine', (BCELoss,), {}))
+    record = recorded(TINY.with_(loss='mine'))
+    assert record == dict(loss=dict(name='mine', module='test_registered', function='Mine'))
+    del REGISTRIES['loss'].entries['mine']
+    with pytest.raises(ValueError, match="the loss 'mine' is not known here"): check_recorded(record)
+
+
+@pytest.mark.parametrize('record', [[], dict(model='topk'), dict(model=dict(name='topk')), dict(model=dict(name=5))])
+def test_a_record_that_is_damaged(record):
+    with pytest.raises(ValueError, match='registered.*: expected'): check_recorded(record)
 
 
 # ---- in parallel
