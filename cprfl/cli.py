@@ -493,7 +493,7 @@ def table(o:TableOptions):
     with Owner(out):
         kept = _keep_results(out, write_results)
         failed = {} if o.no_run else run_many(recipes, out, o.workers, o.cache, on_done=kept)
-        for name, why in failed.items(): print(f'failed: {name}: {why}', file=sys.stderr)
+        for name, why in failed.items(): _complain(f'failed: {name}: {why}')
         for text in write_tables(out, protocol, tables, o.format): print(f'\n{text}')
     print(f'\nruns and tables: {out}')
     if failed: raise RuntimeError(f'{len(failed)} of the runs failed; the same command tries them again')

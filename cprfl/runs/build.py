@@ -213,6 +213,7 @@ _CLASSES = dict(cprfl=CPRFL, erm=ERM, mlgcn=MLGCN, coop=LearnedContext)
 
 def _checked_keywords(recipe):
     "The recipe's keywords of its model; wrong ones raise"
+    if recipe.model == 'clip': return check_keys('model_args', recipe.model_args, ())
     params = signature(_CLASSES[recipe.model]).parameters.values()
     kinds = {p.name: p.annotation for p in params if p.default is not p.empty and p.annotation is not Any}
     for name, value in check_keys('model_args', recipe.model_args, kinds).items():
@@ -229,8 +230,8 @@ def build_model(
     targets:np.ndarray|None=None # [N, C] training labels, for ML-GCN's correlations
 ) -> torch.nn.Module:
     "The recipe's model, before training"
-    if recipe.model == 'clip': return ZeroShotCLIP(load_clip(recipe.semantics), classes, recipe.template)
     kw = _checked_keywords(recipe)
+    if recipe.model == 'clip': return ZeroShotCLIP(load_clip(recipe.semantics), classes, recipe.template)
     torch.manual_seed(recipe.train.seed)
     if recipe.model == 'coop': return LearnedContext(load_clip(recipe.semantics), classes, **kw)
     backbone = _build_backbone(recipe, load_weights)
