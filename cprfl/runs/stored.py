@@ -54,6 +54,7 @@ class RunConfig:
     groups:dict # name -> class indices
     class_counts:np.ndarray # [C] training images
     num_train:int # training images
+    data:str|None = None # fingerprint of the training images, see `data_key`; older files have none
 
     @classmethod
     def read(cls,
@@ -72,7 +73,8 @@ class RunConfig:
         num_train = check_type('num_train', config['num_train'], int)
         counts = _check_indices('class_counts', config['class_counts'], num_train + 1)
         if len(counts) != C: raise ValueError(f'class_counts: expected {C} of them, got {len(counts)}')
-        return cls(from_dict(Recipe, config['recipe'], 'recipe'), classes, groups, counts, num_train)
+        data = check_type('data', config.get('data'), str|None)
+        return cls(from_dict(Recipe, config['recipe'], 'recipe'), classes, groups, counts, num_train, data)
 
 # %% ../../nbs/runs/stored.ipynb #7cd85dc3
 _IN_REPORT = 'total', 'ap', 'num_test', 'seconds'
