@@ -184,10 +184,10 @@ def demo(o:DemoOptions):
         _show_demo(recipes, o)
 
 def _show_demo(recipes, o):
-    from cprfl.runs.report import results_table, summarise
+    from cprfl.runs.report import format_table, results_table, summarise
     from cprfl.runs.run import Run
     results = results_table([Run(Path(o.out) / r.name) for r in recipes])
-    write_text(Path(o.out) / 'demo.csv', results.to_csv())
+    write_text(Path(o.out) / 'demo.csv', format_table(results, 'csv'))
     shown = summarise(results).drop(columns=['seeds', 'seconds']).rename(DEMO).to_string()
     seeds = f' and {o.seeds} seeds' if o.seeds > 1 else ''
     predict = 'cprfl_predict' if which('cprfl_predict') else Path(sys.argv[0]).with_name('cprfl_predict')
