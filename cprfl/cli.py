@@ -385,10 +385,11 @@ class PredictOptions:
          'cprfl_predict runs/mine photos --out predictions.csv')
 def predict(o:PredictOptions):
     "The most likely categories of images and of folders with images, or a table of all scores"
-    from cprfl.runs.predict import find_images, predict_images, write_predictions
+    from cprfl.runs.predict import check_replaceable, find_images, predict_images, write_predictions
     from cprfl.runs.run import Run
     if not o.images: raise ValueError('give one or more image files or folders')
     run, files = Run(o.run), find_images(o.images)
+    if o.out: check_replaceable(o.out, run.classes)
     predictions = predict_images(run, files, o.batch_size, o.num_workers, o.device, bool(o.out))
     problems:list = []
     sound = _without_problems(predictions, problems)
