@@ -18,7 +18,7 @@ from pandas.api.types import is_numeric_dtype
 
 from .. import __version__
 from ..checks import brief, check_range, check_type, some
-from ..files import reading
+from ..files import csv_frame, reading
 from .recipe import Recipe
 from ..settings import check_keys, from_dict, read_json
 
@@ -113,8 +113,7 @@ def read_frame(
     numbers:tuple=() # columns that hold numbers
 ) -> pd.DataFrame: # all its columns
     "A table with certain columns"
-    as_written = dict.fromkeys(texts, str) # a class may be called NA
-    with reading(file): table = pd.read_csv(file, index_col=False, converters=as_written) # no column is an index
+    with reading(file): table = csv_frame(file, texts)
     if missing := [name for name in (*texts, *numbers) if name not in table]:
         raise ValueError(f'{file}: expected columns {some((*texts, *numbers))}, but {some(missing)} is missing')
     check_numeric(file, table, numbers)
