@@ -166,9 +166,10 @@ class Setting:
     @cached_property
     def text(self): # encoder and tokens
         import open_clip
+        before = logging.root.manager.disable
         logging.disable(logging.WARNING) # open_clip warns of random weights
         try: encoder = open_clip.create_model('RN50', pretrained=None).to(self.device).eval()
-        finally: logging.disable(logging.NOTSET)
+        finally: logging.disable(before)
         captions = [f'a photo of a thing {i}.' for i in range(self.classes)]
         return encoder, open_clip.get_tokenizer('RN50')(captions).to(self.device)
 

@@ -198,10 +198,10 @@ def demo(o:DemoOptions):
         _show_demo(recipes, o)
 
 def _show_demo(recipes, o):
-    from cprfl.runs.report import results_table, summarise
+    from cprfl.runs.report import format_table, results_table, summarise
     from cprfl.runs.run import Run
     results = results_table([Run(Path(o.out) / r.name) for r in recipes])
-    write_text(Path(o.out) / 'demo.csv', results.to_csv())
+    write_text(Path(o.out) / 'demo.csv', format_table(results, 'csv'))
     shown = summarise(results).drop(columns=['seeds', 'seconds']).rename(DEMO).to_string()
     seeds = f' and {o.seeds} seeds' if o.seeds > 1 else ''
     predict = 'cprfl_predict' if which('cprfl_predict') else Path(sys.argv[0]).with_name('cprfl_predict')
@@ -400,10 +400,11 @@ class PredictOptions:
          'cprfl_predict runs/mine photos --out predictions.csv')
 def predict(o:PredictOptions):
     "The most likely categories of images and of folders with images, or a table of all scores"
-    from cprfl.runs.predict import find_images, predict_images, write_predictions
+    from cprfl.runs.predict import check_replaceable, find_images, predict_images, write_predictions
     from cprfl.runs.run import Run
     if not o.images: raise ValueError('give one or more image files or folders')
     run, files = Run(o.run), find_images(o.images)
+    if o.out: check_replaceable(o.out, run.classes)
     predictions = predict_images(run, files, o.batch_size, o.num_workers, o.device, bool(o.out))
     problems:list = []
     sound = _without_problems(predictions, problems)
@@ -509,7 +510,7 @@ def table(o:TableOptions):
     with Owner(out):
         kept = _keep_results(out, write_results)
         failed = {} if o.no_run else run_many(recipes, out, o.workers, o.cache, on_done=kept)
-        for name, why in failed.items(): print(f'failed: {name}: {why}', file=sys.stderr)
+        for name, why in failed.items(): _complain(f'failed: {name}: {why}')
         for text in write_tables(out, protocol, tables, o.format): print(f'\n{text}')
     print(f'\nruns and tables: {out}')
     if failed: raise RuntimeError(f'{len(failed)} of the runs failed; the same command tries them again')

@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'attention': ['METHODS', 'patch_grid', 'upsample_maps', 'as_model', 'AttentionMaps',
                   'gives_attention', 'attention_maps', 'grad_cam', 'explain_image', 'box_mask', 'strongest_point',
                   'score_maps', 'pointing_game', 'centre_map', 'pointing_baselines', 'pointing_summary'],
-    'style': ['GroupStyle', 'NO_GROUP', 'WITH_TOTAL', 'GROUP_COLOURS', 'GROUP_SIGNS', 'INK', 'RIGHT', 'WRONG',
+    'style': ['GroupStyle', 'NO_GROUP', 'WITH_TOTAL', 'GROUP_COLOURS', 'INK', 'RIGHT', 'WRONG',
               'UNKNOWN', 'TEXT', 'FAINT', 'FILLINGS', 'in_order', 'group_styles', 'legend_of', 'signed',
               'true_labels', 'groups_in', 'light_to_dark', 'new_axes',
               'tidy', 'legend_text', 'legend_above', 'filling', 'grouped_bars', 'heat_map'],

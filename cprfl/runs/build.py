@@ -154,7 +154,8 @@ class Splits:
         chooses = f'; {recipe.train.valid_fraction:.0%} of them choose the epoch'
         if recipe.train.select != 'valid' or not recipe.learns: chooses = ''
         print(f'training: {self.train}{chooses}')
-        _say(_class_line(self.train), *self.train.notes)
+        named = any(f' {len(self.classes)} classes: ' in note for note in self.train.notes) # by the reader of a table
+        _say('' if named else _class_line(self.train), *self.train.notes)
         if self.test is None: return
         print(f"{'held out:' if recipe.held_out else 'testing: '} {self.test}")
         if self.whole_test is not None: _say(*self.test.notes)

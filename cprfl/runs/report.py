@@ -293,14 +293,16 @@ _NUMBERS = dict(
     results=('seed', 'total', 'classes', 'train', 'test', 'seconds'), classes=('seed', 'count', 'ap'),
     intervals=('mAP', 'low', 'high'))
 
+def _is_row(row): return isinstance(row, list) and len(row) == 3 and all(isinstance(cell, str) for cell in row)
+
 def _stored_table(where, table):
     table = check_keys(where, table, [f.name for f in fields(Table)], needs=('title', 'rows'))
-    rows = [tuple(row) for row in check_type(f'{where}: rows', table['rows'], list) if isinstance(row, list)]
-    if wrong := [row for row in rows if len(row) != 3 or not all(isinstance(cell, str) for cell in row)]:
+    rows = check_type(f'{where}: rows', table['rows'], list)
+    if wrong := [row for row in rows if not _is_row(row)]:
         raise ValueError(f'{where}: rows: expected key, label and name in the paper, got {brief(wrong[0])}')
     compares = check_type(f'{where}: compares', table.get('compares', []), list)
     title, of_paper = (check_type(f'{where}: {name}', table.get(name, ''), str) for name in ('title', 'where'))
-    return Table(title, tuple(rows), of_paper, tuple(map(str, compares)))
+    return Table(title, tuple(map(tuple, rows)), of_paper, tuple(map(str, compares)))
 
 def _stored_frame(folder, name):
     file = folder / f'{name}.csv'

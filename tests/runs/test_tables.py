@@ -9,10 +9,12 @@ import pandas as pd
 import pytest
 from helpers import ROOT
 
+import cprfl.runs.tables
 from cprfl.cli import table as cprfl_table
 from cprfl.runs.recipe import Recipe, get_recipe
 from cprfl.runs.report import (
     _settings_of,
+    _stored_table,
     collect,
     compare_to,
     format_table,
@@ -356,6 +358,12 @@ def test_the_bar_counts_epochs_of_other_processes(tmp_path, capsys):
     assert '3/8' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('rows', [['cprfl'], [['cprfl', 'CPRFL']], [['cprfl', 'CPRFL', 1]], [None]])
+def test_rows_of_a_stored_table_are_checked(rows):
+    with pytest.raises(ValueError, match='t: rows: expected key, label and name in the paper, got'):
+        _stored_table('t', dict(title='a', rows=rows))
+
+
 # ---- the command
 
 def test_tables_of_runs_that_are_there(runs, capsys):
@@ -374,6 +382,13 @@ def test_a_table_that_does_not_exist(capsys):
     with pytest.raises(SystemExit) as stop: cprfl_table(['--tables', 'methds'])
     assert stop.value.code == 2
     assert 'expected some of methods' in capsys.readouterr().err
+
+
+def test_failures_hold_no_control_characters(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cprfl.runs.tables, 'run_many', lambda *args, **kw: {'clip-s0': 'no file \x1b[31mred'})
+    folder = shutil.copytree(runs, tmp_path / 'runs')
+    with pytest.raises(SystemExit): cprfl_table(['--tables', 'methods', '--out', str(folder)])
+    assert r'failed: clip-s0: no file \x1b[31mred' in capsys.readouterr().err
 
 
 def test_rows_of_a_protocol_use_its_own_semantics():

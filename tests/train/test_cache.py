@@ -25,7 +25,7 @@ from cprfl.model.backbones import build_backbone
 from cprfl.model.cprfl import CPRFL
 from cprfl.train.cache import FeatureDataset, cache_features, cache_images, feature_key, random_view
 from cprfl.train.config import TrainConfig
-from cprfl.train.fingerprint import image_digests
+from cprfl.train.fingerprint import _plain, image_digests
 from cprfl.train.rows import RowFile
 from cprfl.train.trainer import Trainer, predict
 
@@ -362,6 +362,11 @@ def test_seeds_of_shapes_lt_are_not_confused():
     dict(output_stride=16), dict(act_layer='gelu'), dict(block_args=dict(attn_layer='se')), dict(drop_path_rate=0.1)])
 def test_the_key_changes_with_the_backbones_arguments(images, kw):
     assert feature_key(backbone(**kw), images, 64) != feature_key(backbone(), images, 64)
+
+
+def test_a_set_is_described_in_one_order():
+    "Not in that of its hashes, which change from process to process"
+    assert _plain({'b', 'a', 'c'}) == """set["'a'", "'b'", "'c'"]"""
 
 
 def test_settings_that_are_no_weights_are_noticed(images):
