@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'hub': ['is_reachable', 'without_waiting', 'fetched'],
     'semantics': ['TEMPLATE', 'SOURCES', 'SEMANTICS', 'register_semantics', 'fill_template', 'Clip', 'WordTokenizer',
                   'build_shapes_clip', 'ClipSetup', 'clip_setup', 'setup_of_file', 'load_clip', 'embed_templates',
-                  'category_semantics'],
+                  'package_semantics', 'category_semantics'],
     'wheels': ['Wheel', 'WHEELS', 'wheel_weights', 'timm_names'],
     'backbones': ['IMAGENET_MEAN', 'IMAGENET_STD', 'to_patches', 'load_state', 'load_strictly', 'Backbone',
                   'PatchModel', 'backbone_and_width', 'plain_model', 'preferred_memory_format', 'TunedBackbone',
