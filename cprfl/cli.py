@@ -349,6 +349,7 @@ class EvaluateOptions:
     run:Positional[Annotated[str, arg(metavar='RUN')]] # a run's folder
     list:str|None = None # other images to test on; the run's own test set when left out
     root:str|None = None # folder of these images
+    score_rule:str = 'sigmoid' # what mAP ranks by: sigmoid, softmax, standardised or norm
     plugin:str|None = None # FILE.py or module that registers the run's model, if it is not of the kit
     batch_size:int = 64 # images per forward pass
     device:str = 'auto' # auto, cpu, cuda or mps
@@ -359,7 +360,9 @@ def evaluate(o:EvaluateOptions):
     from cprfl.metrics import format_report
     from cprfl.runs.build import read_test_file
     from cprfl.runs.run import Run
+    from cprfl.scoring import SCORE_RULES
     from cprfl.train.trainer import evaluate as score
+    check_choice('score_rule', o.score_rule, SCORE_RULES)
     run = Run(o.run)
     if o.list:
         files = dict(benchmark=None, train_file=run.recipe.train_file or o.list, test_file=None, root=o.root)
@@ -371,7 +374,8 @@ def evaluate(o:EvaluateOptions):
         raise ValueError(f'these images have other classes now ({theirs}...) than the run ({ours}...)')
     test.groups = run.groups
     if o.list and test.notes: print('\n'.join(test.notes))
-    print(format_report(score(run.model().to(choose_device(o.device)), test, batch_size=o.batch_size, progress=True)))
+    model = run.model().to(choose_device(o.device))
+    print(format_report(score(model, test, o.score_rule, batch_size=o.batch_size, progress=True)))
     print(f'\nrun: {run.folder}')
 
 # %% ../nbs/cli.ipynb #ab3fcb79

@@ -278,6 +278,7 @@ class Table:
     rows:tuple # of (key, label, name in the paper)
     where:str = '' # of the paper's figures: 'table 1', ...
     compares:tuple = () # settings that its labels are about
+    rules:bool = False # whether its columns are scoring rules, and not groups of classes
 
 def _rows(*rows): return tuple((key, label, *(paper or [''])) for key, label, *paper in rows)
 
@@ -336,6 +337,10 @@ _VARIANTS = dict(
         ('cprfl', 'CPRFL as it is'), *((f'cprfl@{slug(label)}', label) for label in _SEARCH)),
         compares=tuple({change.setting for change in _SEARCH.values()})))
 
+_UNDER_RULES = Table('mAP under each scoring rule', _rows(
+    ('erm', 'linear head, BCE'), ('asl', 'linear head, ASL'), ('clip', 'zero-shot CLIP'), ('cprfl', 'CPRFL'),
+    ('global', 'CPRFL + global head')), rules=True)
+
 _COMPARED = {
     'erm': 'linear head, BCE', 'asl': 'linear head, ASL', 'cprfl': 'CPRFL', 'cprfl-random': 'CPRFL, random prompts',
     'global': 'CPRFL + global head'}
@@ -369,7 +374,8 @@ def all_tables(
     changed = tuple({name for changes in protocol.inputs.values() for name in changes})
     inputs = Table('Backbone and input size', _input_rows(protocol), compares=changed)
     searched = dict(trials=_trial_table(protocol), compared=_compared_table(protocol)) if protocol.trials.rows else {}
-    return _with_own(_paper_tables(protocol)) | dict(inputs=inputs) | _VARIANTS | searched
+    tables = _with_own(_paper_tables(protocol)) | dict(inputs=inputs)
+    return tables | _VARIANTS | {'score-rules': _UNDER_RULES} | searched
 
 # %% ../../nbs/runs/tables.ipynb #9b7f98fa
 def default_workers() -> int:

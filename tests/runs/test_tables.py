@@ -22,6 +22,7 @@ from cprfl.runs.report import (
     make_table,
     paper_results,
     read_tables,
+    rule_results,
     write_tables,
 )
 from cprfl.runs.run import Run, run_or_open
@@ -53,7 +54,7 @@ ONLY_FROZEN = {f'{k}-{t}' for k in ('asl', 'cprfl', 'global') for t in ('tuned',
 
 
 def test_the_tables_have_their_names():
-    names = 'methods losses components semantics ablations variant inputs tuned speed search'
+    names = 'methods losses components semantics ablations variant inputs tuned speed score-rules search'
     assert set(all_tables(get_protocol('shapes'))) == set(names.split())
 
 
@@ -272,6 +273,36 @@ def test_written_tables(runs):
     files = 'results.csv classes.csv intervals.csv methods.txt methods.csv methods.md methods.tex tables.json'
     assert set(files.split()) <= {f.name for f in runs.iterdir()}
     assert pd.read_csv(runs / 'results.csv')['key'].tolist() == ['clip', 'clip']
+
+
+def test_rules_come_from_stored_predictions(runs):
+    totals = rule_results(runs).set_index(['seed', 'rule'])['total']
+    for seed in (0, 1):
+        report = Run(runs / f'clip-s{seed}').report
+        assert totals[seed, 'sigmoid'] == pytest.approx(100 * report['total'], abs=1e-3)
+
+
+def test_zero_shot_clip_gains_by_the_softmax(runs):
+    totals = rule_results(runs).groupby('rule')['total'].mean()
+    assert totals['softmax'] > totals['sigmoid'] + 1
+
+
+def test_rules_of_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no finished run'): rule_results(tmp_path)
+
+
+def test_a_table_of_rules_is_written_and_read(runs, tmp_path):
+    folder = shutil.copytree(runs, tmp_path / 'runs')
+    p = get_protocol('shapes')
+    text, = write_tables(folder, p, {'score-rules': all_tables(p)['score-rules']})
+    assert 'mAP under each scoring rule on Shapes-LT' in text
+    columns = list(read_tables(folder).table('score-rules'))
+    assert columns == ['sigmoid', 'softmax', 'standardised', 'norm', 'seeds']
+
+
+def test_results_without_rules_are_read_as_before():
+    stored = read_tables(ROOT / 'nbs' / 'analysis' / 'results' / 'shapes')
+    assert stored.rules is None
 
 
 def results(**totals):
