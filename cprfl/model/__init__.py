@@ -22,5 +22,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
                   'build_backbone'],
     'baselines': ['ERM', 'label_correlation', 'normalize_adjacency', 'MLGCN', 'ZeroShotCLIP', 'readable_scores',
                   'FrozenCLIP', 'LearnedContext'],
+    'opponents': ['TopKPatches', 'GroupLinear', 'QUERIES', 'QueryDecoder'],
     'released': ['load_released'],
 })
