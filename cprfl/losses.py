@@ -451,8 +451,6 @@ class AsymmetricLoss(MultiLabelLoss):
     def elements(self, x:torch.Tensor, y:torch.Tensor) -> torch.Tensor:
         return asymmetric(x, y, self.gamma_neg, self.gamma_pos, self.clip, self.focal_grad)
 
-LOSSES.kit = tuple(LOSSES)
-
 # %% ../nbs/losses.ipynb #101297b8
 @register_loss('la_asl')
 @register_loss('la_bce', gamma_neg=0., gamma_pos=0., clip=0., focal_grad=False)
@@ -477,6 +475,8 @@ class LogitAdjustedLoss(_CountedLoss):
 
     def elements(self, x:torch.Tensor, y:torch.Tensor) -> torch.Tensor:
         return self.loss.elements(x + self._get('shift', x), y)
+
+LOSSES.kit = tuple(LOSSES)
 
 # %% ../nbs/losses.ipynb #6f0bd044
 def adjust_logits(

@@ -5,6 +5,9 @@ import torch.nn.functional as F
 
 from cprfl.model.baselines import ERM
 from cprfl.model.opponents import GroupLinear, QueryDecoder, TopKPatches
+from cprfl.runs.recipe import Recipe
+from cprfl.runs.run import run_recipe
+from cprfl.train.config import TrainConfig
 
 SMALL = dict(d=16, heads=2, ffn_dim=24)
 
@@ -182,3 +185,20 @@ def test_fewer_queries_than_classes():
     (dict(heads=3), 'heads: expected a divisor of d=16, got 3')])
 def test_decoder_refuses_what_does_not_fit(kw, match):
     with pytest.raises(ValueError, match=match): decoder(**kw)
+
+
+# ---- as runs
+
+RUN = Recipe(
+    name='x', backbone='timm:resnet10t', backbone_args=dict(channels=(8, 8, 16, 16)), image_size=32, held_out=0.3,
+    semantics='random:8', train=TrainConfig(epochs=1, ema=0., lr=1e-2))
+
+
+@pytest.mark.parametrize('frozen', [False, True], ids=['end to end', 'frozen'])
+@pytest.mark.parametrize('model, args', [
+    ('erm', dict(dropout=0.5)), ('topk', dict(k=1)), ('decoder', SMALL), ('decoder', SMALL | dict(queries='learned'))])
+def test_a_run_can_be_opened(model, args, frozen, tmp_path):
+    recipe = RUN.with_(model=model, model_args=args, frozen=frozen, loss='la_asl', head_decay=0.1)
+    run = run_recipe(recipe, tmp_path, progress=False)
+    assert run.model()(torch.zeros(1, 3, 32, 32)).isfinite().all()
+    assert run.report['total'] > 0
