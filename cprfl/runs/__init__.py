@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'stored': ['RunConfig', 'read_report', 'check_numeric', 'read_frame', 'read_metrics'],
     'registered': ['REGISTRIES', 'recorded', 'check_recorded', 'packed', 'unpack'],
     'build': ['read_test_file', 'Splits', 'load_data', 'build_model', 'check_logits'],
-    'run': ['Run', 'find_runs', 'open_runs', 'is_main', 'run_recipe', 'run_or_open'],
+    'run': ['Run', 'find_runs', 'open_runs', 'read_runs', 'is_main', 'run_recipe', 'run_or_open'],
     'workers': ['GRACE', 'why_it_failed', 'serve', 'Worker', 'side_by_side'],
     'trials': ['slug', 'trial_key', 'Trials'],
     'tables': ['PROTOCOLS', 'ROWS', 'OWN_ROWS', 'register_row', 'Protocol', 'get_protocol', 'Row', 'Change', 'all_rows',

@@ -138,9 +138,10 @@ class Splits:
     ):
         "The same rows, with features or decoded pixels in place of files"
         if not (recipe.frozen or recipe.cache_images): return self
-        kw:dict = dict(folder=folder, size=recipe.image_size, progress=progress)
+        workers = max(2, recipe.train.num_workers)
+        kw:dict = dict(folder=folder, size=recipe.image_size, num_workers=workers, progress=progress)
         if recipe.frozen: cache, views = _feature_cache(recipe, model, **kw), dict(views=recipe.views)
-        else: cache, views = partial(cache_images, num_workers=max(2, recipe.train.num_workers), **kw), {}
+        else: cache, views = partial(cache_images, **kw), {}
         train = cache(self.whole_train, **views)
         test = None if self.whole_test is None else cache(self.whole_test)
         if recipe.frozen: model.backbone.to('cpu')

@@ -114,7 +114,8 @@ def read_frame(
     numbers:tuple=() # columns that hold numbers
 ) -> pd.DataFrame: # all its columns
     "A table with certain columns"
-    with reading(file): table = pd.read_csv(file, index_col=False) # a column too many is no index
+    as_written = dict.fromkeys(texts, str) # a class may be called NA
+    with reading(file): table = pd.read_csv(file, index_col=False, converters=as_written) # no column is an index
     if missing := [name for name in (*texts, *numbers) if name not in table]:
         raise ValueError(f'{file}: expected columns {some((*texts, *numbers))}, but {some(missing)} is missing')
     check_numeric(file, table, numbers)

@@ -234,12 +234,18 @@ class Change:
     ) -> Recipe|None: # None: it lacks the setting, or has this value already
         "The changed recipe"
         old = _value(recipe, self.setting)
-        new = self.to if self.times is None else old and (type(old)(old * self.times) or None)
+        new = self.to if self.times is None else self._scaled(old)
         if new is None or new == old: return None
         changed = {self.setting: new}
         if hasattr(recipe, self.setting) or hasattr(recipe.train, self.setting):
             return recipe.with_(**changed)
         return recipe.with_(model_args=recipe.model_args | changed)
+
+    def _scaled(self, old):
+        "The value times the factor, of the same type; None if there is none, or if nothing is left of it"
+        if not old: return None
+        new = type(old)(old * self.times)
+        return new or None
 
 _SEARCH = {
     'half the epochs': Change('epochs', times=0.5),
