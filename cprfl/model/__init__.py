@@ -23,6 +23,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
                   'BACKBONES', 'register_backbone', 'build_backbone'],
     'baselines': ['ERM', 'label_correlation', 'normalize_adjacency', 'MLGCN', 'ZeroShotCLIP', 'readable_scores',
                   'FrozenCLIP', 'LearnedContext'],
+    'opponents': ['TopKPatches', 'GroupLinear', 'QUERIES', 'QueryDecoder'],
     'released': ['load_released'],
     'registry': ['MODELS', 'register_model'],
 })

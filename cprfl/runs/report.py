@@ -112,10 +112,11 @@ def rule_results(
 ) -> pd.DataFrame: # a row per run and rule, mAP in percent
     "mAP of all finished runs of a folder under each scoring rule"
     rows, tests = [], {}
-    for run, begin in read_runs(folder, '*-s*[0-9]', 'predictions.parquet', _key_of):
+    def read(run):
         images = _images_of(run.recipe)
         if images not in tests: tests[images] = run.test_set()
-        logits, targets = stored_logits(run, tests[images]), torch.from_numpy(tests[images].targets)
+        return _key_of(run), stored_logits(run, tests[images]), torch.from_numpy(tests[images].targets)
+    for run, (begin, logits, targets) in read_runs(folder, '*-s*[0-9]', 'predictions.parquet', read):
         for rule in SCORE_RULES:
             report = multilabel_report(logits, targets, run.groups, probabilities=False, score_rule=rule)
             rows.append(begin | dict(rule=rule) | _percent(report, 3))

@@ -140,6 +140,23 @@ def test_protocol_without_image_tower_or_words_drops_rows():
     assert 'cprfl' in rows
 
 
+def test_coop_is_an_opponent_where_there_is_an_image_tower():
+    with_tower = Protocol('x', get_recipe('frozen-cprfl'), sources={'clip': 'clip:RN50/openai'})
+    assert 'coop' in all_rows(with_tower)
+    assert 'coop' in {key for key, _, _ in all_tables(with_tower)['opponents'].rows}
+
+
+@pytest.mark.parametrize('protocol', [get_protocol('shapes'), frozen_protocol()], ids=['end to end', 'frozen'])
+def test_opponents_are_rows_of_every_protocol(protocol):
+    keys = {key for key, _, _ in all_tables(protocol)['opponents'].rows}
+    assert keys - {'coop'} <= set(all_rows(protocol))
+
+
+def test_the_decoder_is_as_wide_as_cprfl():
+    args, cprfl = all_rows(frozen_protocol())['decoder'].model_args, get_recipe('frozen-cprfl').model_args
+    assert args == {name: cprfl[name] for name in ('d', 'heads', 'ffn_dim')}
+
+
 def test_protocol_needs_clip():
     with pytest.raises(ValueError, match="'clip', got random"):
         Protocol('x', get_recipe('frozen-cprfl'), sources={'random': 'random'})
