@@ -23,6 +23,7 @@ from ..data.dataset import MultiLabelDataset
 from ..files import write_csv
 from .attention import as_model, pair_table, patch_grid
 from .style import in_order
+from ..runs.build import Splits
 from ..train.trainer import evaluating
 
 # %% ../../nbs/look/faithfulness.ipynb #9f791c4c
@@ -209,6 +210,7 @@ def faithfulness_summary(
 ) -> pd.DataFrame: # a row per method and group: whole, insertion, deletion, gap, error (of the gap), classes, pairs
     "Means by group, first over the pairs of each class and then over the classes"
     measures, rows = ['whole', 'insertion', 'deletion', 'gap'], []
+    table = table.astype(dict.fromkeys(measures, float))
     for method, part in table.groupby('method', sort=False):
         for group in ['total', *in_order(part['group'])]:
             members = part if group == 'total' else part[part['group'] == group]
@@ -221,17 +223,24 @@ def faithfulness_summary(
 def measure_faithfulness(
     runs:Iterable, # of `Run`
     file:str|Path|None=None, # .csv, in which rows of other runs stay
+    cache:str|Path|None=None, # of features: runs on a frozen network do without its images if they are there
     **kw # of `faithfulness`
 ) -> pd.DataFrame: # as `faithfulness_summary`, with the columns run and hide in front
     "Deletion and insertion of several runs, each on its own test images"
     hide, tables = kw.get('hide', 'patches'), []
     for run in runs:
-        summary = faithfulness_summary(faithfulness(run, **kw))
+        model = run.model()
+        data = run.test_set() if cache is None else _cached_test(run, model, cache)
+        summary = faithfulness_summary(faithfulness(model, data, **kw))
         summary.insert(0, 'hide', hide)
         summary.insert(0, 'run', run.folder.name)
         tables.append(summary)
         if file is not None: _add_rows(file, summary)
     return pd.concat(tables, ignore_index=True)
+
+def _cached_test(run, model, cache):
+    "The test images of a run; their features, if its network is frozen"
+    return Splits.read(run.recipe).cached(run.recipe, model, cache, progress=False).test
 
 def _add_rows(file, summary):
     "Write a run's rows into a file, in place of those that it had"

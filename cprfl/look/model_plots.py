@@ -48,12 +48,12 @@ def _bars(ax, rows, truth, groups):
         face = {True: RIGHT, False: 'white', None: UNKNOWN}[right[y]]
         edge = dict(edgecolor=WRONG, hatch='////') if wrong else dict(edgecolor=INK)
         ax.barh(y, row.score, 0.62, facecolor=face, linewidth=0.8, **edge)
-        ax.text(row.score + 0.03, y, f'{row.score:.2f}', fontsize=8, va='center', color=INK)
+        ax.text(row.score + 0.03, y, f'{row.score:.2f}', fontsize=8.5, va='center', color=INK)
     marks = [{True: '✓ ', False: '✗ ', None: ''}[r] for r in right]
     names = [figure_text(signed(c, g, groups)) for c, g in zip(rows['class'], rows['group'])]
-    ax.set_yticks(range(len(rows)), [m + n for m, n in zip(marks, names)], fontsize=8)
+    ax.set_yticks(range(len(rows)), [m + n for m, n in zip(marks, names)], fontsize=8.5)
     for label, r in zip(ax.get_yticklabels(), right): label.set_color(WRONG if r is False else INK)
-    ax.set(xlim=(0, 1.25), ylim=(len(rows) - 0.4, -0.6), xticks=[])
+    ax.set(xlim=(0, 1.4), ylim=(len(rows) - 0.4, -0.6), xticks=[])
     ax.tick_params(length=0)
     ax.spines[['top', 'right', 'bottom']].set_visible(False)
     ax.spines['left'].set_color(FAINT)
@@ -74,13 +74,13 @@ def plot_top_k(
     indices:Sequence[int], # which of them
     truth:bool=True, # whether the labels of the images are known: show them, and mark what is right
     softmax:tuple=(), # models whose scores are a softmax; said in their titles
-    edge:float=1.2, # of an image, inches
+    edge:float=1.1, # of an image, inches
     axes:Any=None # [images, (2 with truth, else 1) + models]
 ):
     "Images with their labels and the k best labels of each model, marked right or wrong"
     models, left, n = list(dict.fromkeys(table['model'])), 1 + truth, len(indices)
-    widths = [edge, 1.25][:left] + [0.95] * len(models) # the names of the labels take as much again
-    size = sum(widths) + 1.4 * len(models), edge * n + 0.35
+    widths = [edge, 1.2][:left] + [0.75] * len(models) # the names of the labels take more than that
+    size = sum(widths) + 1.3 * len(models), edge * n + 0.35
     fig, axes = new_axes(axes, size, nrows=n, ncols=left + len(models), squeeze=False, width_ratios=widths)
     rows = {key: part.sort_values('rank') for key, part in table.groupby(['image', 'model'])}
     for row, i in zip(axes, indices):
@@ -393,13 +393,16 @@ def times_mean(
     values = torch.as_tensor(values).float().clamp(min=0)
     return values / values.mean().clamp(min=1e-12)
 
+def _row_top(maps): return max([1., *(float(values.max()) for values in maps)])
+
 def _scale_bar(fig, row, top):
     "The scale of a row of maps, at its end"
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
+    from matplotlib.colors import LinearSegmentedColormap, PowerNorm, to_rgb
     pale = 1 - (1 - np.array(to_rgb(INK))) * (1 - PALEST)
     colours = LinearSegmentedColormap.from_list('fade', [tuple(pale), INK])
-    bar = fig.colorbar(ScalarMappable(Normalize(0, top), colours), ax=list(row), fraction=0.03, pad=0.01, aspect=14)
+    scale = ScalarMappable(PowerNorm(0.5, 0, top), colours)
+    bar = fig.colorbar(scale, ax=list(row), fraction=0.03, pad=0.01, aspect=14)
     bar.set_label('times the mean patch', fontsize=8, color=INK)
     marks = [0, 1, top] if top > 1.6 else [0, top]
     bar.set_ticks(marks, labels=[f'{mark:.2g}' for mark in marks])
@@ -423,13 +426,13 @@ def plot_maps(
     for i, row in enumerate(axes):
         plot_map(images[i], None, row[0], boxes[i], size, names[i])
         shown = {method: times_mean(values) for method, values in maps[i].items()}
-        top = max([1., *(float(values.max()) for values in shown.values())])
+        top = _row_top(shown.values())
         for ax, method in zip(row[1:], methods):
             ax.set_axis_off()
             if method not in shown: continue
             lines = method if i == 0 else '', notes[i].get(method, '')
             title = '\n'.join(filter(None, lines))
-            plot_map(images[i], shown[method], ax, boxes[i], size, title, top=top)
+            plot_map(images[i], shown[method].sqrt(), ax, boxes[i], size, title, top=top**0.5)
         _scale_bar(fig, row, top)
     return fig, axes
 
@@ -444,13 +447,13 @@ def plot_heads(
 ):
     "The attention of each head beside the mean, with the share of it that is on patches and not on prompts"
     heads = torch.as_tensor(heads).float()
-    fig, axes = new_axes(axes, (1.45 * (len(heads) + 2) + 0.7, 1.75), ncols=len(heads) + 2)
+    fig, axes = new_axes(axes, (1.24 * (len(heads) + 2) + 0.7, 1.55), ncols=len(heads) + 2)
     plot_map(image, None, axes[0], boxes, size, name)
     titles = ['mean'] + [f'head {i + 1}' for i in range(len(heads))]
     maps = [heads.mean(0), *heads]
-    top = max(float(times_mean(m).max()) for m in maps)
+    top = _row_top(map(times_mean, maps))
     for ax, m, title in zip(axes[1:], maps, titles):
-        plot_map(image, times_mean(m), ax, boxes, size, f'{title}, {100 * m.sum():.0f} %', top=top)
+        plot_map(image, times_mean(m).sqrt(), ax, boxes, size, f'{title}, {100 * m.sum():.0f} %', top=top**0.5)
     _scale_bar(fig, axes, top)
     return fig, axes
 
@@ -477,6 +480,7 @@ def plot_pointing(
         if not (method == name).any(): continue
         floor = dict(color=WRONG, linestyle=style, linewidth=1.6, label=name)
         handles.append(ax.hlines(values[method == name].iloc[0], x - 0.47, x + 0.47, **floor))
-    legend_above(ax, len(handles), handles=handles, columnspacing=1.2)
+    longest = max(len(handle.get_label()) for handle in handles)
+    legend_above(ax, min(len(handles), max(2, 75 // (longest + 8))), handles=handles, columnspacing=1.2)
     ax.set_ylabel(figure_text(label))
     return fig, ax
