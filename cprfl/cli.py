@@ -523,7 +523,7 @@ def table(o:TableOptions):
 @dataclass
 class BenchOptions:
     "The options of `cprfl_bench`"
-    what:Positional[Annotated[str, arg(metavar='WHAT')]] # some of train,levers,head,eval,metrics,classes,data
+    what:Positional[Annotated[str, arg(metavar='WHAT')]] # some of train,levers,head,features,eval,metrics,classes,data
     out:str = '' # folder for a CSV of each table; nothing is written when left out
     backbone:str = 'resnet50' # with random weights, which are as fast as trained ones
     size:int = 224 # input size, pixels
@@ -542,7 +542,7 @@ class BenchOptions:
 
 @console(BenchOptions, 'cprfl_bench train,eval --out speed')
 def bench(o:BenchOptions):
-    "Measure a training step, an evaluation, the metrics, the cost of many classes, or the reading of images"
+    "Measure a training step, features, an evaluation, the metrics, the cost of many classes, or the reading of images"
     from cprfl.bench import BENCHES, machine, write_table
     wanted = o.what.replace(' ', '').split(',')
     if unknown := [name for name in wanted if name not in BENCHES]:
