@@ -22,5 +22,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
                   'TunedBackbone', 'build_backbone'],
     'baselines': ['ERM', 'label_correlation', 'normalize_adjacency', 'MLGCN', 'ZeroShotCLIP', 'readable_scores',
                   'FrozenCLIP', 'LearnedContext'],
+    'towers': ['PatchCLIP', 'layer_depths'],
     'released': ['load_released'],
 })

@@ -2,8 +2,9 @@
 import pytest
 import torch
 
-from cprfl.model.backbones import build_backbone
+from cprfl.model.backbones import TunedBackbone, build_backbone
 from cprfl.model.semantics import load_clip
+from cprfl.model.towers import PatchCLIP, layer_depths
 
 NAMES = 'tiny-cprfl-rn', 'tiny-cprfl-vit'
 PATCHES = {'tiny-cprfl-rn': 4, 'tiny-cprfl-vit': 16}  # of an image of 64 x 64 pixels
@@ -80,3 +81,72 @@ def test_a_tower_of_timm_has_no_such_projection(monkeypatch):
     monkeypatch.setattr('cprfl.model.semantics.load_clip', lambda source: clip)
     with pytest.raises(ValueError, match='with one last projection, got a Module in shapes'):
         build_backbone('shapes', joint=True)
+
+
+# ---- scores
+
+def features(B=2, v=40, m=16): return torch.randn(B, 1 + v, m, generator=torch.Generator().manual_seed(0))
+
+
+NAMES_OF_CLASSES = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_scores_add_the_image_and_its_best_patches():
+    f, t = (torch.nn.functional.normalize(x, dim=-1) for x in (features(), NAMES_OF_CLASSES))
+    cosines = f @ t.T
+    best = cosines[:, 1:].sort(1, descending=True).values[:, :32].mean(1)
+    expected = 100 * (0.6 * cosines[:, 0] + 0.4 * best - 0.2)
+    assert torch.allclose(PatchCLIP(None, NAMES_OF_CLASSES)(features()), expected, atol=1e-4)
+
+
+def test_fewer_patches_than_k_all_count():
+    few = features(v=3)
+    scores = (PatchCLIP(None, NAMES_OF_CLASSES, k=k)(few) for k in (3, 32))
+    assert torch.equal(*scores)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_tower_learns_from_the_scores(clip_sources, name):
+    model = PatchCLIP(build_backbone(clip_sources[name], pooled=True), NAMES_OF_CLASSES, k=2)
+    model(images()).square().sum().backward()
+    assert not [name for name, p in model.backbone.named_parameters() if p.grad is None]
+    assert model.offset.grad != 0
+
+
+def test_names_learn_if_asked():
+    fixed, learned = (PatchCLIP(None, NAMES_OF_CLASSES, learn_names=learn) for learn in (False, True))
+    assert {name for name, _ in fixed.named_parameters()} == {'offset'}
+    assert {name for name, _ in learned.named_parameters()} == {'offset', 'semantics'}
+    assert torch.equal(fixed(features()), learned(features()))
+
+
+def test_scores_stay_exact_in_mixed_precision():
+    model = PatchCLIP(None, NAMES_OF_CLASSES)
+    with torch.autocast('cpu', torch.bfloat16): mixed = model(features())
+    assert torch.equal(mixed, model(features()))
+
+
+# ---- a rate for each layer
+
+@pytest.mark.parametrize('name, deepest', [('tiny-cprfl-rn', 4), ('tiny-cprfl-vit', 2)])
+@pytest.mark.parametrize('pooled', [False, True])
+def test_layers_of_a_clip_tower(clip_sources, name, deepest, pooled):
+    backbone = build_backbone(clip_sources[name], pooled=pooled)
+    depths = layer_depths(backbone)
+    assert set(depths) == {name for name, _ in backbone.named_parameters()}
+    assert set(depths.values()) == set(range(deepest + 1))
+
+
+@pytest.mark.parametrize('name', ['resnet10t', 'vit_tiny_patch16_224', 'convnext_atto', 'swin_tiny_patch4_window7_224'])
+def test_layers_of_a_timm_model(name):
+    backbone = build_backbone(name)
+    depths = layer_depths(backbone)
+    assert set(depths) == {name for name, _ in backbone.named_parameters()}
+    assert set(depths.values()) == set(range(max(depths.values()) + 1))
+
+
+def test_the_stages_of_a_tuned_backbone_have_depths():
+    tuned = TunedBackbone(build_backbone('resnet18'), 2)
+    depths = layer_depths(tuned)
+    assert {depths[name] for name, p in tuned.named_parameters() if p.requires_grad} == {0, 1}
