@@ -27,7 +27,7 @@ CHOICES = dict(
 # %% ../../nbs/train/config.ipynb #404aea90
 _AT_LEAST_1 = 'epochs', 'batch_size', 'accumulate'
 _AT_LEAST_0 = ('lr', 'backbone_lr', 'prompt_lr', 'weight_decay', 'clip_grad', 'patience', 'num_workers', 'save_steps',
-               'seed')
+               'sampler_power', 'distill', 'seed')
 _SHARES = 'ema', 'warmup', 'valid_fraction', 'layer_decay'
 _LARGEST_SEED = 2**32 - 1 # of NumPy
 
@@ -49,6 +49,8 @@ class TrainConfig:
     loss:str = 'asl' # name of the loss, such as asl, bce, focal, db_focal
     loss_args:dict = field(default_factory=dict) # keywords of the loss
     sampler:str = 'uniform' # what an epoch shows: each image once (uniform), or images drawn by class (class_aware)
+    sampler_power:float = 1. # of class_aware: a class of n images adds 1 / n**power to the weight of each
+    distill:float = 0. # weight of the distance to the backbone before training; 0: none
     ema:float = 0.998 # decay of the moving average that is evaluated; warms up as step / (step + 10); 0: no average
     precision:str = 'fp32' # fp32, bf16 or, on a GPU, fp16 (autocast)
     clip_grad:float = 0. # largest gradient norm; 0: not clipped

@@ -24,6 +24,8 @@ WRONG = [
     (dict(clip_grad=-1), 'clip_grad'),
     (dict(warmup=1.5), 'warmup: expected 0 to 1'),
     (dict(layer_decay=1.5), 'layer_decay: expected 0 to 1, got 1.5'),
+    (dict(sampler_power=-1), 'sampler_power: expected at least 0'),
+    (dict(distill=-1), 'distill: expected at least 0'),
     (dict(patience=3, select='last'), 'stopping early needs'),
     (dict(epochs=1.5), 'epochs: expected a whole number, got 1.5'),
     (dict(epochs=True), 'epochs: expected a whole number, got True'),
