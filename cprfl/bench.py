@@ -32,6 +32,7 @@ from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
+from .checks import first_line
 from .data.dataset import LongTailDataset, resize
 from .files import write_json
 from .losses import build_loss
@@ -411,7 +412,7 @@ def _compiled(s): # name -> step
         step = KitStep(s, compile=mode)
         try: step()
         except torch._dynamo.exc.TorchDynamoException as e:
-            print(f'{name}: left out, because PyTorch cannot compile here ({str(e).splitlines()[0]})')
+            print(f'{name}: left out, because PyTorch cannot compile here ({first_line(e)})')
         else: steps[name] = step
     return steps
 

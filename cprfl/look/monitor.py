@@ -25,7 +25,8 @@ from ..train.callbacks import Callback
 # %% ../../nbs/look/monitor.ipynb #3b4b2c1b
 def _read_csv(file, texts, numbers, otherwise):
     "A table with columns of texts and of numbers, or what there was before"
-    try: table = pd.read_csv(file, index_col=False) # a column too many is no index
+    as_written = dict.fromkeys(texts, str)
+    try: table = pd.read_csv(file, index_col=False, converters=as_written) # a column too many is no index
     except (OSError, ValueError): return otherwise # pandas' own errors are ValueErrors
     if not {*texts, *numbers} <= set(table): return otherwise
     values = table.drop(columns=list(texts)).apply(pd.to_numeric, errors='coerce').astype(float)

@@ -15,7 +15,9 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..checks import first_line
 from ..data.dataset import read_image, resize
+from ..data.folders import images_below
 from ..data.images import IMAGE_SUFFIXES
 from ..files import write_atomic
 from ..model.baselines import readable_scores
@@ -26,10 +28,6 @@ from ..train.config import choose_device
 from ..train.trainer import evaluating
 
 # %% ../../nbs/runs/predict.ipynb #eddf6f16
-_NO_FOLDER_OF_IMAGES = '__MACOSX' # what an archive program left behind
-
-def _is_seen(path): return not any(part.startswith('.') or part == _NO_FOLDER_OF_IMAGES for part in path.parts)
-
 def find_images(
     places:Iterable # files and folders
 ) -> list: # of paths; those of a folder are sorted
@@ -39,11 +37,9 @@ def find_images(
         if not place.is_dir():
             found.append(place)
             continue
-        files = [Path(at) / name for at, _, names in os.walk(place, followlinks=False) for name in names]
-        images = sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES
-                        and _is_seen(file.relative_to(place)))
+        images = images_below(place)
         if not images: raise ValueError(f'{place}: no image in this folder ({", ".join(IMAGE_SUFFIXES)})')
-        found += images
+        found += [place / image for image in images]
     return list(dict.fromkeys(found))
 
 # %% ../../nbs/runs/predict.ipynb #9e6fce6e
@@ -60,15 +56,14 @@ class Pictures(Dataset):
 
     def __getitem__(self, i):
         try: return self.resized(read_image(self.files[i]))
-        except Exception as e: return str(e).splitlines()[0]
+        except Exception as e: return first_line(e)
 
     def resized(self,
         image:torch.Tensor # [3, H, W] uint8
     ) -> torch.Tensor: # [3, h, w] uint8
         "As the model expects it; a backbone of Shapes-LT takes any size"
-        if self.recipe.image_size: return resize(self.recipe.image_size)(image)
-        if self.recipe.benchmark == 'shapes-lt': return image
-        return resize(max(image.shape[1:]) // 32 * 32 or 32)(image)
+        size = self.recipe.image_size # only Shapes-LT may do without
+        return resize(size)(image) if size else image
 
 def _of_one_size(images):
     "Stacks of images that follow each other"

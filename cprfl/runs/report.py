@@ -22,7 +22,7 @@ from ..data.longtail import group_names
 from ..files import write_json, write_text
 from ..metrics import multilabel_report, report_groups
 from .recipe import Recipe
-from .run import open_runs
+from .run import read_runs
 from .stored import check_numeric, read_frame
 from .tables import Protocol, Table
 from ..settings import check_keys, read_json
@@ -45,29 +45,25 @@ def collect(
 ) -> tuple: # (results, classes), pandas, mAP in percent
     "Results of all finished runs of a folder"
     results, classes = [], []
-    for run in open_runs(folder, '*-s*[0-9]', 'report.json', _of_a_table):
-        key, seed = _of_a_table(run)
-        row = dict(key=key, seed=seed)
-        results.append(row | _result(run))
-        classes += [row | of_class for of_class in _class_results(run)]
+    for _, (result, of_classes) in read_runs(folder, '*-s*[0-9]', 'report.json', _rows_of):
+        results.append(result)
+        classes += of_classes
     if not results: raise FileNotFoundError(f'{folder}: no finished run named KEY-sSEED in it')
     return _only_varying(_with_groups(results)), pd.DataFrame(classes)
 
-def _of_a_table(run):
-    "Its key and its seed, if it has all that a table needs"
+def _rows_of(run):
+    "The row of a run, and a row for each of its classes"
     named = re.fullmatch(r'(.+)-s(\d+)', run.folder.name)
     if not named: raise ValueError('expected a name KEY-sSEED')
-    _result(run)
-    _class_results(run)
-    return named[1], int(named[2])
+    begin, report = dict(key=named[1], seed=int(named[2])), run.report
+    return begin | _result(run, report), [begin | row for row in _class_results(run, report)]
 
-def _result(run):
-    report = run.report
+def _result(run, report):
     sizes = dict(classes=len(run.classes), train=run.num_train, test=report['num_test'])
     return _percent(report, 3) | sizes | dict(seconds=report['seconds']) | _settings_of(run.recipe)
 
-def _class_results(run):
-    groups, ap = group_names(run.groups, len(run.classes)), run.report['ap']
+def _class_results(run, report):
+    groups, ap = group_names(run.groups, len(run.classes)), report['ap']
     return [dict(name=name, group=group, count=int(count), ap=round(100 * a, 2))
             for name, group, count, a in zip(run.classes, groups, run.class_counts, ap)]
 
@@ -79,10 +75,17 @@ def intervals(
 ): # pandas, a row per run and group: mAP, low, high in percent
     "Bootstrap intervals of mAP over the test images, for the runs with seed 0"
     out = []
-    for run in open_runs(folder, '*-s0', 'predictions.parquet', lambda run: run.predictions):
-        table = bootstrap_map(run.predictions.iloc[:, 1:].to_numpy(), targets, run.groups, n=n)
+    for run, predictions in _with_predictions(folder):
+        table = bootstrap_map(predictions.iloc[:, 1:].to_numpy(), targets, run.groups, n=n)
         out.append(table.reset_index(names='group').assign(key=run.folder.name.removesuffix('-s0')))
+    if not out: raise _nothing_of_seed_0(folder)
     return pd.concat(out, ignore_index=True)
+
+def _with_predictions(folder):
+    return read_runs(folder, '*-s0', 'predictions.parquet', lambda run: run.predictions)
+
+def _nothing_of_seed_0(folder):
+    return FileNotFoundError(f'{folder}: no finished run named KEY-s0 in it; intervals are those of seed 0')
 
 # %% ../../nbs/runs/report.ipynb #0e6c004c
 def paper_results():
@@ -233,8 +236,9 @@ def write_tables(
     "Write results.csv, classes.csv, intervals.csv and each table beside the runs"
     folder = Path(folder)
     results = write_results(folder)
-    test = open_runs(folder, '*-s0')[0].test_set()
-    _write_frame(folder / 'intervals.csv', intervals(folder, test.targets).round(3))
+    first, _ = next(_with_predictions(folder), (None, None))
+    if first is None: raise _nothing_of_seed_0(folder)
+    _write_frame(folder / 'intervals.csv', intervals(folder, first.test_set().targets).round(3))
     described = {name: asdict(table) for name, table in tables.items()}
     write_json(folder / 'tables.json', dict(title=protocol.title, tables=described))
     done = set(results['key'])

@@ -2,6 +2,7 @@
 import re
 import shutil
 import time
+from collections import Counter
 from dataclasses import asdict
 
 import pandas as pd
@@ -200,6 +201,42 @@ def test_tables_are_written_beside_a_broken_run(runs, tmp_path):
     with pytest.warns(UserWarning, match='asl-s0 is left out'):
         texts = write_tables(folder, p, {'methods': all_tables(p)['methods']})
     assert 'zero-shot CLIP' in texts[0]
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    "How often the files of runs are read"
+    reads = Counter()
+    def counting(name, read):
+        def counts(run):
+            reads[name] += 1
+            return read(run)
+        monkeypatch.setattr(Run, name, property(counts))
+    for name in ('report', 'predictions'): counting(name, getattr(Run, name).fget)
+    return reads
+
+
+def test_a_report_is_read_once(runs, counted):
+    collect(runs)
+    assert counted == dict(report=2)
+
+
+def test_predictions_are_read_once(runs, counted):
+    intervals(runs, Run(runs / 'clip-s0').test_set().targets, n=10)
+    assert counted == dict(predictions=1)
+
+
+@pytest.mark.parametrize('lost', ['clip-s0', 'clip-s0/predictions.parquet'])
+def test_tables_without_a_finished_run_of_seed_0(runs, tmp_path, lost):
+    folder = shutil.copytree(runs, tmp_path / 'runs')
+    (folder / lost).rename(tmp_path / 'lost')
+    p = get_protocol('shapes')
+    with pytest.raises(FileNotFoundError, match='runs: no finished run named KEY-s0 in it'):
+        write_tables(folder, p, {'methods': all_tables(p)['methods']})
+
+
+def test_intervals_without_a_finished_run_of_seed_0(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no finished run named KEY-s0'): intervals(tmp_path, None)
 
 
 def test_runs_are_not_repeated(runs):

@@ -1,4 +1,5 @@
 "Cached features: computed once, mended if damaged, and never those of something else"
+import errno
 import os
 import pickle
 import re
@@ -277,6 +278,14 @@ def test_a_second_process_waits_and_then_reads(images, tmp_path, monkeypatch):
     second.join()
     assert said == [f"waiting for another process, which computes features of 40 images ({tmp_path / f'{key}.npy'})"]
     assert net.calls == []
+
+
+@pytest.mark.parametrize('error', [OSError(errno.EOPNOTSUPP, 'Operation not supported'), NotImplementedError()])
+def test_a_disk_without_locks_has_caches_as_well(images, tmp_path, monkeypatch, error):
+    def refuse(lock, **kw): raise error
+    monkeypatch.setattr(FileLock, 'acquire', refuse)
+    with pytest.warns(UserWarning, match='is on a disk that cannot lock files'): cache(images, tmp_path)
+    assert [Path(name).suffix for name in stored(tmp_path)] == ['.npy']
 
 
 def test_a_complete_cache_needs_no_lock(images, tmp_path):
