@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['write_atomic', 'write_text', 'write_json', 'write_csv', 'reading', 'checksum', 'write_tensors', 'read_tensors',
-           'remove_left_over', 'Owner']
+           'remove_left_over', 'take_lock', 'Owner']
 
 # %% ../nbs/files.ipynb #20d2a0b3
 import csv
@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
@@ -24,13 +25,18 @@ import psutil
 from filelock import FileLock, Timeout
 
 # %% ../nbs/files.ipynb #87d12b7e
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+_PART = re.compile(rf'.+\.cprfl-{_HOST}-(\d+)\.part') # what a process of this host is writing, or was when it ended
+
+def _part_name(name, pid): return f'{name}.cprfl-{_HOST}-{pid}.part'
+
 def write_atomic(
     path:str|Path, # the file to (re)place
     write:Callable[[Path], object] # writes to the path that it is given
 ):
     "Write a file so that it is either the old one or the new one, never half of it"
     path = Path(path)
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
+    part = path.with_name(_part_name(path.name, os.getpid()))
     try:
         write(part)
         with open(part, 'rb+') as f: os.fsync(f.fileno())
@@ -124,22 +130,35 @@ def read_tensors(
     return tensors
 
 # %% ../nbs/files.ipynb #0b50a3e5
-_NO_LOCKS = {getattr(errno, name) for name in ('ENOLCK', 'ENOSYS', 'EOPNOTSUPP') if hasattr(errno, name)}
-
-def _is_written(part):
+def _is_written(part, pid):
     "Whether the process that began a file is still there"
-    pid = int(part.name.split('.')[-2])
     try: return psutil.Process(pid).create_time() <= part.stat().st_mtime # else the number was given to another
-    except (psutil.Error, OSError): return False
+    except (psutil.Error, OSError, OverflowError): return False
 
 def remove_left_over(
     folder:str|Path # and those in it
 ):
-    "Remove files that a killed process was writing"
+    "Remove files that a killed process of this host was writing"
     for part in Path(folder).rglob('*.part'):
-        if re.search(r'\.\d+\.part$', part.name) and not _is_written(part): part.unlink(missing_ok=True)
+        match = _PART.fullmatch(part.name)
+        if match and not _is_written(part, int(match[1])): part.unlink(missing_ok=True)
 
 # %% ../nbs/files.ipynb #ec534e40
+_NO_LOCKS = {getattr(errno, name) for name in ('ENOLCK', 'ENOSYS', 'EOPNOTSUPP') if hasattr(errno, name)}
+
+def take_lock(
+    lock:FileLock, # to be released by the caller
+    timeout:float=0 # seconds to wait for another process; -1: until it has ended
+):
+    "Take a lock, or raise `Timeout`; a disk that cannot lock files is warned of, and is no reason to stop"
+    try: lock.acquire(timeout=timeout)
+    except Timeout: raise # which is an OSError
+    except (NotImplementedError, OSError) as e:
+        if isinstance(e, OSError) and e.errno not in _NO_LOCKS: raise
+        warnings.warn(f'{Path(lock.lock_file).parent} is on a disk that cannot lock files ({e}); '
+                      'see to it that only one command at a time works in it', stacklevel=3)
+
+# %% ../nbs/files.ipynb #aac97de0
 class Owner:
     "Owns a folder inside `with`; a second owner is refused in one sentence, and one object may be entered again"
     def __init__(self,
@@ -160,14 +179,10 @@ class Owner:
     def _take(self):
         self.made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
-        try: self.lock.acquire(timeout=0)
+        try: take_lock(self.lock)
         except Timeout:
             raise RuntimeError(f'{self.folder} is in use by another command; nothing was written. '
                                'Wait until it has ended, or choose another name or folder') from None
-        except (NotImplementedError, OSError) as e:
-            if isinstance(e, OSError) and e.errno not in _NO_LOCKS: raise
-            warnings.warn(f'{self.folder} is on a disk that cannot lock files ({e}); '
-                          'see to it that only one command at a time works in it', stacklevel=3)
         remove_left_over(self.folder)
 
     def __exit__(self, *error:Any):

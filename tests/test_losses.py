@@ -33,7 +33,7 @@ def batch():
     return logits, targets, torch.tensor([700, 120, 60, 20, 4]), 1142
 
 @pytest.fixture
-def clean_registry(monkeypatch): monkeypatch.setattr(losses, '_registry', dict(losses._registry))
+def clean_registry(monkeypatch): monkeypatch.setattr(losses.LOSSES, 'entries', dict(losses.LOSSES.entries))
 
 
 # parity

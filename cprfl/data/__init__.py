@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
                 'MultiLabelDataset', 'ArrayDataset', 'resize', 'LongTailDataset'],
     'readers': ['Row', 'multi_hot', 'Listing', 'check_listing', 'find_encoding', 'read_text', 'ClassFile',
                 'read_class_file', 'read_classes', 'as_classes', 'read_list', 'one_form',
-                'match_classes'],
+                'match_classes', 'split_off_delimiter'],
     'tables': ['PATH_COLUMNS', 'LABEL_COLUMNS', 'Table', 'read_table', 'read_csv'],
     'cells': ['UNKNOWN_LABELS', 'flag', 'as_name', 'split_list', 'find_separator', 'Cells', 'read_cells',
               'combined_names'],

@@ -22,8 +22,11 @@ from .. import __version__
 from ..checks import some
 from ..files import Owner, read_tensors, reading, write_atomic, write_json, write_text
 from ..metrics import multilabel_report
-from .build import Splits, build_model
+from ..model.cprfl import CPRFL
+from ..model.registry import MODELS
+from .build import Splits, build_model, check_logits
 from .recipe import Recipe
+from .registered import check_recorded, recorded
 from .stored import RunConfig, read_metrics, read_report
 from ..train.alignment import PurificationRecorder
 from ..train.callbacks import NonFiniteLoss
@@ -89,7 +92,8 @@ class Run:
         which:str='auto' # 'best', 'last', or the one that the recipe selects
     ) -> torch.nn.Module:
         "The trained model, in eval mode"
-        if self.recipe.model == 'clip': return build_model(self.recipe, self.classes).eval()
+        check_recorded(self.config.registered)
+        if not self.recipe.learns: return build_model(self.recipe, self.classes).eval()
         if which == 'auto': which = 'last' if self.recipe.train.select == 'last' else 'best'
         with self._file(f'{which}.safetensors', 'no epoch of a training has ended') as file: state = read_tensors(file)
         if broken := not_finite(state): raise ValueError(f'{file}: weights are not finite: {some(broken, 5)}')
@@ -139,7 +143,7 @@ def _start_folder(path, recipe, data):
         recipe=asdict(recipe), classes=data.classes,
         groups={name: [int(i) for i in ids] for name, ids in data.train.groups.items()},
         class_counts=[int(n) for n in data.train.class_counts], num_train=len(data.train),
-        data=data_key(data.train),
+        data=data_key(data.train), registered=recorded(recipe),
         versions=dict(cprfl=__version__, torch=torch.__version__)))
 
 def _predictions(paths, logits, classes):
@@ -218,6 +222,7 @@ def run_recipe(
         if resume: _check_same_images(path, data)
         if progress and writes: data.announce(recipe)
         model = build_model(recipe, data.classes, targets=data.train.targets)
+        if recipe.model not in MODELS.kit: check_logits(model, recipe, len(data.classes))
         if writes: # a new folder is made now, so that it is not among the images
             owned.enter_context(owner)
             _check_resumable(path, recipe, resume, speaks=False) # it may be another command's
@@ -233,8 +238,8 @@ def run_recipe(
 
 def _fit(recipe, model, data, owner, callbacks, resume, progress):
     "The trained model, the accelerator that trained it, and seconds of training before it was stopped, if it was"
-    if recipe.model == 'clip': return model.to(choose_device(recipe.train.device)), None, 0. # ready as it is
-    if recipe.model == 'cprfl' and recipe.purity and data.test is not None:
+    if not recipe.learns: return model.to(choose_device(recipe.train.device)), None, 0. # ready as it is
+    if isinstance(model, CPRFL) and recipe.purity and data.test is not None:
         callbacks = [*callbacks, PurificationRecorder(data.test, recipe.purity, Path(owner))]
     valid = data.test if recipe.train.select == 'test' else None
     began = time.perf_counter()

@@ -20,6 +20,7 @@ from .. import __version__
 from ..checks import brief, check_range, check_type, some
 from ..files import reading
 from .recipe import Recipe
+from .registered import check_recorded
 from ..settings import check_keys, from_dict, read_json
 
 # %% ../../nbs/runs/stored.ipynb #79d4de15
@@ -54,6 +55,7 @@ class RunConfig:
     groups:dict # name -> class indices
     class_counts:np.ndarray # [C] training images
     num_train:int # training images
+    registered:dict # what is not of the kit, see `recorded`
 
     @classmethod
     def read(cls,
@@ -72,7 +74,8 @@ class RunConfig:
         num_train = check_type('num_train', config['num_train'], int)
         counts = _check_indices('class_counts', config['class_counts'], num_train + 1)
         if len(counts) != C: raise ValueError(f'class_counts: expected {C} of them, got {len(counts)}')
-        return cls(from_dict(Recipe, config['recipe'], 'recipe'), classes, groups, counts, num_train)
+        check_recorded(registered := config.get('registered', {}), ('model', 'loss'))
+        return cls(from_dict(Recipe, config['recipe'], 'recipe'), classes, groups, counts, num_train, registered)
 
 # %% ../../nbs/runs/stored.ipynb #7cd85dc3
 _IN_REPORT = 'total', 'ap', 'num_test', 'seconds'
