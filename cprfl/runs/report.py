@@ -22,11 +22,11 @@ from ..data.longtail import group_names
 from ..files import write_json, write_text
 from ..metrics import multilabel_report, report_groups
 from .recipe import Recipe
-from .run import open_runs
+from .run import Run, open_runs
 from .stored import check_numeric, read_frame
 from .tables import Protocol, Table
 from ..settings import check_keys, read_json
-from ..statistics import bootstrap_map, map_columns, paired_seeds, verdict
+from ..statistics import bootstrap_map, map_columns, paired_bootstrap, paired_seeds, verdict
 from ..text import csv_text, from_csv_text, latex_text, markdown_text, visible
 
 # %% ../../nbs/runs/report.ipynb #a1fd7294
@@ -230,17 +230,36 @@ def write_tables(
     tables:dict, # name -> `Table`
     format:str='text' # of what is returned
 ) -> list: # a text per table
-    "Write results.csv, classes.csv, intervals.csv and each table beside the runs"
+    "Write results.csv, classes.csv, intervals.csv, paired.csv and each table beside the runs"
     folder = Path(folder)
     results = write_results(folder)
     test = open_runs(folder, '*-s0')[0].test_set()
     _write_frame(folder / 'intervals.csv', intervals(folder, test.targets).round(3))
+    _write_pairs(folder, results, tables, test.targets)
     described = {name: asdict(table) for name, table in tables.items()}
     write_json(folder / 'tables.json', dict(title=protocol.title, tables=described))
     done = set(results['key'])
     tables = {name: table for name, table in tables.items() if done & {key for key, _, _ in table.rows}}
     return [_write_table(folder / name, protocol.title, table, results, format)
             for name, table in tables.items()]
+
+def _write_pairs(folder, results, tables, targets):
+    "Write paired.csv, if a table has pairs that were run"
+    keys = set(results['key'])
+    pairs = dict.fromkeys((a, b) for table in tables.values() for a, b in table.pairs if {a, b} <= keys)
+    if not pairs: return
+    differences = [_paired(folder, results, *pair, targets) for pair in pairs]
+    _write_frame(folder / 'paired.csv', pd.concat(differences))
+
+def _paired(folder, results, a, b, targets):
+    "The difference of two rows by group, with intervals over seeds, and over the test images of seed 0"
+    seeds = paired_seeds(results.set_index('key'), a, b)
+    runs = [Run(folder / f'{key}-s0') for key in (a, b)]
+    logits = [run.predictions.iloc[:, 1:].to_numpy() for run in runs]
+    images = paired_bootstrap(*logits, targets, runs[0].groups, (a, b))
+    columns = dict(difference=seeds['difference'], seeds=seeds['seeds'], low=seeds['low'], high=seeds['high'],
+                   difference_s0=images['difference'], low_images=images['low'], high_images=images['high'])
+    return pd.DataFrame(columns).round(3).reset_index(names='group').assign(a=a, b=b)
 
 def _write_table(path, title, table, results, format):
     made = make_table(table, results)
@@ -294,9 +313,10 @@ def _stored_table(where, table):
     rows = [tuple(row) for row in check_type(f'{where}: rows', table['rows'], list) if isinstance(row, list)]
     if wrong := [row for row in rows if len(row) != 3 or not all(isinstance(cell, str) for cell in row)]:
         raise ValueError(f'{where}: rows: expected key, label and name in the paper, got {brief(wrong[0])}')
-    compares = check_type(f'{where}: compares', table.get('compares', []), list)
+    compares, pairs = (check_type(f'{where}: {name}', table.get(name, []), list) for name in ('compares', 'pairs'))
     title, of_paper = (check_type(f'{where}: {name}', table.get(name, ''), str) for name in ('title', 'where'))
-    return Table(title, tuple(rows), of_paper, tuple(map(str, compares)))
+    pairs = [tuple(map(str, pair)) for pair in pairs]
+    return Table(title, tuple(rows), of_paper, tuple(map(str, compares)), tuple(pairs))
 
 def _stored_frame(folder, name):
     file = folder / f'{name}.csv'
