@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KS', 'imagenet_names', 'plain_name', 'last_layer', 'Vocabulary', 'read_vocabulary', 'pair_names', 'own_outputs',
            'NamePairs', 'name_pairs', 'ridge_map', 'NameClassifier', 'share_of_names', 'fuse', 'choose_k', 'ClassScale',
-           'NamedModel']
+           'NamedModel', 'NamedParts']
 
 # %% ../../nbs/model/names.ipynb #81aaf4a8
 import csv
@@ -229,13 +229,13 @@ def _random(text, outputs, classes, seed, m=512):
 # %% ../../nbs/model/names.ipynb #6f472769
 def share_of_names(
     class_counts:Any, # [C] training images
-    k:float|None=20. # images at which a class listens to both equally; None: to its name alone
+    k:float|None=20. # images at which a class listens to both equally; 0: to the model alone; None: to its name
 ) -> torch.Tensor: # [C] in 0..1
     "What the names count in each class"
     n = torch.as_tensor(class_counts).float()
     if k is None: return torch.ones_like(n)
-    check_range('k', k, above=0)
-    return 1 / (1 + n / k)
+    check_range('k', k, low=0)
+    return k / (k + n) if k else torch.zeros_like(n)
 
 def fuse(
     head_scores:torch.Tensor, # [N, C] of a model, standardised
@@ -356,3 +356,16 @@ class NamedModel(nn.Module):
         "Take over what belongs to the names"
         self.load_state_dict(self.state_dict() | state)
         return self
+
+class NamedParts(nn.Module):
+    "Both parts of the logits of a model with names, side by side [B, 2C]"
+    def __init__(self,
+        named:NamedModel # whose parts these are
+    ):
+        super().__init__()
+        self.named = named
+
+    def forward(self,
+        x:torch.Tensor # [B, 3, H, W] images, or [B, v, D] cached patches
+    ) -> torch.Tensor: # [B, 2C]
+        return torch.cat(self.named.parts(x), 1)

@@ -221,7 +221,9 @@ def build_model(
     torch.manual_seed(recipe.train.seed)
     def vectors():
         if semantics is not None: return semantics
-        return category_semantics(classes, recipe.semantics, recipe.template, recipe.semantics_norm, recipe.train.seed)
+        W = category_semantics(classes, recipe.semantics, recipe.template, recipe.semantics_norm, recipe.train.seed)
+        if not recipe.prior: return W
+        return torch.cat([W, build_names(recipe, classes).weight], 1)
     return entry.build(dict(
         classes=lambda: classes, num_classes=lambda: len(classes), targets=lambda: targets,
         template=lambda: recipe.template, clip=lambda: load_clip(recipe.semantics),

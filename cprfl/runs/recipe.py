@@ -70,7 +70,7 @@ class ModelSettings:
 @dataclass
 class NameSettings:
     "How classifiers from names are made, and mixed with a model"
-    k:float|None = 20. # training images at which a class listens to both equally; None: to its name alone
+    k:float|None = 20. # images at which a class listens to both equally; 0: to the model alone; None: to its name
     ridge:float = 1. # lambda of the map from embeddings to classifiers
     per_image:bool = True # standardise the names' scores over the classes of an image first
     strict:bool = True # leave out those names of ImageNet that are a class's own
@@ -80,7 +80,7 @@ class NameSettings:
     def __post_init__(self):
         check_fields(self)
         check_range('ridge', self.ridge, above=0)
-        if self.k is not None: check_range('k', self.k, above=0)
+        if self.k is not None: check_range('k', self.k, low=0)
 
 # %% ../../nbs/runs/recipe.ipynb #cd337681
 _RANGES = dict(
@@ -128,6 +128,7 @@ class Recipe(ModelSettings, DataSettings, RunSettings):
         from_dict(NameSettings, self.names_args, 'names_args')
         if self.names and not self.learns:
             raise ValueError(f'names: expected a model that learns, got {self.model!r}')
+        if self.prior and not self.names: raise ValueError('model_args: prior needs `names`')
         if self.names_args and not self.names:
             raise ValueError('names_args: these need `names`, which says where the names and their embeddings are')
 
@@ -135,6 +136,11 @@ class Recipe(ModelSettings, DataSettings, RunSettings):
     def name_settings(self) -> NameSettings:
         "How names are mixed with the model"
         return NameSettings(**self.names_args)
+
+    @property
+    def prior(self) -> bool:
+        "Whether the names are in the prompts already"
+        return bool(self.model_args.get('prior'))
 
     @property
     def learns(self) -> bool:

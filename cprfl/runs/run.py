@@ -24,7 +24,7 @@ from ..checks import some
 from ..files import Owner, read_tensors, reading, write_atomic, write_json, write_tensors, write_text
 from ..metrics import multilabel_report
 from ..model.cprfl import CPRFL
-from ..model.names import NameClassifier, NamedModel
+from ..model.names import NameClassifier, NamedModel, NamedParts
 from ..model.registry import MODELS
 from .build import Splits, build_model, build_names, build_names_backbone, check_logits
 from .recipe import Recipe
@@ -79,6 +79,11 @@ class Run:
     def predictions(self):
         "Logits on the test set (pandas: a column of paths, then a column for each class)"
         with self._of_the_test('predictions.parquet') as file: return pd.read_parquet(file)
+
+    @property
+    def from_names(self):
+        "What the names add to these logits (pandas, of the same form)"
+        with self._file('from_names.parquet', 'its recipe has no names') as file: return pd.read_parquet(file)
 
     @property
     def prompts(self):
@@ -228,13 +233,19 @@ def _trained_beside(recipe, path):
 
 def _taken_over(recipe, path):
     "What `_fit` gives, of a run that differs in its names only; None if there is none"
-    if not recipe.names or saved_states(path): return None
+    if not recipe.names or recipe.prior or saved_states(path): return None
     run = _trained_beside(recipe, path)
     if run is None: return None
     for name in ('metrics.csv', 'prompts.safetensors', 'best.safetensors', 'last.safetensors', 'purity.csv'):
         if is_main() and (run.folder / name).is_file(): shutil.copy(run.folder / name, path / name)
     accelerator = build_accelerator(recipe.train)
     return run._without_names('auto').to(accelerator.device), accelerator, run.report['seconds']
+
+def _with_added(path, test, parts, writes):
+    "Logits [N, C] from both parts [N, 2C]; what the names add to them is kept in a file"
+    logits, added = parts.chunk(2, 1)
+    if writes: write_atomic(path / 'from_names.parquet', _predictions(test.paths, added, test.classes).to_parquet)
+    return logits + added
 
 def _named(recipe, model, train, accelerator, progress):
     "The trained model with its names, measured on the training images"
@@ -280,7 +291,9 @@ def run_recipe(
             if writes: write_tensors(path / 'names.safetensors', model.names_state())
         if data.test is not None:
             c = recipe.train
-            logits = predict(model, data.test, 2 * c.batch_size, accelerator, c.num_workers, progress)
+            tested = NamedParts(model) if recipe.names else model
+            logits = predict(tested, data.test, 2 * c.batch_size, accelerator, c.num_workers, progress)
+            if recipe.names: logits = _with_added(path, data.test, logits, writes)
             if writes: _write_report(path, data.test, logits, time.perf_counter() - began + earlier)
         if accelerator: accelerator.wait_for_everyone()
     return Run(path)

@@ -266,6 +266,9 @@ def _name_rows(protocol, rows):
     made = {f'{key}-names': named(key) for key in dict.fromkeys([*_NAMED, *protocol.trials.rows])}
     made |= {'names': named('asl', k=None), 'names-random': named('asl', k=None, random=True)}
     made |= {'global-names-random': named('global', random=True), 'global-names-all': named('global', strict=False)}
+    for key in ('cprfl', 'global'):
+        recipe = named(key, k=0.)
+        made[f'{key}-prior'] = recipe.with_(model_args=recipe.model_args | dict(prior=True))
     return made | {f'global-names@{slug(label)}': named('global', **args) for label, args in _NAMES_TRIED.items()}
 
 # %% ../../nbs/runs/tables.ipynb #cb850542
@@ -396,16 +399,29 @@ _NAMES = Table('With classifiers from names', _rows(
     ('asl', 'linear head, ASL'), ('asl-names', 'linear head, ASL + names'), ('cprfl', 'CPRFL'),
     ('cprfl-names', 'CPRFL + names'), ('global', 'CPRFL + global head'),
     ('global-names', 'CPRFL + global head + names'), ('global-names-random', 'CPRFL + global head + random names'),
+    ('cprfl-prior', 'CPRFL, prompts from names'), ('global-prior', 'CPRFL + global head, prompts from names'),
     ('global-names-all', "CPRFL + global head + names, the classes' own among them"), ('names', 'names alone'),
     ('names-random', 'random names alone')),
     pairs=(('asl-names', 'asl'), ('cprfl-names', 'cprfl'), ('global-names', 'global'),
-           ('global-names-random', 'global')))
+           ('global-names-random', 'global'), ('cprfl-prior', 'cprfl'), ('global-prior', 'global')))
+
+def _compared_with_names(trials):
+    "The rows that are compared at their own best settings, each with and without names"
+    if not trials.rows: return {}
+    rows = []
+    for key in trials.rows:
+        label = _COMPARED.get(key, key)
+        rows += [(key, label), (f'{key}-names', f'{label} + names')]
+    pairs = tuple((f'{key}-names', key) for key in trials.rows)
+    title = 'Each method at its own rates, with and without names'
+    return {'compared-names': Table(title, _rows(*rows), compares=trials.settings, pairs=pairs)}
 
 def _name_tables(protocol):
     if not protocol.names: return {}
     tried = _rows(('global', 'CPRFL + global head'), *(
         (f'global-names@{slug(label)}', f'+ names, {label}') for label in _NAMES_TRIED))
-    return {'names': _NAMES, 'names-search': Table('Settings of the names, one at a time', tried)}
+    search = {'names-search': Table('Settings of the names, one at a time', tried)}
+    return {'names': _NAMES} | _compared_with_names(protocol.trials) | search
 
 # %% ../../nbs/runs/tables.ipynb #9b7f98fa
 def default_workers() -> int:

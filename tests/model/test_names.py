@@ -256,3 +256,31 @@ def test_half_precision_changes_no_score_of_names():
     model, x = named()
     with torch.autocast('cpu', torch.bfloat16): half = model.names(x)
     torch.testing.assert_close(half, model.names(x))
+
+
+# prompts that start as classifiers
+
+def prompted(**kw):
+    from cprfl.model.cprfl import CPRFL
+    torch.manual_seed(0)
+    W, w = drawn(5, 8), drawn(5, 24, seed=1)
+    small = dict(d=16, heads=2, head_dim=8, ffn_dim=16, feature_dim=24)
+    return CPRFL(None, torch.cat([W, w], 1), **small, prior=True, **kw).eval(), w
+
+
+def test_prompts_start_in_the_direction_of_their_classifiers():
+    model, w = prompted()
+    direction = F.normalize(w @ model.fc.weight.T, dim=1)
+    torch.testing.assert_close(model.prompts() - model.pi(model.semantics[:, :8]), model.prior_length * direction)
+
+
+def test_prompts_and_patches_start_with_one_projection():
+    query, key, _ = prompted()[0].vsi.layers[0].attention.to_qkv.weight.chunk(3)
+    assert query.equal(key)
+
+
+def test_a_model_with_a_prior_is_loaded_as_it_was_saved():
+    (model, _), (other, _) = prompted(), prompted()
+    with torch.no_grad(): model.prior_length.mul_(2)
+    other.load_state_dict(model.state_dict())
+    assert other(drawn(2, 4, 24)).equal(model(drawn(2, 4, 24)))

@@ -179,3 +179,20 @@ def test_pairs_of_rows_are_compared(table):
 def test_a_protocol_without_names_has_no_such_rows():
     protocol = Protocol('small', SMALL.with_(model='cprfl'), sources=dict(clip='random:8'), tower=False)
     assert not [key for key in all_rows(protocol) if 'names' in key]
+
+
+def test_prompts_from_names_are_trained_and_opened(here):
+    head = dict(d=16, heads=2, head_dim=8, ffn_dim=16, prior=True)
+    run = finished(here, with_names(here, 'prior', k=0.).with_(model='cprfl', model_args=head))
+    assert list(run.model().model.semantics.shape) == [20, 8 + 16]
+    assert np.abs(run.from_names.iloc[:, 1:]).max().max() == 0
+
+
+def test_prompts_from_names_need_names():
+    with pytest.raises(ValueError, match='prior needs `names`'): SMALL.with_(model='cprfl', model_args=dict(prior=True))
+
+
+def test_what_names_add_is_kept(here, named):
+    run = Run(here / 'runs' / 'small')
+    expected = run.predictions.iloc[:, 1:] + named.from_names.iloc[:, 1:]
+    np.testing.assert_allclose(named.predictions.iloc[:, 1:], expected, atol=1e-3)
