@@ -198,10 +198,10 @@ def demo(o:DemoOptions):
         _show_demo(recipes, o)
 
 def _show_demo(recipes, o):
-    from cprfl.runs.report import results_table, summarise
+    from cprfl.runs.report import format_table, results_table, summarise
     from cprfl.runs.run import Run
     results = results_table([Run(Path(o.out) / r.name) for r in recipes])
-    write_text(Path(o.out) / 'demo.csv', results.to_csv())
+    write_text(Path(o.out) / 'demo.csv', format_table(results, 'csv'))
     shown = summarise(results).drop(columns=['seeds', 'seconds']).rename(DEMO).to_string()
     seeds = f' and {o.seeds} seeds' if o.seeds > 1 else ''
     predict = 'cprfl_predict' if which('cprfl_predict') else Path(sys.argv[0]).with_name('cprfl_predict')
@@ -349,6 +349,7 @@ class EvaluateOptions:
     run:Positional[Annotated[str, arg(metavar='RUN')]] # a run's folder
     list:str|None = None # other images to test on; the run's own test set when left out
     root:str|None = None # folder of these images
+    score_rule:str = 'sigmoid' # what mAP ranks by: sigmoid, softmax, standardised or norm
     plugin:str|None = None # FILE.py or module that registers the run's model, if it is not of the kit
     batch_size:int = 64 # images per forward pass
     device:str = 'auto' # auto, cpu, cuda or mps
@@ -359,7 +360,9 @@ def evaluate(o:EvaluateOptions):
     from cprfl.metrics import format_report
     from cprfl.runs.build import read_test_file
     from cprfl.runs.run import Run
+    from cprfl.scoring import SCORE_RULES
     from cprfl.train.trainer import evaluate as score
+    check_choice('score_rule', o.score_rule, SCORE_RULES)
     run = Run(o.run)
     if o.list:
         files = dict(benchmark=None, train_file=run.recipe.train_file or o.list, test_file=None, root=o.root)
@@ -371,7 +374,8 @@ def evaluate(o:EvaluateOptions):
         raise ValueError(f'these images have other classes now ({theirs}...) than the run ({ours}...)')
     test.groups = run.groups
     if o.list and test.notes: print('\n'.join(test.notes))
-    print(format_report(score(run.model().to(choose_device(o.device)), test, batch_size=o.batch_size, progress=True)))
+    model = run.model().to(choose_device(o.device))
+    print(format_report(score(model, test, o.score_rule, batch_size=o.batch_size, progress=True)))
     print(f'\nrun: {run.folder}')
 
 # %% ../nbs/cli.ipynb #ab3fcb79
@@ -400,10 +404,11 @@ class PredictOptions:
          'cprfl_predict runs/mine photos --out predictions.csv')
 def predict(o:PredictOptions):
     "The most likely categories of images and of folders with images, or a table of all scores"
-    from cprfl.runs.predict import find_images, predict_images, write_predictions
+    from cprfl.runs.predict import check_replaceable, find_images, predict_images, write_predictions
     from cprfl.runs.run import Run
     if not o.images: raise ValueError('give one or more image files or folders')
     run, files = Run(o.run), find_images(o.images)
+    if o.out: check_replaceable(o.out, run.classes)
     predictions = predict_images(run, files, o.batch_size, o.num_workers, o.device, bool(o.out))
     problems:list = []
     sound = _without_problems(predictions, problems)
@@ -423,7 +428,7 @@ def _without_problems(predictions, problems):
 def _show_predictions(predictions, run, k):
     from cprfl.data.longtail import group_names
     groups = group_names(run.groups, len(run.classes))
-    kind = 'cosine similarity' if run.recipe.model == 'clip' else 'sigmoid'
+    kind = 'cosine similarity' if run.recipe.model == 'clip' else 'sigmoid' + ', with names' * bool(run.recipe.names)
     print(f'scores: {kind}')
     for file, scores in predictions:
         print(visible(file))
@@ -450,7 +455,7 @@ class TableOptions:
         check_range('seeds', self.seeds, low=1)
         check_range('workers', self.workers, low=0)
 
-SEARCHES = 'search', 'trials' # tables that choose settings, on held-out images
+SEARCHES = 'search', 'trials', 'names-search' # tables that choose settings, on held-out images
 
 def _chosen_tables(o, tables):
     "Those that were asked for"
@@ -509,7 +514,7 @@ def table(o:TableOptions):
     with Owner(out):
         kept = _keep_results(out, write_results)
         failed = {} if o.no_run else run_many(recipes, out, o.workers, o.cache, on_done=kept)
-        for name, why in failed.items(): print(f'failed: {name}: {why}', file=sys.stderr)
+        for name, why in failed.items(): _complain(f'failed: {name}: {why}')
         for text in write_tables(out, protocol, tables, o.format): print(f'\n{text}')
     print(f'\nruns and tables: {out}')
     if failed: raise RuntimeError(f'{len(failed)} of the runs failed; the same command tries them again')
@@ -518,7 +523,7 @@ def table(o:TableOptions):
 @dataclass
 class BenchOptions:
     "The options of `cprfl_bench`"
-    what:Positional[Annotated[str, arg(metavar='WHAT')]] # some of train,levers,head,eval,metrics,classes,data
+    what:Positional[Annotated[str, arg(metavar='WHAT')]] # some of train,levers,head,features,eval,metrics,classes,data
     out:str = '' # folder for a CSV of each table; nothing is written when left out
     backbone:str = 'resnet50' # with random weights, which are as fast as trained ones
     size:int = 224 # input size, pixels
@@ -537,7 +542,7 @@ class BenchOptions:
 
 @console(BenchOptions, 'cprfl_bench train,eval --out speed')
 def bench(o:BenchOptions):
-    "Measure a training step, an evaluation, the metrics, the cost of many classes, or the reading of images"
+    "Measure a training step, features, an evaluation, the metrics, the cost of many classes, or the reading of images"
     from cprfl.bench import BENCHES, machine, write_table
     wanted = o.what.replace(' ', '').split(',')
     if unknown := [name for name in wanted if name not in BENCHES]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'patch_grid', 'upsample_maps', 'as_model', 'AttentionMaps', 'gives_attention', 'attention_maps', 'grad_cam',
-           'explain_image', 'box_mask', 'strongest_point', 'score_maps', 'pointing_game', 'centre_map',
+           'explain_image', 'box_mask', 'strongest_point', 'score_maps', 'pair_table', 'pointing_game', 'centre_map',
            'pointing_baselines', 'pointing_summary']
 
 # %% ../../nbs/look/attention.ipynb #6bde2ca7
@@ -26,6 +26,7 @@ from ..data.longtail import group_names
 from .style import in_order
 from ..model.backbones import plain_model
 from ..model.baselines import LearnedContext, ZeroShotCLIP
+from ..model.names import NamedModel
 from ..model.semantics import Clip
 from ..runs.build import load_data
 from ..train.trainer import evaluating
@@ -61,8 +62,9 @@ def upsample_maps(
 def as_model(
     model:Any # a model, or a `Run`, which is asked for its trained model
 ) -> nn.Module:
-    "The model itself, without the wrappers of a training"
-    return plain_model(model if isinstance(model, nn.Module) else model.model())
+    "The model itself, without the wrappers of a training, and without classifiers from names"
+    model = plain_model(model if isinstance(model, nn.Module) else model.model())
+    return model.model if isinstance(model, NamedModel) else model
 
 # %% ../../nbs/look/attention.ipynb #b4030ec3
 @dataclass
@@ -295,9 +297,14 @@ def _cams(model, dataset, pairs, batch_size):
 METHODS = dict(attention=_attend, gradcam=_cams)
 
 # %% ../../nbs/look/attention.ipynb #2e8d7f66
-def _pair_table(dataset, pairs, scores, **columns):
+def pair_table(
+    dataset:MultiLabelDataset, # that the images are from
+    pairs:list, # tuples that begin with an image and a class, as indices
+    scores:pd.DataFrame, # a row for each pair
+    **columns # more columns, such as method
+) -> pd.DataFrame: # image, path, class, group, then the columns and the scores
     "A row per pair: what it is, and its scores"
-    images, classes = [i for i, _, _ in pairs], [c for _, c, _ in pairs]
+    images, classes = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     keys = {'image': images, 'path': np.asarray(dataset.paths, object)[images],
             'class': np.asarray(dataset.classes, object)[classes],
             'group': group_names(dataset.groups, len(dataset.classes))[classes]}
@@ -323,7 +330,7 @@ def pointing_game(
     maps, logits = zip(*METHODS[method](as_model(model), dataset, pairs, batch_size))
     rank = [int((row > row[c]).sum()) + 1 for row, (_, c, _) in zip(logits, pairs)]
     scores = _scores_of(torch.stack(maps), dataset, pairs)
-    return _pair_table(dataset, pairs, scores, method=method, rank=rank)
+    return pair_table(dataset, pairs, scores, method=method, rank=rank)
 
 # %% ../../nbs/look/attention.ipynb #cc09187d
 def centre_map(
@@ -344,7 +351,7 @@ def pointing_baselines(
     centre = _scores_of(centre_map().expand(len(pairs), -1, -1), dataset, pairs)
     chance = centre.assign(hit=centre['area'], energy=centre['area'])
     scores = dict(centre=centre, random=chance)
-    tables = [_pair_table(dataset, pairs, s, method=m, rank=np.nan) for m, s in scores.items()]
+    tables = [pair_table(dataset, pairs, s, method=m, rank=np.nan) for m, s in scores.items()]
     return pd.concat(tables, ignore_index=True)
 
 def pointing_summary(

@@ -25,7 +25,7 @@ import torch
 from ..checks import some
 from ..data.dataset import MultiLabelDataset
 from ..data.images import open_image
-from ..files import write_json
+from ..files import tensor_bytes, write_json
 
 # %% ../../nbs/train/fingerprint.ipynb #f1a00007
 _SETTLED = 2e9 # nanoseconds after which a file's times tell whether it was written again
@@ -84,9 +84,7 @@ def image_digests(
     return [list(pair) for pair in zip(map(str, dataset.paths), digests)]
 
 # %% ../../nbs/train/fingerprint.ipynb #f1a0000d
-def _digest_of_tensor(t):
-    content = t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return f'{t.dtype} {list(t.shape)} {_digest(content)}'
+def _digest_of_tensor(t): return f'{t.dtype} {list(t.shape)} {_digest(tensor_bytes(t))}'
 
 _PLAIN = int, float, str, bool, type(None)
 
@@ -94,7 +92,8 @@ def _plain(value):
     "A value as text, if it may change what a module computes; else None"
     if isinstance(value, (*_PLAIN, np.generic, torch.dtype)): return repr(value)
     if isinstance(value, (torch.Tensor, np.ndarray)): return _digest_of_tensor(torch.as_tensor(value))
-    if isinstance(value, (list, tuple, set)): return f'{type(value).__name__}{[_plain(v) for v in value]}'
+    if isinstance(value, (set, frozenset)): return f'{type(value).__name__}{sorted(map(str, map(_plain, value)))}'
+    if isinstance(value, (list, tuple)): return f'{type(value).__name__}{[_plain(v) for v in value]}'
     if isinstance(value, dict): return str({str(k): _plain(v) for k, v in value.items()})
     if isinstance(value, partial): return f'{_plain(value.func)}{_plain(value.args)}{_plain(value.keywords)}'
     if is_dataclass(value) and not isinstance(value, type):
