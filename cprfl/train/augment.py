@@ -62,12 +62,31 @@ def random_shift(
     return x[image[:, None, None], :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
 
 # %% ../../nbs/train/augment.ipynb #dafe7002
+def _drawn(op, image):
+    "Names and strengths of the operations that a RandAugment draws for an image; nothing is applied"
+    drawn:list = []
+
+    def note(image, name, strength, **kw):
+        drawn.append((name, strength))
+        return image
+
+    op._apply_image_or_video_transform = note
+    op(image)
+    return drawn
+
 def _rand_augment(x, generator):
+    "RandAugment of each image, by groups of images with the same operation"
     from torchvision.transforms import v2
-    op, seed = v2.RandAugment(), int(torch.randint(2**31, (), generator=generator))
+    seed = int(torch.randint(2**31, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return torch.stack([op(image) for image in x])
+        of_images = [_drawn(v2.RandAugment(), image) for image in x]
+    op, x = v2.RandAugment(), x.clone()
+    for of_step in zip(*of_images):
+        for name, strength in sorted(set(of_step)):
+            rows = [i for i, drawn in enumerate(of_step) if drawn == (name, strength)]
+            x[rows] = op._apply_image_or_video_transform(x[rows], name, strength, op.interpolation, op._fill)
+    return x
 
 # %% ../../nbs/train/augment.ipynb #dafe7004
 POLICIES = {
