@@ -62,31 +62,32 @@ def random_shift(
     return x[image[:, None, None], :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
 
 # %% ../../nbs/train/augment.ipynb #dafe7002
-def _drawn(op, image):
-    "Names and strengths of the operations that a RandAugment draws for an image; nothing is applied"
-    drawn:list = []
+def _draws(x, seed):
+    "Names and strengths of the two operations of each image, as torchvision draws them; nothing is applied"
+    from torchvision.transforms import v2
+    op, drawn = v2.RandAugment(), []
 
     def note(image, name, strength, **kw):
         drawn.append((name, strength))
         return image
 
     op._apply_image_or_video_transform = note
-    op(image)
-    return drawn
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for image in x: op(image)
+    return drawn[::2], drawn[1::2]
 
 def _rand_augment(x, generator):
     "RandAugment of each image, by groups of images with the same operation"
     from torchvision.transforms import v2
-    seed = int(torch.randint(2**31, (), generator=generator))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        of_images = [_drawn(v2.RandAugment(), image) for image in x]
-    op, x = v2.RandAugment(), x.clone()
-    for of_step in zip(*of_images):
-        for name, strength in sorted(set(of_step)):
-            rows = [i for i, drawn in enumerate(of_step) if drawn == (name, strength)]
-            x[rows] = op._apply_image_or_video_transform(x[rows], name, strength, op.interpolation, op._fill)
-    return x
+    op, images = v2.RandAugment(), list(x)
+    for drawn in _draws(x, int(torch.randint(2**31, (), generator=generator))):
+        for name, strength in dict.fromkeys(drawn):
+            rows = [i for i, of_image in enumerate(drawn) if of_image == (name, strength)]
+            group = torch.stack([images[i] for i in rows])
+            after = op._apply_image_or_video_transform(group, name, strength, op.interpolation, op._fill)
+            for i, image in zip(rows, after): images[i] = image
+    return torch.stack(images)
 
 # %% ../../nbs/train/augment.ipynb #dafe7004
 POLICIES = {

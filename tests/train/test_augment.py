@@ -130,8 +130,3 @@ def test_rand_augment_applies_each_operation_once(monkeypatch):
     _rand_augment(batch(500), generator())
     first, second = calls[:23], calls[23:]
     assert len(set(first)) == len(set(second)) == 23
-
-
-def test_rand_augment_keeps_the_memory_format():
-    x = batch().contiguous(memory_format=torch.channels_last)
-    assert _rand_augment(x, generator()).is_contiguous(memory_format=torch.channels_last)
