@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OPTIMISATIONS', 'OF_IMAGES', 'CLASSES', 'BENCHES', 'clock_once', 'race', 'clock', 'ceiling', 'count_flops',
-           'peak_memory', 'Setting', 'KitStep', 'ReferenceStep', 'bench_data', 'bench_train', 'leave_one_out',
-           'bench_optimisations', 'bench_features', 'bench_eval', 'average_precision_loop', 'bench_metrics',
-           'bench_classes', 'machine', 'write_table']
+           'peak_memory', 'Setting', 'KitStep', 'ReferenceStep', 'CarefulStep', 'bench_data', 'bench_train',
+           'bench_operations', 'leave_one_out', 'bench_optimisations', 'bench_features', 'bench_eval',
+           'average_precision_loop', 'bench_metrics', 'bench_classes', 'machine', 'write_table']
 
 # %% ../nbs/bench.ipynb #61d31555
 import ctypes
@@ -26,9 +26,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import psutil
+import timm
 import torch
 from PIL import Image
 from timm.utils import ModelEmaV3
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -185,11 +187,13 @@ class KitStep:
     ):
         self.s, self.precision = setting, precision
         self.memory_format = memory_format or setting.memory_format
-        self.model = deepcopy(setting.model).to(memory_format=self.memory_format)
+        self.model = self.build().to(memory_format=self.memory_format)
         self.run = torch.compile(self.model, mode=compile) if compile else self.model
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trainable, lr=1e-5, fused=fused)
         self.average = ModelEmaV3(self.model, 0.998, foreach=foreach)
+
+    def build(self): return deepcopy(self.s.model)
 
     def autocast(self):
         return torch.autocast(self.s.device_type, torch.bfloat16, enabled=self.precision == 'bf16')
@@ -275,6 +279,23 @@ class ReferenceStep(KitStep):
         with self.autocast(): logits = self.logits(self.model, images)
         if self.run_average: self.forward_average(images)
         return self.s.loss(logits.float(), self.s.targets)
+
+# %% ../nbs/bench.ipynb #4e25eee3
+_CAREFUL = 'a careful loop with a linear head'
+
+class CarefulStep(KitStep):
+    "One training step of a linear head, written with care"
+    def __init__(self,
+        setting:Setting # backbone and batch
+    ):
+        super().__init__(setting)
+        self.floats = _normalised(setting.images)
+
+    def build(self):
+        name = str(self.s.backbone).removeprefix('timm:')
+        return timm.create_model(name, num_classes=self.s.classes).to(self.s.device).train()
+
+    def load(self): return self.convert(self.floats.to(self.s.device, non_blocking=True))
 
 # %% ../nbs/bench.ipynb #7cbf0736
 def _write_photos(folder, n, size): # JPEG files with large, soft patches of colour
@@ -363,7 +384,8 @@ def bench_train(
         step() # warms up
         with peak_memory(s.device) as memory[name]: step()
     kit = steps['kit']
-    seconds = race(steps, repeats, s.device)
+    careful = dict(careful=CarefulStep(s)) if s.backbone else {}
+    seconds = race(steps | careful, repeats, s.device)
     reference, flops = seconds['reference'], count_flops(kit)
     rate = flops / seconds['kit']
     names = dict(
@@ -374,8 +396,41 @@ def bench_train(
     of_kit = dict(tflops=rate / 1e12, share_of_ceiling=rate / ceiling(s.device))
     columns = {name: dict(mb=memory[name]['mb']) | (of_kit if name == 'kit' else {}) for name in names}
     rows = [_row(label, seconds[name], s.batch, reference, **columns[name]) for name, label in names.items()]
+    rows += [_row(_CAREFUL, seconds[name], s.batch, reference) for name in careful]
     around = _reading(s) + _augmentation_of_reference(s, repeats)
     return pd.DataFrame(rows + _parts(kit, repeats) + around).set_index('what')
+
+# %% ../nbs/bench.ipynb #d6a41359
+_KINDS = { # words in the names of operations -> kind; the first that fits counts
+    'batch_norm': 'batch norms',
+    'convolution': 'convolutions',
+    'adam': 'optimiser',
+    'lerp': 'moving average',
+    'mm': 'matrix products',
+    'copy_': 'copies and casts',
+    'clamp_min': 'activations',
+    'threshold': 'activations',
+    'add': 'sums'}
+
+def _kind(name): return next((kind for word, kind in _KINDS.items() if word in name), 'everything else')
+
+def bench_operations(
+    setting:Setting|None=None # what to measure
+) -> pd.DataFrame: # ms and share of each kind of operation, for the kit's step and for the careful one
+    "A training step by kinds of operation"
+    s = setting or Setting()
+    steps = dict(kit=KitStep(s)) | (dict(careful=CarefulStep(s)) if s.backbone else {})
+    on_gpu = [ProfilerActivity.CUDA] * (s.device_type == 'cuda')
+    microseconds = 'self_device_time_total' if on_gpu else 'self_cpu_time_total'
+    columns:dict = {}
+    for name, step in steps.items():
+        step() # warms up
+        with profile(activities=[ProfilerActivity.CPU, *on_gpu]) as seen: step()
+        events = seen.key_averages()
+        times = pd.Series([getattr(event, microseconds) / 1000 for event in events])
+        ms = times.groupby([_kind(event.key) for event in events]).sum()
+        columns |= {f'{name}_ms': ms, f'{name}_share': ms / ms.sum()}
+    return pd.DataFrame(columns).fillna(0.).sort_values('kit_ms', ascending=False).rename_axis('what')
 
 # %% ../nbs/bench.ipynb #a6475fc4
 OPTIMISATIONS:dict[str, dict] = { # name -> the keywords of `ReferenceStep` that switch it on
@@ -562,6 +617,7 @@ def bench_classes(
 # %% ../nbs/bench.ipynb #923296b7
 BENCHES:dict[str, Callable] = dict( # name -> (keywords of `Setting`, classes, batch, repeats) -> table
     train=lambda kw, C, batch, n: bench_train(Setting(**kw, classes=C, batch=batch), n),
+    operations=lambda kw, C, batch, n: bench_operations(Setting(**kw, classes=C, batch=batch)),
     levers=lambda kw, C, batch, n: bench_optimisations(Setting(**kw, classes=C, batch=batch), n),
     head=lambda kw, C, batch, n: BENCHES['levers'](kw | dict(backbone=None), C, batch, n),
     features=lambda kw, C, batch, n: bench_features(kw['backbone'], kw['size'], repeats=n, device=kw['device']),

@@ -502,7 +502,8 @@ def table(o:TableOptions):
 @dataclass
 class BenchOptions:
     "The options of `cprfl_bench`"
-    what:Positional[Annotated[str, arg(metavar='WHAT')]] # some of train,levers,head,features,eval,metrics,classes,data
+    # some of train,operations,levers,head,features,eval,metrics,classes,data
+    what:Positional[Annotated[str, arg(metavar='WHAT')]]
     out:str = '' # folder for a CSV of each table; nothing is written when left out
     backbone:str = 'resnet50' # with random weights, which are as fast as trained ones
     size:int = 224 # input size, pixels
