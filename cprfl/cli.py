@@ -10,6 +10,7 @@ __all__ = ['GOES_ON', 'DEMO', 'SEARCHES', 'console', 'DemoOptions', 'demo', 'Pre
 # %% ../nbs/cli.ipynb #4a26eb34
 import ast
 import io
+import os
 import re
 import sys
 import warnings
@@ -122,6 +123,7 @@ def console(
         description = f'{func.__doc__}\n\nExample:\n  ' + example.replace('\n', '\n  ')
         @wraps(func, assigned=('__module__', '__name__', '__qualname__', '__doc__'))
         def command(argv:list|None=None): # arguments; those of the process when left out
+            os.environ.setdefault('OMP_WAIT_POLICY', 'passive') # is read when PyTorch is loaded
             argv = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
             try:
                 start = dict(default=default(argv)) if default else {}
@@ -502,7 +504,7 @@ def table(o:TableOptions):
 @dataclass
 class BenchOptions:
     "The options of `cprfl_bench`"
-    # some of train,operations,levers,head,features,eval,metrics,classes,data
+    # some of train,operations,levers,head,features,eval,metrics,classes,data,sharing
     what:Positional[Annotated[str, arg(metavar='WHAT')]]
     out:str = '' # folder for a CSV of each table; nothing is written when left out
     backbone:str = 'resnet50' # with random weights, which are as fast as trained ones
