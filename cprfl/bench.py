@@ -418,12 +418,22 @@ _KINDS = { # words in the names of operations -> kind; the first that fits count
 
 def _kind(name): return next((kind for word, kind in _KINDS.items() if word in name), 'everything else')
 
+def _features_of(kit): # a forward pass of the backbone as it is when it is frozen
+    backbone, images = deepcopy(kit.model.backbone).eval(), kit.convert(kit.fetch())
+
+    @torch.inference_mode()
+    def forward():
+        with kit.autocast(): backbone(images)
+
+    return forward
+
 def bench_operations(
     setting:Setting|None=None # what to measure
-) -> pd.DataFrame: # ms and share of each kind of operation, for the kit's step and for the careful one
-    "A training step by kinds of operation"
+) -> pd.DataFrame: # ms and share of each kind of operation, for the kit's step, the careful one, and features alone
+    "A training step, and the features of a frozen backbone, by kinds of operation"
     s = setting or Setting()
-    steps = dict(kit=KitStep(s)) | (dict(careful=CarefulStep(s)) if s.backbone else {})
+    steps:dict = dict(kit=KitStep(s))
+    if s.backbone: steps |= dict(careful=CarefulStep(s), features=_features_of(steps['kit']))
     on_gpu = [ProfilerActivity.CUDA] * (s.device_type == 'cuda')
     microseconds = 'self_device_time_total' if on_gpu else 'self_cpu_time_total'
     columns:dict = {}
