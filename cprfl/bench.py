@@ -38,6 +38,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
+from .checks import first_line
 from .data.dataset import LongTailDataset, resize
 from .files import write_json
 from .losses import build_loss
@@ -172,9 +173,10 @@ class Setting:
     @cached_property
     def text(self): # encoder and tokens
         import open_clip
+        before = logging.root.manager.disable
         logging.disable(logging.WARNING) # open_clip warns of random weights
         try: encoder = open_clip.create_model('RN50', pretrained=None).to(self.device).eval()
-        finally: logging.disable(logging.NOTSET)
+        finally: logging.disable(before)
         captions = [f'a photo of a thing {i}.' for i in range(self.classes)]
         return encoder, open_clip.get_tokenizer('RN50')(captions).to(self.device)
 
@@ -483,7 +485,7 @@ def _compiled(s): # name -> step
         step = KitStep(s, compile=mode)
         try: step()
         except torch._dynamo.exc.TorchDynamoException as e:
-            print(f'{name}: left out, because PyTorch cannot compile here ({str(e).splitlines()[0]})')
+            print(f'{name}: left out, because PyTorch cannot compile here ({first_line(e)})')
         else: steps[name] = step
     return steps
 

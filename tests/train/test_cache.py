@@ -1,4 +1,5 @@
 "Cached features: computed once, mended if damaged, and never those of something else"
+import errno
 import os
 import pickle
 import re
@@ -24,7 +25,7 @@ from cprfl.model.backbones import build_backbone
 from cprfl.model.cprfl import CPRFL
 from cprfl.train.cache import FeatureDataset, cache_features, cache_images, feature_key, random_view
 from cprfl.train.config import TrainConfig
-from cprfl.train.fingerprint import image_digests
+from cprfl.train.fingerprint import _plain, image_digests
 from cprfl.train.rows import RowFile
 from cprfl.train.trainer import Trainer, predict
 
@@ -358,6 +359,14 @@ def test_a_second_process_waits_and_then_reads(images, tmp_path, monkeypatch):
     assert net.calls == []
 
 
+@pytest.mark.parametrize('error', [OSError(errno.EOPNOTSUPP, 'Operation not supported'), NotImplementedError()])
+def test_a_disk_without_locks_has_caches_as_well(images, tmp_path, monkeypatch, error):
+    def refuse(lock, **kw): raise error
+    monkeypatch.setattr(FileLock, 'acquire', refuse)
+    with pytest.warns(UserWarning, match='is on a disk that cannot lock files'): cache(images, tmp_path)
+    assert [Path(name).suffix for name in stored(tmp_path)] == ['.npy']
+
+
 def test_a_complete_cache_needs_no_lock(images, tmp_path):
     "So it may lie in a folder that is read only"
     cache(images, tmp_path)
@@ -432,6 +441,11 @@ def test_seeds_of_shapes_lt_are_not_confused():
     dict(output_stride=16), dict(act_layer='gelu'), dict(block_args=dict(attn_layer='se')), dict(drop_path_rate=0.1)])
 def test_the_key_changes_with_the_backbones_arguments(images, kw):
     assert feature_key(backbone(**kw), images, 64) != feature_key(backbone(), images, 64)
+
+
+def test_a_set_is_described_in_one_order():
+    "Not in that of its hashes, which change from process to process"
+    assert _plain({'b', 'a', 'c'}) == """set["'a'", "'b'", "'c'"]"""
 
 
 def test_settings_that_are_no_weights_are_noticed(images):
