@@ -22,7 +22,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
                   'TunedBackbone', 'BACKBONES', 'register_backbone', 'build_backbone'],
     'baselines': ['ERM', 'label_correlation', 'normalize_adjacency', 'MLGCN', 'ZeroShotCLIP', 'readable_scores',
                   'FrozenCLIP', 'LearnedContext'],
-    'towers': ['PatchCLIP', 'layer_depths'],
+    'towers': ['PatchCLIP', 'layer_depths', 'LowRank', 'add_lora', 'TrainingCost', 'training_cost'],
     'released': ['load_released'],
     'registry': ['MODELS', 'register_model'],
 })
