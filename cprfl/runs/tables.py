@@ -90,9 +90,14 @@ def get_protocol(
 def _from_cprfl(p): return {}
 def _from_linear(p): return dict(model='erm', model_args={}) | p.linear
 def _from_mlgcn(p): return _from_linear(p) | dict(model='mlgcn', semantics=p.words)
+def _from_topk(p): return _from_linear(p) | dict(model='topk')
+def _from_decoder(p): return dict(model='decoder', model_args=_as_wide_as_cprfl(p.recipe.model_args))
 def _from_clip(p): return dict(model='clip', model_args={}, views=1, frozen=False, loss='bce')
 
-_STARTS = dict(cprfl=_from_cprfl, linear=_from_linear, mlgcn=_from_mlgcn, clip=_from_clip)
+def _as_wide_as_cprfl(args): return {name: args[name] for name in ('d', 'heads', 'ffn_dim') if name in args}
+
+_STARTS = dict(cprfl=_from_cprfl, linear=_from_linear, mlgcn=_from_mlgcn, topk=_from_topk, decoder=_from_decoder,
+               clip=_from_clip)
 
 def _start(name, protocol):
     "What differs from CPRFL; a registered model has all else from it"
@@ -187,7 +192,15 @@ _ABLATIONS = {
     'cprfl-untuned': _tuned('cprfl', tune=0),
     'global-untuned': _tuned('cprfl', head=GLOBAL_HEAD, tune=0)}
 
-ROWS = _METHODS | _ABLATIONS
+_OPPONENTS = {
+    'asl-regularised': _linear('asl', model_args=dict(dropout=0.5), head_decay=0.3),
+    'asl-la': _linear('la_asl'),
+    'topk': Row('topk', 'asl'),
+    'decoder': Row('decoder', 'asl'),
+    'decoder-learned': Row('decoder', 'asl', head=dict(queries='learned')),
+    'cprfl-la': Row(loss='la_asl')}
+
+ROWS = _METHODS | _ABLATIONS | _OPPONENTS
 
 # %% ../../nbs/runs/tables.ipynb #0324f04d
 _PARTS = dict(
@@ -293,6 +306,7 @@ class Table:
     rows:tuple # of (key, label, name in the paper)
     where:str = '' # of the paper's figures: 'table 1', ...
     compares:tuple = () # settings that its labels are about
+    rules:bool = False # whether its columns are scoring rules, and not groups of classes
 
 def _rows(*rows): return tuple((key, label, *(paper or [''])) for key, label, *paper in rows)
 
@@ -328,6 +342,12 @@ def _semantics_rows(protocol):
     return _rows(*rows, ('free-prompts', 'no PI: free prompts'))
 
 # %% ../../nbs/runs/tables.ipynb #1e8066ca
+_OPPONENT_LABELS = {
+    'asl': 'linear head, ASL', 'asl-regularised': 'linear head, dropout and decay',
+    'asl-la': 'linear head, logit adjustment', 'topk': 'linear head and its best patches',
+    'decoder': 'decoder, names as queries', 'decoder-learned': 'decoder, learned queries', 'coop': 'CoOp',
+    'cprfl': 'CPRFL', 'cprfl-la': 'CPRFL, logit adjustment', 'global': 'CPRFL + global head'}
+
 _VARIANTS = dict(
     ablations=Table('What the paper leaves out', _rows(
         ('cprfl', 'CPRFL'), ('grad-interaction', 'interaction path only'),
@@ -339,6 +359,7 @@ _VARIANTS = dict(
         ('asl', 'linear head, ASL'), ('cprfl', 'CPRFL'), ('global-path', '+ global path'),
         ('patch-dropout', '+ patch dropout'), ('global', '+ both'),
         ('patches-only', 'prompts attend to patches only'), ('cosine', 'cosine scores'))),
+    opponents=Table('Opponents', _rows(*_OPPONENT_LABELS.items()), compares=('head_decay',)),
     tuned=Table('Frozen, or with a last stage that learns', _rows(
         ('asl-untuned', 'linear head, ASL, frozen'), ('asl-tuned', 'linear head, ASL, tuned'),
         ('cprfl-untuned', 'CPRFL, frozen'), ('cprfl-tuned', 'CPRFL, tuned'),
@@ -351,9 +372,11 @@ _VARIANTS = dict(
         ('cprfl', 'CPRFL as it is'), *((f'cprfl@{slug(label)}', label) for label in _SEARCH)),
         compares=tuple({change.setting for change in _SEARCH.values()})))
 
-_COMPARED = {
-    'erm': 'linear head, BCE', 'asl': 'linear head, ASL', 'cprfl': 'CPRFL', 'cprfl-random': 'CPRFL, random prompts',
-    'global': 'CPRFL + global head'}
+_UNDER_RULES = Table('mAP under each scoring rule', _rows(
+    ('erm', 'linear head, BCE'), ('asl', 'linear head, ASL'), ('clip', 'zero-shot CLIP'), ('cprfl', 'CPRFL'),
+    ('global', 'CPRFL + global head')), rules=True)
+
+_COMPARED = _OPPONENT_LABELS | {'erm': 'linear head, BCE', 'cprfl-random': 'CPRFL, random prompts'}
 
 def _input_rows(protocol):
     rows = []
@@ -384,7 +407,8 @@ def all_tables(
     changed = tuple({name for changes in protocol.inputs.values() for name in changes})
     inputs = Table('Backbone and input size', _input_rows(protocol), compares=changed)
     searched = dict(trials=_trial_table(protocol), compared=_compared_table(protocol)) if protocol.trials.rows else {}
-    return _with_own(_paper_tables(protocol)) | dict(inputs=inputs) | _VARIANTS | searched
+    tables = _with_own(_paper_tables(protocol)) | dict(inputs=inputs)
+    return tables | _VARIANTS | {'score-rules': _UNDER_RULES} | searched
 
 # %% ../../nbs/runs/tables.ipynb #eb4ab747
 _VARIANTS |= dict(towers=Table('Fine-tuned CLIP, part by part', _rows(

@@ -128,11 +128,12 @@ def predict(
 def evaluate(
     model:torch.nn.Module, # gives logits for a batch
     dataset:MultiLabelDataset, # images or cached features, with targets and groups
+    score_rule:str='sigmoid', # what mAP ranks by
     **kw # keywords of `predict`
 ) -> dict: # see `multilabel_report`
     "The report of `multilabel_report` on a dataset"
     logits, targets = predict(model, dataset, **kw), torch.from_numpy(dataset.targets)
-    return multilabel_report(logits, targets, dataset.groups, probabilities=False)
+    return multilabel_report(logits, targets, dataset.groups, probabilities=False, score_rule=score_rule)
 
 # %% ../../nbs/train/trainer.ipynb #ed28e015
 def build_accelerator(
