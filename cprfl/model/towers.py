@@ -7,6 +7,7 @@ __all__ = ['PatchCLIP', 'layer_depths', 'LowRank', 'add_lora', 'TrainingCost', '
 
 # %% ../../nbs/model/towers.ipynb #3102ad4d
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +83,7 @@ def layer_depths(
     from timm.models import group_parameters
     learns = getattr(backbone, 'net', backbone) # the rest of a `TunedBackbone` is fixed
     of_timm = [net for net in learns.modules() if hasattr(net, 'group_matcher')]
-    net = of_timm[0] if of_timm else learns
+    net:Any = of_timm[0] if of_timm else learns
     layers = group_parameters(net, net.group_matcher(coarse=True) if of_timm else _LAYERS, reverse=True)
     last = max(layers.values(), default=0)
     if last == 0:

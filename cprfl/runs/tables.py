@@ -203,7 +203,7 @@ _OPPONENTS = {
 ROWS = _METHODS | _ABLATIONS | _OPPONENTS
 
 # %% ../../nbs/runs/tables.ipynb #0324f04d
-_PARTS = dict(
+_PARTS:dict[str, dict] = dict(
     decay=dict(layer_decay=0.7), distill=dict(distill=0.1), power=dict(sampler='class_aware', sampler_power=1.35))
 _ALL_PARTS = {name: value for part in _PARTS.values() for name, value in part.items()}
 
