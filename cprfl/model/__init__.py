@@ -11,7 +11,7 @@ import lazy_loader
 # %% ../../nbs/model/index.ipynb #361e1e22
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'cprfl': ['GRAD_PATHS', 'PromptInitializer', 'similarity_scores', 'CPRFL', 'FreePrompts', 'CosineScores',
-              'GlobalHead'],
+              'GlobalHead', 'look_for'],
     'vsi': ['PromptAttention', 'VSILayer', 'VisualSemanticInteraction'],
     'hub': ['is_reachable', 'without_waiting', 'fetched'],
     'semantics': ['TEMPLATE', 'SOURCES', 'SEMANTICS', 'register_semantics', 'fill_template', 'Clip', 'WordTokenizer',
@@ -26,6 +26,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
                   'FrozenCLIP', 'LearnedContext'],
     'opponents': ['TopKPatches', 'GroupLinear', 'QUERIES', 'QueryDecoder'],
     'towers': ['PatchCLIP', 'layer_depths', 'LowRank', 'add_lora', 'TrainingCost', 'training_cost'],
+    'names': ['imagenet_names', 'plain_name', 'last_layer', 'Vocabulary', 'read_vocabulary', 'pair_names',
+              'own_outputs', 'NamePairs', 'name_pairs', 'ridge_map', 'NameClassifier', 'share_of_names', 'fuse', 'KS',
+              'choose_k', 'ClassScale', 'NamedModel', 'NamedParts'],
     'released': ['load_released'],
     'registry': ['MODELS', 'register_model'],
 })

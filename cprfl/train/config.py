@@ -118,14 +118,14 @@ def param_groups(
 ) -> list: # groups for the optimiser
     "Trainable parameters by (layer of the backbone, PI or the rest) x (decayed or not)"
     multiples = dict(backbone=config.backbone_lr, pi=config.prompt_lr)
-    depths = _depths(model) if config.layer_decay != 1 else {}
     head_decay = config.weight_decay if config.head_decay is None else config.head_decay
+    depths = _depths(model) if config.layer_decay != 1 else {}
     groups:dict = {}
     for name, p in model.named_parameters():
         if not p.requires_grad: continue
         part = name.split('.')[0]
-        decay = config.weight_decay if part == 'backbone' else head_decay
         multiple = multiples.get(part, 1.) * config.layer_decay**depths.get(name, 0)
+        decay = config.weight_decay if part == 'backbone' else head_decay
         groups.setdefault((multiple, p.ndim > 1, decay), []).append(p)
     return [dict(params=params, lr=config.lr * multiple, multiple=multiple,
                  weight_decay=decay if decayed else 0.)
