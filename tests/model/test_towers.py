@@ -99,7 +99,13 @@ def test_scores_add_the_image_and_its_best_patches():
     cosines = f @ t.T
     best = cosines[:, 1:].sort(1, descending=True).values[:, :32].mean(1)
     expected = 100 * (0.6 * cosines[:, 0] + 0.4 * best - 0.2)
-    assert torch.allclose(PatchCLIP(None, NAMES_OF_CLASSES)(features()), expected, atol=1e-4)
+    assert torch.allclose(PatchCLIP(None, NAMES_OF_CLASSES, k=32)(features()), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize('v, sixth', [(40, 6), (196, 32), (4, 1)])
+def test_a_sixth_of_the_patches_counts(v, sixth):
+    scores = (PatchCLIP(None, NAMES_OF_CLASSES, k=k)(features(v=v)) for k in (0, sixth))
+    assert torch.equal(*scores)
 
 
 def test_fewer_patches_than_k_all_count():
