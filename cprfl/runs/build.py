@@ -26,6 +26,7 @@ from ..model.hub import fetched
 from ..model.names import NameClassifier, read_vocabulary
 from ..model.registry import MODELS
 from ..model.semantics import category_semantics, load_clip, package_semantics
+from ..model.towers import add_lora
 from ..registry import checked_settings
 from .recipe import Recipe
 from ..train.cache import cache_features, cache_images
@@ -249,6 +250,7 @@ def _build_backbone(recipe, load_weights):
     size = recipe.image_size or 64 # None: Shapes-LT as it is
     backbone = build_backbone(recipe.backbone, pretrained, weights, recipe.normalize, size, **recipe.backbone_args)
     if recipe.frozen: backbone.requires_grad_(False)
+    if recipe.lora: add_lora(backbone, recipe.lora)
     return TunedBackbone(backbone, recipe.tune) if recipe.tune else backbone
 
 # %% ../../nbs/runs/build.ipynb #b4931d96

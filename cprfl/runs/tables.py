@@ -112,6 +112,7 @@ _NEEDS = {
     'image tower': lambda p: p.tower,
     'frozen': lambda p: p.recipe.frozen,
     'learning': lambda p: not p.recipe.frozen,
+    'learning tower': lambda p: p.tower and not p.recipe.frozen and p.recipe.backbone == p.recipe.semantics,
     '16 bits': lambda p: p.recipe.train.precision != 'fp32'}
 
 @dataclass(frozen=True)
@@ -202,6 +203,20 @@ _OPPONENTS = {
     'cprfl-la': Row(loss='la_asl')}
 
 ROWS = _METHODS | _ABLATIONS | _OPPONENTS
+
+# %% ../../nbs/runs/tables.ipynb #0324f04d
+_PARTS:dict[str, dict] = dict(
+    decay=dict(layer_decay=0.7), distill=dict(distill=0.1), power=dict(sampler='class_aware', sampler_power=1.35))
+_ALL_PARTS = {name: value for part in _PARTS.values() for name, value in part.items()}
+
+def _tower(*, head=None, **changes):
+    return Row('clip-patches', None, head or {}, dict(backbone_args=dict(pooled=True)) | changes, 'learning tower')
+
+ROWS |= {
+    'clip-image': _tower(head=dict(share=0.)),
+    'clip-patches': _tower(),
+    **{f'clip-{name}': _tower(**part) for name, part in _PARTS.items()},
+    'clip-all': _tower(**_ALL_PARTS)}
 
 # %% ../../nbs/runs/tables.ipynb #b40bbdd6
 OWN_ROWS:dict[str, str] = {} # key -> label
@@ -446,6 +461,15 @@ def _name_tables(protocol):
         (f'global-names@{slug(label)}', f'+ names, {label}') for label in _NAMES_TRIED))
     search = {'names-search': Table('Settings of the names, one at a time', tried)}
     return {'names': _NAMES} | _compared_with_names(protocol.trials) | search
+
+# %% ../../nbs/runs/tables.ipynb #eb4ab747
+_VARIANTS |= dict(towers=Table('Fine-tuned CLIP, part by part', _rows(
+    ('clip', 'zero-shot CLIP'), ('probe', 'linear head on the frozen tower'), ('asl', 'linear head, the tower learns'),
+    ('cprfl', 'CPRFL, the tower learns'), ('clip-image', 'names, the tower learns'),
+    ('clip-patches', '+ patches'), ('clip-decay', '+ patches, rates by layer'),
+    ('clip-distill', '+ patches, distillation'), ('clip-power', '+ patches, rare classes drawn more often'),
+    ('clip-all', '+ all of these')),
+    compares=('backbone_args', 'frozen', 'views', 'epochs', *_ALL_PARTS)))
 
 # %% ../../nbs/runs/tables.ipynb #9b7f98fa
 def default_workers() -> int:
