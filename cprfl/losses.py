@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['REDUCTIONS', 'LOSSES', 'mix_by_target', 'bce', 'MultiLabelLoss', 'register_loss', 'available_losses', 'loss_keywords',
            'build_loss', 'BCELoss', 'MultiLabelSoftMarginLoss', 'focal', 'FocalLoss', 'inverse_frequency_weight',
-           'ReweightedBCELoss', 'prior_bias', 'tolerant_focal', 'class_balanced_weight', 'ClassBalancedFocalLoss',
-           'rebalanced_weight', 'DistributionBalancedLoss', 'rarity_margin', 'LDAMLoss', 'asymmetric', 'AsymmetricLoss',
-           'loss_constants']
+           'ReweightedBCELoss', 'prior_log_odds', 'prior_bias', 'tolerant_focal', 'class_balanced_weight',
+           'ClassBalancedFocalLoss', 'rebalanced_weight', 'DistributionBalancedLoss', 'rarity_margin', 'LDAMLoss',
+           'asymmetric', 'AsymmetricLoss', 'LogitAdjustedLoss', 'adjust_logits', 'loss_constants']
 
 # %% ../nbs/losses.ipynb #855aa9e1
 import inspect
@@ -259,6 +259,15 @@ class ReweightedBCELoss(_CountedLoss):
     def elements(self, x:torch.Tensor, y:torch.Tensor) -> torch.Tensor:
         return self._get('weight', x) * bce(x, y)
 
+# %% ../nbs/losses.ipynb #d92ab00a
+def prior_log_odds(
+    class_counts:torch.Tensor, # [C] training images per class
+    num_samples:int|torch.Tensor # training images N, or one number for each class [C]
+) -> torch.Tensor: # [C]
+    "ln(pi / (1 - pi)) of the prior pi = n_c / N, finite for n_c = 0 and n_c >= N"
+    n = class_counts.clamp(min=1).clamp(max=num_samples - 0.5)
+    return -torch.log(num_samples/n - 1)
+
 # %% ../nbs/losses.ipynb #377ff8ae
 def prior_bias(
     class_counts:torch.Tensor, # [C] training images per class
@@ -266,9 +275,8 @@ def prior_bias(
     init_bias:float=0.05, # kappa
     neg_scale:float=5. # lambda
 ) -> torch.Tensor: # [C] added to the logits
-    "A small share of the prior's log-odds, finite for n_c = 0 and n_c >= N"
-    n = class_counts.clamp(min=1).clamp(max=num_samples - 0.5)
-    return -(init_bias/neg_scale)*torch.log(num_samples/n - 1)
+    "A small share of the prior's log-odds"
+    return init_bias/neg_scale*prior_log_odds(class_counts, num_samples)
 
 # %% ../nbs/losses.ipynb #6060761a
 def tolerant_focal(
@@ -443,7 +451,43 @@ class AsymmetricLoss(MultiLabelLoss):
     def elements(self, x:torch.Tensor, y:torch.Tensor) -> torch.Tensor:
         return asymmetric(x, y, self.gamma_neg, self.gamma_pos, self.clip, self.focal_grad)
 
+# %% ../nbs/losses.ipynb #101297b8
+@register_loss('la_asl')
+@register_loss('la_bce', gamma_neg=0., gamma_pos=0., clip=0., focal_grad=False)
+class LogitAdjustedLoss(_CountedLoss):
+    "Logit adjustment, Menon et al. 2021, in multi-label form: ASL of the logit plus the log-odds of its prior"
+    def __init__(self, # noqa: PLR0913 - the counts, tau, and the constants of ASL
+        class_counts:ArrayLike, # [C] training images per class
+        num_samples:ArrayLike, # training images N, or one number for each class [C]
+        tau:float=1., # share of the log-odds that is added
+        gamma_neg:float=4., # of ASL; BCE has 0 for the first three
+        gamma_pos:float=0., # of ASL
+        clip:float=0.05, # of ASL
+        focal_grad:bool=False, # of ASL
+        reduction:str='mean' # 'mean', 'sum' or 'none'
+    ):
+        super().__init__(reduction)
+        check_range('tau', tau, low=0)
+        n, N = _check_counts(class_counts, num_samples)
+        self.num_samples, self.tau = num_samples, tau
+        self.loss = AsymmetricLoss(gamma_neg, gamma_pos, clip, focal_grad)
+        self._constant('shift', tau*prior_log_odds(n, N))
+
+    def elements(self, x:torch.Tensor, y:torch.Tensor) -> torch.Tensor:
+        return self.loss.elements(x + self._get('shift', x), y)
+
 LOSSES.kit = tuple(LOSSES)
+
+# %% ../nbs/losses.ipynb #6f0bd044
+def adjust_logits(
+    logits:torch.Tensor, # [B, C] of a model that was trained without adjustment
+    class_counts:ArrayLike, # [C] training images per class
+    num_samples:ArrayLike, # training images N, or one number for each class [C]
+    tau:float=1. # share of the log-odds that is taken away
+) -> torch.Tensor: # [B, C]
+    "Logits as if all classes were equally frequent: post-hoc logit adjustment"
+    check_range('tau', tau, low=0)
+    return logits - tau*prior_log_odds(*_check_counts(class_counts, num_samples)).to(logits)
 
 # %% ../nbs/losses.ipynb #6998fb67
 _constants = {

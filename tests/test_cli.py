@@ -381,6 +381,18 @@ def test_predict_decides_by_a_threshold(shell, runs, data, tmp_path, threshold, 
     assert pd.read_csv(out, keep_default_na=False)['predicted'].tolist() == [decided]
 
 
+def test_predict_replaces_its_own_table(shell, runs, data, tmp_path):
+    for _ in range(2): good(shell(cli.predict, runs / 'tuned', data / '28.png', '--out', tmp_path / 'p.csv'))
+
+
+@pytest.mark.parametrize('text', ['path,labels\n28.png,cat\n', 'id,cat,dog\n', 'notes'])
+def test_predict_leaves_other_files_alone(shell, runs, data, tmp_path, text):
+    (tmp_path / 'p.csv').write_text(text)
+    said = bad(shell(cli.predict, runs / 'tuned', data / '28.png', '--out', tmp_path / 'p.csv'))
+    assert 'p.csv is there and is no table of predictions; choose another name, or remove it' in said
+    assert (tmp_path / 'p.csv').read_text() == text
+
+
 @pytest.mark.parametrize('more, words', [
     (['--threshold', 2], 'threshold: expected 0 to 1'), (['--device', 'gpu'], 'device: expected auto, cpu, cuda, mps'),
     (['--k', 0], 'k: expected at least 1'),

@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'cells': ['UNKNOWN_LABELS', 'flag', 'as_name', 'split_list', 'find_separator', 'Cells', 'read_cells',
               'combined_names'],
     'annotations': ['read_coco', 'is_voc', 'read_voc'],
-    'folders': ['read_folder'],
+    'folders': ['read_folder', 'images_below'],
     'images': ['IMAGE_FORMATS', 'IMAGE_SUFFIXES', 'MAX_SCANS', 'CHECKS', 'Problem', 'BadDataError', 'open_image',
                'image_problem', 'check_images', 'path_problem'],
     'longtail': ['GROUPS', 'class_counts', 'known_counts', 'frequency_groups', 'group_names', 'imbalance_summary',

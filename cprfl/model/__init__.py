@@ -21,8 +21,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'backbones': ['IMAGENET_MEAN', 'IMAGENET_STD', 'to_patches', 'load_state', 'load_strictly', 'Backbone',
                   'PatchModel', 'backbone_and_width', 'plain_model', 'preferred_memory_format', 'TunedBackbone',
                   'BACKBONES', 'register_backbone', 'build_backbone'],
+    'folding': ['folded'],
     'baselines': ['ERM', 'label_correlation', 'normalize_adjacency', 'MLGCN', 'ZeroShotCLIP', 'readable_scores',
                   'FrozenCLIP', 'LearnedContext'],
+    'opponents': ['TopKPatches', 'GroupLinear', 'QUERIES', 'QueryDecoder'],
     'released': ['load_released'],
     'registry': ['MODELS', 'register_model'],
 })

@@ -26,6 +26,8 @@ def register_model(
 register_model('cprfl', 'cprfl.model.cprfl:CPRFL')
 register_model('erm', 'cprfl.model.baselines:ERM')
 register_model('mlgcn', 'cprfl.model.baselines:MLGCN')
+register_model('topk', 'cprfl.model.opponents:TopKPatches')
+register_model('decoder', 'cprfl.model.opponents:QueryDecoder')
 register_model('coop', 'cprfl.model.baselines:LearnedContext')
 register_model('clip', 'cprfl.model.baselines:ZeroShotCLIP', trained=False)
 MODELS.kit = tuple(MODELS)

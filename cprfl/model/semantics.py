@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from ..checks import some
+from ..files import read_tensors, reading
 from .hub import fetched
 from ..registry import Registry
 
@@ -257,16 +258,26 @@ def _split_names(classes): return [str(c).replace('_', ' ').lower().split() for 
 def _check_file(kind, path):
     if not Path(path).is_file(): raise FileNotFoundError(f'{kind}: no such file: {path}')
 
+def _glove_vectors(path, words):
+    "The vectors of some words; the others may be written in any encoding"
+    wanted, found = {word.encode(): word for word in words}, {}
+    with reading(path), open(path, 'rb') as f:
+        for n, line in enumerate(f, 1):
+            word, _, numbers = line.partition(b' ')
+            if word not in wanted: continue
+            try: found[wanted[word]] = torch.tensor(list(map(float, numbers.split())))
+            except ValueError: raise ValueError(f'{path}:{n}: expected numbers after {wanted[word]!r}') from None
+    if missing := sorted(words - found.keys()):
+        raise ValueError(f'glove: {path} has no vector for {some(missing)}')
+    return found
+
 def _from_glove(classes, argument):
     _check_file('glove', argument)
     names = _split_names(classes)
-    wanted, found = {w for name in names for w in name}, {}
-    with open(argument, encoding='utf-8') as f:
-        for line in f:
-            word, _, numbers = line.partition(' ')
-            if word in wanted: found[word] = torch.tensor([float(x) for x in numbers.split()])
-    if missing := sorted(wanted - found.keys()):
-        raise ValueError(f'glove: {argument} has no vector for {some(missing)}')
+    found = _glove_vectors(argument, {w for name in names for w in name})
+    widths = {len(vector) for vector in found.values()}
+    if len(widths) > 1:
+        raise ValueError(f'glove: {argument}: expected vectors of one length, got {some(sorted(widths))}')
     return torch.stack([torch.stack([found[w] for w in name]).mean(0) for name in names])
 
 def _from_words(classes):
@@ -275,19 +286,23 @@ def _from_words(classes):
     return torch.tensor([[float(w in name) for w in words] for name in names])
 
 # %% ../../nbs/model/semantics.ipynb #5a1f0004
+def _from_npy(path):
+    import numpy as np
+    with reading(path):
+        array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray): raise ValueError('it holds several arrays, as .npz does')
+        return torch.from_numpy(array.astype('float32'))
+
+def _from_safetensors(path):
+    tensors = read_tensors(path)
+    if len(tensors) == 1: return next(iter(tensors.values())).float()
+    raise ValueError(f'file: {path}: expected one tensor [C, m], got {len(tensors)} ({some(tensors)})')
+
 def _from_file(classes, argument):
     _check_file('file', argument)
     path = Path(argument)
-    if path.suffix == '.npy':
-        import numpy as np
-        W = torch.from_numpy(np.load(path, allow_pickle=False).astype('float32'))
-    elif path.suffix == '.safetensors':
-        from safetensors.torch import load_file
-        tensors = load_file(path)
-        if len(tensors) != 1:
-            raise ValueError(f'file: {path}: expected one tensor [C, m], '
-                             f'got {len(tensors)} ({some(tensors)})')
-        W = next(iter(tensors.values())).float()
+    if path.suffix == '.npy': W = _from_npy(path)
+    elif path.suffix == '.safetensors': W = _from_safetensors(path)
     else: raise ValueError(f'file: expected .npy or .safetensors, got {path.name}')
     if W.ndim != 2 or len(W) != len(classes):
         raise ValueError(f'file: {path}: expected [C, m] with C = {len(classes)} classes, in their order, '

@@ -138,9 +138,10 @@ class Splits:
     ):
         "The same rows, with features or decoded pixels in place of files"
         if not (recipe.frozen or recipe.cache_images): return self
-        kw:dict = dict(folder=folder, size=recipe.image_size, progress=progress)
+        workers = max(2, recipe.train.num_workers)
+        kw:dict = dict(folder=folder, size=recipe.image_size, num_workers=workers, progress=progress)
         if recipe.frozen: cache, views = _feature_cache(recipe, model, **kw), dict(views=recipe.views)
-        else: cache, views = partial(cache_images, num_workers=max(2, recipe.train.num_workers), **kw), {}
+        else: cache, views = partial(cache_images, **kw), {}
         train = cache(self.whole_train, **views)
         test = None if self.whole_test is None else cache(self.whole_test)
         if recipe.frozen: model.backbone.to('cpu')
@@ -153,7 +154,8 @@ class Splits:
         chooses = f'; {recipe.train.valid_fraction:.0%} of them choose the epoch'
         if recipe.train.select != 'valid' or not recipe.learns: chooses = ''
         print(f'training: {self.train}{chooses}')
-        _say(_class_line(self.train), _semantics_line(recipe, self.classes), *self.train.notes)
+        named = any(f' {len(self.classes)} classes: ' in note for note in self.train.notes) # by the reader of a table
+        _say('' if named else _class_line(self.train), _semantics_line(recipe, self.classes), *self.train.notes)
         if self.test is None: return
         print(f"{'held out:' if recipe.held_out else 'testing: '} {self.test}")
         if self.whole_test is not None: _say(*self.test.notes)

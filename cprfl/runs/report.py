@@ -23,7 +23,7 @@ from ..data.longtail import group_names
 from ..files import write_json, write_text
 from ..metrics import multilabel_report, report_groups
 from .recipe import DataSettings, Recipe
-from .run import Run, open_runs
+from .run import Run, read_runs
 from .stored import check_numeric, read_frame
 from .tables import Protocol, Table
 from ..scoring import SCORE_RULES
@@ -47,29 +47,28 @@ def collect(
 ) -> tuple: # (results, classes), pandas, mAP in percent
     "Results of all finished runs of a folder"
     results, classes = [], []
-    for run in open_runs(folder, '*-s*[0-9]', 'report.json', _of_a_table):
-        key, seed = _of_a_table(run)
-        row = dict(key=key, seed=seed)
-        results.append(row | _result(run))
-        classes += [row | of_class for of_class in _class_results(run)]
+    for _, (result, of_classes) in read_runs(folder, '*-s*[0-9]', 'report.json', _rows_of):
+        results.append(result)
+        classes += of_classes
     if not results: raise FileNotFoundError(f'{folder}: no finished run named KEY-sSEED in it')
     return _only_varying(_with_groups(results)), pd.DataFrame(classes)
 
-def _of_a_table(run):
-    "Its key and its seed, if it has all that a table needs"
+def _key_of(run):
     named = re.fullmatch(r'(.+)-s(\d+)', run.folder.name)
     if not named: raise ValueError('expected a name KEY-sSEED')
-    _result(run)
-    _class_results(run)
-    return named[1], int(named[2])
+    return dict(key=named[1], seed=int(named[2]))
 
-def _result(run):
-    report = run.report
+def _rows_of(run):
+    "The row of a run, and a row for each of its classes"
+    begin, report = _key_of(run), run.report
+    return begin | _result(run, report), [begin | row for row in _class_results(run, report)]
+
+def _result(run, report):
     sizes = dict(classes=len(run.classes), train=run.num_train, test=report['num_test'])
     return _percent(report, 3) | sizes | dict(seconds=report['seconds']) | _settings_of(run.recipe)
 
-def _class_results(run):
-    groups, ap = group_names(run.groups, len(run.classes)), run.report['ap']
+def _class_results(run, report):
+    groups, ap = group_names(run.groups, len(run.classes)), report['ap']
     return [dict(name=name, group=group, count=int(count), ap=round(100 * a, 2))
             for name, group, count, a in zip(run.classes, groups, run.class_counts, ap)]
 
@@ -81,10 +80,17 @@ def intervals(
 ): # pandas, a row per run and group: mAP, low, high in percent
     "Bootstrap intervals of mAP over the test images, for the runs with seed 0"
     out = []
-    for run in open_runs(folder, '*-s0', 'predictions.parquet', lambda run: run.predictions):
-        table = bootstrap_map(run.predictions.iloc[:, 1:].to_numpy(), targets, run.groups, n=n)
+    for run, predictions in _with_predictions(folder):
+        table = bootstrap_map(predictions.iloc[:, 1:].to_numpy(), targets, run.groups, n=n)
         out.append(table.reset_index(names='group').assign(key=run.folder.name.removesuffix('-s0')))
+    if not out: raise _nothing_of_seed_0(folder)
     return pd.concat(out, ignore_index=True)
+
+def _with_predictions(folder):
+    return read_runs(folder, '*-s0', 'predictions.parquet', lambda run: run.predictions)
+
+def _nothing_of_seed_0(folder):
+    return FileNotFoundError(f'{folder}: no finished run named KEY-s0 in it; intervals are those of seed 0')
 
 # %% ../../nbs/runs/report.ipynb #734da5c9
 def stored_logits(
@@ -106,13 +112,14 @@ def rule_results(
 ) -> pd.DataFrame: # a row per run and rule, mAP in percent
     "mAP of all finished runs of a folder under each scoring rule"
     rows, tests = [], {}
-    for run in open_runs(folder, '*-s*[0-9]', 'predictions.parquet', lambda r: (_of_a_table(r), r.predictions)):
-        (key, seed), images = _of_a_table(run), _images_of(run.recipe)
+    def read(run):
+        images = _images_of(run.recipe)
         if images not in tests: tests[images] = run.test_set()
-        logits, targets = stored_logits(run, tests[images]), torch.from_numpy(tests[images].targets)
+        return _key_of(run), stored_logits(run, tests[images]), torch.from_numpy(tests[images].targets)
+    for run, (begin, logits, targets) in read_runs(folder, '*-s*[0-9]', 'predictions.parquet', read):
         for rule in SCORE_RULES:
             report = multilabel_report(logits, targets, run.groups, probabilities=False, score_rule=rule)
-            rows.append(dict(key=key, seed=seed, rule=rule) | _percent(report, 3))
+            rows.append(begin | dict(rule=rule) | _percent(report, 3))
     if not rows: raise FileNotFoundError(f'{folder}: no finished run named KEY-sSEED in it')
     return _with_groups(rows)
 
@@ -143,7 +150,7 @@ def _settings_of(
     recipe:Recipe # of a run
 ) -> dict: # name -> value
     "Input and schedule of a recipe, which the rows of a table should share"
-    names = list(_INPUT if recipe.model == 'clip' else (*_INPUT, *_SCHEDULE))
+    names = [*_INPUT, *_SCHEDULE] if recipe.learns else list(_INPUT)
     if recipe.model != 'cprfl': names = [name for name in names if name != 'prompt_lr'] # others have no PI
     values = {name: getattr(recipe, name, getattr(recipe.train, name, None)) for name in names}
     return {name: str(value) if isinstance(value, dict) else value for name, value in values.items()}
@@ -282,8 +289,9 @@ def write_tables(
     "Write results.csv, classes.csv, intervals.csv, for scoring rules rules.csv, and each table beside the runs"
     folder = Path(folder)
     results = write_results(folder)
-    test = open_runs(folder, '*-s0')[0].test_set()
-    _write_frame(folder / 'intervals.csv', intervals(folder, test.targets).round(3))
+    first, _ = next(_with_predictions(folder), (None, None))
+    if first is None: raise _nothing_of_seed_0(folder)
+    _write_frame(folder / 'intervals.csv', intervals(folder, first.test_set().targets).round(3))
     described = {name: asdict(table) for name, table in tables.items()}
     write_json(folder / 'tables.json', dict(title=protocol.title, tables=described))
     done = set(results['key'])
@@ -350,15 +358,17 @@ _NUMBERS = dict(
     results=('seed', 'total', 'classes', 'train', 'test', 'seconds'), classes=('seed', 'count', 'ap'),
     intervals=('mAP', 'low', 'high'), rules=('seed', 'total'))
 
+def _is_row(row): return isinstance(row, list) and len(row) == 3 and all(isinstance(cell, str) for cell in row)
+
 def _stored_table(where, table):
     table = check_keys(where, table, [f.name for f in fields(Table)], needs=('title', 'rows'))
-    rows = [tuple(row) for row in check_type(f'{where}: rows', table['rows'], list) if isinstance(row, list)]
-    if wrong := [row for row in rows if len(row) != 3 or not all(isinstance(cell, str) for cell in row)]:
+    rows = check_type(f'{where}: rows', table['rows'], list)
+    if wrong := [row for row in rows if not _is_row(row)]:
         raise ValueError(f'{where}: rows: expected key, label and name in the paper, got {brief(wrong[0])}')
     compares = check_type(f'{where}: compares', table.get('compares', []), list)
     title, of_paper = (check_type(f'{where}: {name}', table.get(name, ''), str) for name in ('title', 'where'))
     rules = check_type(f'{where}: rules', table.get('rules', False), bool)
-    return Table(title, tuple(rows), of_paper, tuple(map(str, compares)), rules)
+    return Table(title, tuple(map(tuple, rows)), of_paper, tuple(map(str, compares)), rules)
 
 def _stored_frame(folder, name):
     file = folder / f'{name}.csv'

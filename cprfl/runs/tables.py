@@ -90,9 +90,14 @@ def get_protocol(
 def _from_cprfl(p): return {}
 def _from_linear(p): return dict(model='erm', model_args={}) | p.linear
 def _from_mlgcn(p): return _from_linear(p) | dict(model='mlgcn', semantics=p.words)
+def _from_topk(p): return _from_linear(p) | dict(model='topk')
+def _from_decoder(p): return dict(model='decoder', model_args=_as_wide_as_cprfl(p.recipe.model_args))
 def _from_clip(p): return dict(model='clip', model_args={}, views=1, frozen=False, loss='bce')
 
-_STARTS = dict(cprfl=_from_cprfl, linear=_from_linear, mlgcn=_from_mlgcn, clip=_from_clip)
+def _as_wide_as_cprfl(args): return {name: args[name] for name in ('d', 'heads', 'ffn_dim') if name in args}
+
+_STARTS = dict(cprfl=_from_cprfl, linear=_from_linear, mlgcn=_from_mlgcn, topk=_from_topk, decoder=_from_decoder,
+               clip=_from_clip)
 
 def _start(name, protocol):
     "What differs from CPRFL; a registered model has all else from it"
@@ -186,7 +191,15 @@ _ABLATIONS = {
     'cprfl-untuned': _tuned('cprfl', tune=0),
     'global-untuned': _tuned('cprfl', head=GLOBAL_HEAD, tune=0)}
 
-ROWS = _METHODS | _ABLATIONS
+_OPPONENTS = {
+    'asl-regularised': _linear('asl', model_args=dict(dropout=0.5), head_decay=0.3),
+    'asl-la': _linear('la_asl'),
+    'topk': Row('topk', 'asl'),
+    'decoder': Row('decoder', 'asl'),
+    'decoder-learned': Row('decoder', 'asl', head=dict(queries='learned')),
+    'cprfl-la': Row(loss='la_asl')}
+
+ROWS = _METHODS | _ABLATIONS | _OPPONENTS
 
 # %% ../../nbs/runs/tables.ipynb #b40bbdd6
 OWN_ROWS:dict[str, str] = {} # key -> label
@@ -314,6 +327,12 @@ def _semantics_rows(protocol):
     return _rows(*rows, ('free-prompts', 'no PI: free prompts'))
 
 # %% ../../nbs/runs/tables.ipynb #1e8066ca
+_OPPONENT_LABELS = {
+    'asl': 'linear head, ASL', 'asl-regularised': 'linear head, dropout and decay',
+    'asl-la': 'linear head, logit adjustment', 'topk': 'linear head and its best patches',
+    'decoder': 'decoder, names as queries', 'decoder-learned': 'decoder, learned queries', 'coop': 'CoOp',
+    'cprfl': 'CPRFL', 'cprfl-la': 'CPRFL, logit adjustment', 'global': 'CPRFL + global head'}
+
 _VARIANTS = dict(
     ablations=Table('What the paper leaves out', _rows(
         ('cprfl', 'CPRFL'), ('grad-interaction', 'interaction path only'),
@@ -325,6 +344,7 @@ _VARIANTS = dict(
         ('asl', 'linear head, ASL'), ('cprfl', 'CPRFL'), ('global-path', '+ global path'),
         ('patch-dropout', '+ patch dropout'), ('global', '+ both'),
         ('patches-only', 'prompts attend to patches only'), ('cosine', 'cosine scores'))),
+    opponents=Table('Opponents', _rows(*_OPPONENT_LABELS.items()), compares=('head_decay',)),
     tuned=Table('Frozen, or with a last stage that learns', _rows(
         ('asl-untuned', 'linear head, ASL, frozen'), ('asl-tuned', 'linear head, ASL, tuned'),
         ('cprfl-untuned', 'CPRFL, frozen'), ('cprfl-tuned', 'CPRFL, tuned'),
@@ -341,9 +361,7 @@ _UNDER_RULES = Table('mAP under each scoring rule', _rows(
     ('erm', 'linear head, BCE'), ('asl', 'linear head, ASL'), ('clip', 'zero-shot CLIP'), ('cprfl', 'CPRFL'),
     ('global', 'CPRFL + global head')), rules=True)
 
-_COMPARED = {
-    'erm': 'linear head, BCE', 'asl': 'linear head, ASL', 'cprfl': 'CPRFL', 'cprfl-random': 'CPRFL, random prompts',
-    'global': 'CPRFL + global head'}
+_COMPARED = _OPPONENT_LABELS | {'erm': 'linear head, BCE', 'cprfl-random': 'CPRFL, random prompts'}
 
 def _input_rows(protocol):
     rows = []

@@ -114,16 +114,23 @@ class Worker:
         alive = self.process and self.process.poll() is None
         try:
             if not alive: self.start()
+        except OSError as e: return f'its process could not be started: {e}'
+        try:
             self.send(recipe=asdict(recipe), **self.settings)
             answer = self.process.stdout.readline()
         except OSError: answer = ''
         return json.loads(answer) if answer else _how_it_ended(self.process.wait())
 
-    def close(self):
-        "End the process, which may save its state before"
+    def hang_up(self):
+        "Tell the process to end, which may save its state before"
         if self.process is None: return
         try: self.process.stdin.close()
         except OSError: pass # it has ended
+
+    def close(self):
+        "End the process"
+        if self.process is None: return
+        self.hang_up()
         try: self.process.wait(2 * GRACE)
         except TimeoutExpired: self.process.kill()
         self.process.stdout.close()
@@ -140,18 +147,25 @@ def side_by_side(
     on_done:Callable=lambda recipe: None # is called with each recipe that was run, one at a time
 ) -> dict: # name -> why it failed; None: it did not
     "Each worker takes the next recipe when it is done with one"
-    waiting, done, one_at_a_time = deque(recipes), {}, Lock()
+    waiting, done, errors, one_at_a_time = deque(recipes), {}, [], Lock()
     def feed(worker):
         while waiting:
             try: recipe = waiting.popleft()
             except IndexError: return # another worker was faster
             done[recipe.name] = worker.run(recipe)
             with one_at_a_time: on_done(recipe)
-    threads = [Thread(target=feed, args=(worker,), daemon=True) for worker in workers]
+    def feed_or_stop(worker):
+        try: feed(worker)
+        except Exception as e:
+            errors.append(e)
+            waiting.clear()
+    threads = [Thread(target=feed_or_stop, args=(worker,), daemon=True) for worker in workers]
     try:
         for thread in threads: thread.start()
         for thread in threads: thread.join()
     finally: # also after Ctrl-C
         waiting.clear()
+        for worker in workers: worker.hang_up()
         for worker in workers: worker.close()
+    if errors: raise errors[0]
     return done

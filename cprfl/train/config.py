@@ -44,6 +44,7 @@ class TrainConfig:
     backbone_lr:float = 1. # learning rate of the backbone, as a multiple of `lr`
     prompt_lr:float = 1. # learning rate of the PI network, which makes the prompts, as a multiple of `lr`
     weight_decay:float = 1e-4 # of AdamW; never on biases and other 1-d parameters
+    head_decay:float|None = None # weight decay of all but the backbone; None: `weight_decay`
     warmup:float = 0.1 # share of the steps in which the rate rises
     loss:str = 'asl' # name of the loss, such as asl, bce, focal, db_focal
     loss_args:dict = field(default_factory=dict) # keywords of the loss
@@ -70,6 +71,7 @@ class TrainConfig:
         for name in _AT_LEAST_0: check_range(name, getattr(self, name), low=0)
         for name in _SHARES: check_range(name, getattr(self, name), low=0, high=1)
         check_range('seed', self.seed, high=_LARGEST_SEED)
+        if self.head_decay is not None: check_range('head_decay', self.head_decay, low=0)
         if self.accumulate > 1 and self.compile not in (None, 'default'):
             raise ValueError(f"compile: {self.compile!r} replays a step in the same memory, where gradients cannot "
                              "accumulate; use 'default', or accumulate=1")
@@ -107,11 +109,13 @@ def param_groups(
 ) -> list: # groups for the optimiser
     "Trainable parameters by (backbone, PI or the rest) x (decayed or not)"
     multiples = dict(backbone=config.backbone_lr, pi=config.prompt_lr)
+    head_decay = config.weight_decay if config.head_decay is None else config.head_decay
     groups:dict = {}
     for name, p in model.named_parameters():
         if not p.requires_grad: continue
-        key = multiples.get(name.split('.')[0], 1.), p.ndim > 1
-        groups.setdefault(key, []).append(p)
+        part = name.split('.')[0]
+        decay = config.weight_decay if part == 'backbone' else head_decay
+        groups.setdefault((multiples.get(part, 1.), p.ndim > 1, decay), []).append(p)
     return [dict(params=params, lr=config.lr * multiple, multiple=multiple,
-                 weight_decay=config.weight_decay if decayed else 0.)
-            for (multiple, decayed), params in groups.items()]
+                 weight_decay=decay if decayed else 0.)
+            for (multiple, decayed, decay), params in groups.items()]

@@ -77,6 +77,16 @@ def test_biases_and_norms_do_not_decay(model):
         assert group['weight_decay'] == (0.05 if p.ndim > 1 else 0), name
 
 
+def test_the_head_has_a_decay_of_its_own(model):
+    for name, p, group in grouped(model, weight_decay=0.05, head_decay=0.3):
+        decay = 0.05 if name.startswith('backbone.') else 0.3
+        assert group['weight_decay'] == (decay if p.ndim > 1 else 0), name
+
+
+def test_a_decay_of_none_makes_no_group_of_its_own(model):
+    assert len(param_groups(model, TrainConfig(head_decay=None))) == len(param_groups(model, TrainConfig()))
+
+
 def test_the_backbone_has_a_rate_of_its_own(model):
     for name, _, group in grouped(model, lr=1e-3, backbone_lr=0.1):
         assert group['lr'] == pytest.approx(1e-4 if name.startswith('backbone.') else 1e-3), name
