@@ -428,7 +428,7 @@ def _without_problems(predictions, problems):
 def _show_predictions(predictions, run, k):
     from cprfl.data.longtail import group_names
     groups = group_names(run.groups, len(run.classes))
-    kind = 'cosine similarity' if run.recipe.model == 'clip' else 'sigmoid'
+    kind = 'cosine similarity' if run.recipe.model == 'clip' else 'sigmoid' + ', with names' * bool(run.recipe.names)
     print(f'scores: {kind}')
     for file, scores in predictions:
         print(visible(file))
@@ -455,7 +455,7 @@ class TableOptions:
         check_range('seeds', self.seeds, low=1)
         check_range('workers', self.workers, low=0)
 
-SEARCHES = 'search', 'trials' # tables that choose settings, on held-out images
+SEARCHES = 'search', 'trials', 'names-search' # tables that choose settings, on held-out images
 
 def _chosen_tables(o, tables):
     "Those that were asked for"

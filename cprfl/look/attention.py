@@ -26,6 +26,7 @@ from ..data.longtail import group_names
 from .style import in_order
 from ..model.backbones import plain_model
 from ..model.baselines import LearnedContext, ZeroShotCLIP
+from ..model.names import NamedModel
 from ..model.semantics import Clip
 from ..runs.build import load_data
 from ..train.trainer import evaluating
@@ -61,8 +62,9 @@ def upsample_maps(
 def as_model(
     model:Any # a model, or a `Run`, which is asked for its trained model
 ) -> nn.Module:
-    "The model itself, without the wrappers of a training"
-    return plain_model(model if isinstance(model, nn.Module) else model.model())
+    "The model itself, without the wrappers of a training, and without classifiers from names"
+    model = plain_model(model if isinstance(model, nn.Module) else model.model())
+    return model.model if isinstance(model, NamedModel) else model
 
 # %% ../../nbs/look/attention.ipynb #b4030ec3
 @dataclass

@@ -64,7 +64,7 @@ class ComparedRuns:
         runs:dict, # name -> `Run`, or a table of predictions
         source:Any=None # a dataset; or images of your own; the first run's test set when left out
     ):
-        self.runs, self.model = runs, lru_cache(None)(lambda name: as_model(runs[name]))
+        self.runs, self.model = runs, lru_cache(None)(lambda name: runs[name].model())
         run = first_run(runs)
         self.size = 224 if run is None else image_size(run)
         if source is None and run is not None: source = load_data(run.recipe)[1]

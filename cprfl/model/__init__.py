@@ -11,7 +11,7 @@ import lazy_loader
 # %% ../../nbs/model/index.ipynb #361e1e22
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'cprfl': ['GRAD_PATHS', 'PromptInitializer', 'similarity_scores', 'CPRFL', 'FreePrompts', 'CosineScores',
-              'GlobalHead'],
+              'GlobalHead', 'look_for'],
     'vsi': ['PromptAttention', 'VSILayer', 'VisualSemanticInteraction'],
     'hub': ['is_reachable', 'without_waiting', 'fetched'],
     'semantics': ['TEMPLATE', 'SOURCES', 'SEMANTICS', 'register_semantics', 'fill_template', 'Clip', 'WordTokenizer',
@@ -19,12 +19,16 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
                   'package_semantics', 'category_semantics'],
     'wheels': ['Wheel', 'WHEELS', 'wheel_weights', 'timm_names'],
     'backbones': ['IMAGENET_MEAN', 'IMAGENET_STD', 'to_patches', 'load_state', 'load_strictly', 'Backbone',
-                  'PatchModel', 'backbone_and_width', 'plain_model', 'preferred_memory_format', 'TunedBackbone',
-                  'BACKBONES', 'register_backbone', 'build_backbone'],
+                  'PatchModel', 'backbone_and_width', 'plain_model', 'preferred_memory_format', 'JointTower',
+                  'TunedBackbone', 'BACKBONES', 'register_backbone', 'build_backbone'],
     'folding': ['folded'],
     'baselines': ['ERM', 'label_correlation', 'normalize_adjacency', 'MLGCN', 'ZeroShotCLIP', 'readable_scores',
                   'FrozenCLIP', 'LearnedContext'],
     'opponents': ['TopKPatches', 'GroupLinear', 'QUERIES', 'QueryDecoder'],
+    'towers': ['PatchCLIP', 'layer_depths'],
+    'names': ['imagenet_names', 'plain_name', 'last_layer', 'Vocabulary', 'read_vocabulary', 'pair_names',
+              'own_outputs', 'NamePairs', 'name_pairs', 'ridge_map', 'NameClassifier', 'share_of_names', 'fuse', 'KS',
+              'choose_k', 'ClassScale', 'NamedModel', 'NamedParts'],
     'released': ['load_released'],
     'registry': ['MODELS', 'register_model'],
 })

@@ -28,7 +28,7 @@ from .stored import check_numeric, read_frame
 from .tables import Protocol, Table
 from ..scoring import SCORE_RULES
 from ..settings import check_keys, read_json
-from ..statistics import bootstrap_map, map_columns, paired_seeds, verdict
+from ..statistics import bootstrap_map, map_columns, paired_bootstrap, paired_seeds, verdict
 from ..text import csv_text, from_csv_text, latex_text, markdown_text, visible
 
 # %% ../../nbs/runs/report.ipynb #a1fd7294
@@ -286,12 +286,14 @@ def write_tables(
     tables:dict, # name -> `Table`
     format:str='text' # of what is returned
 ) -> list: # a text per table
-    "Write results.csv, classes.csv, intervals.csv, for scoring rules rules.csv, and each table beside the runs"
+    "Write results.csv, classes.csv, intervals.csv, paired.csv, for scoring rules rules.csv, and each table"
     folder = Path(folder)
     results = write_results(folder)
     first, _ = next(_with_predictions(folder), (None, None))
     if first is None: raise _nothing_of_seed_0(folder)
-    _write_frame(folder / 'intervals.csv', intervals(folder, first.test_set().targets).round(3))
+    targets = first.test_set().targets
+    _write_frame(folder / 'intervals.csv', intervals(folder, targets).round(3))
+    _write_pairs(folder, results, tables, targets)
     described = {name: asdict(table) for name, table in tables.items()}
     write_json(folder / 'tables.json', dict(title=protocol.title, tables=described))
     done = set(results['key'])
@@ -304,6 +306,24 @@ def _write_rules(folder):
     rules = rule_results(folder)
     _write_frame(folder / 'rules.csv', rules)
     return rules
+
+def _write_pairs(folder, results, tables, targets):
+    "Write paired.csv, if a table has pairs that were run"
+    keys = set(results['key'])
+    pairs = dict.fromkeys((a, b) for table in tables.values() for a, b in table.pairs if {a, b} <= keys)
+    if not pairs: return
+    differences = [_paired(folder, results, *pair, targets) for pair in pairs]
+    _write_frame(folder / 'paired.csv', pd.concat(differences))
+
+def _paired(folder, results, a, b, targets):
+    "The difference of two rows by group, with intervals over seeds, and over the test images of seed 0"
+    seeds = paired_seeds(results.set_index('key'), a, b)
+    runs = [Run(folder / f'{key}-s0') for key in (a, b)]
+    logits = [run.predictions.iloc[:, 1:].to_numpy() for run in runs]
+    images = paired_bootstrap(*logits, targets, runs[0].groups, (a, b))
+    columns = dict(difference=seeds['difference'], seeds=seeds['seeds'], low=seeds['low'], high=seeds['high'],
+                   difference_s0=images['difference'], low_images=images['low'], high_images=images['high'])
+    return pd.DataFrame(columns).round(3).reset_index(names='group').assign(a=a, b=b)
 
 def _write_table(path, title, table, results, rules, format):
     made = make_rule_table(table, rules) if table.rules else make_table(table, results)
@@ -365,10 +385,11 @@ def _stored_table(where, table):
     rows = check_type(f'{where}: rows', table['rows'], list)
     if wrong := [row for row in rows if not _is_row(row)]:
         raise ValueError(f'{where}: rows: expected key, label and name in the paper, got {brief(wrong[0])}')
-    compares = check_type(f'{where}: compares', table.get('compares', []), list)
+    compares, pairs = (check_type(f'{where}: {name}', table.get(name, []), list) for name in ('compares', 'pairs'))
     title, of_paper = (check_type(f'{where}: {name}', table.get(name, ''), str) for name in ('title', 'where'))
+    pairs = tuple(tuple(map(str, pair)) for pair in pairs)
     rules = check_type(f'{where}: rules', table.get('rules', False), bool)
-    return Table(title, tuple(map(tuple, rows)), of_paper, tuple(map(str, compares)), rules)
+    return Table(title, tuple(map(tuple, rows)), of_paper, tuple(map(str, compares)), rules, pairs)
 
 def _stored_frame(folder, name):
     file = folder / f'{name}.csv'
