@@ -11,8 +11,9 @@ from helpers import FIXTURES
 from cprfl import losses
 from cprfl.losses import available_losses, build_loss, loss_constants, loss_keywords, register_loss
 
-NAMES = ['bce', 'mls', 'focal', 'rw_inv', 'rw_sqrt_inv', 'cb_focal', 'db_nofocal', 'db_focal', 'ldam', 'asl']
-WITH_N = ['rw_inv', 'rw_sqrt_inv', 'cb_focal', 'db_nofocal', 'db_focal']  # these need the number of images as well
+NAMES = ['bce', 'mls', 'focal', 'rw_inv', 'rw_sqrt_inv', 'cb_focal', 'db_nofocal', 'db_focal', 'ldam', 'asl',
+         'la_bce', 'la_asl']
+WITH_N = ['rw_inv', 'rw_sqrt_inv', 'cb_focal', 'db_nofocal', 'db_focal', 'la_bce', 'la_asl']  # of N as well
 COUNTED = [*WITH_N, 'ldam']
 CASES = json.loads((FIXTURES/'losses.json').read_text())
 KEYS = {  # key of the file -> name and keywords
@@ -33,7 +34,7 @@ def batch():
     return logits, targets, torch.tensor([700, 120, 60, 20, 4]), 1142
 
 @pytest.fixture
-def clean_registry(monkeypatch): monkeypatch.setattr(losses, '_registry', dict(losses._registry))
+def clean_registry(monkeypatch): monkeypatch.setattr(losses.LOSSES, 'entries', dict(losses.LOSSES.entries))
 
 
 # parity
@@ -127,6 +128,39 @@ def test_ldam_does_not_depend_on_the_number_of_images():
     x, y = torch.tensor([[0.3, -1.]]), torch.tensor([[1., 0.]])
     assert torch.equal(build_loss('ldam', [16, 1], 99)(x, y), build_loss('ldam', [16, 1])(x, y))
 
+@pytest.mark.parametrize('tau', [0., 0.5, 1., 2.])
+def test_logit_adjustment_is_its_formula_in_float64(batch, tau):
+    x, y, n, N = batch
+    prior = n.numpy() / N
+    z = x.numpy() + tau * np.log(prior / (1 - prior))
+    want = np.where(y.numpy() > 0, np.log1p(np.exp(-z)), np.log1p(np.exp(z)))
+    got = build_loss('la_bce', n, N, tau=tau, reduction='none')(x, y)
+    np.testing.assert_allclose(got.numpy(), want, rtol=1e-5)
+
+def test_logit_adjusted_asl_by_hand():
+    "A class on 200 of 1,000 images: at x = ln 4 the loss sees z = 0, and p_m = 0.45"
+    value = build_loss('la_asl', [200, 200], 1000, reduction='none')(torch.full((1, 2), np.log(4.)), torch.eye(2)[:1])
+    assert value[0].tolist() == pytest.approx([np.log(2), -0.45**4 * np.log(0.55)], rel=1e-5)
+
+def test_taking_the_prior_away_undoes_the_adjusted_loss(batch):
+    x, y, n, N = batch
+    adjusted = losses.adjust_logits(x, n, N, tau=0.5)
+    torch.testing.assert_close(build_loss('la_asl', n, N, tau=0.5)(adjusted, y), build_loss('asl')(x, y))
+
+def test_adjusted_logits_keep_the_order_of_images(batch):
+    x, _, n, N = batch
+    assert torch.equal(losses.adjust_logits(x, n, N).argsort(0), x.argsort(0))
+
+def test_adjusted_logits_are_those_of_the_known_labels():
+    "20 of 200 is as frequent as 100 of 1,000"
+    x = torch.zeros(1, 2)
+    few, many = losses.adjust_logits(x, [20, 100], [200, 1000])[0]
+    assert few.item() == pytest.approx(many.item())
+    assert few.item() == pytest.approx(np.log(9))
+
+def test_adjusted_logits_of_absent_and_ubiquitous_classes_are_finite():
+    assert losses.adjust_logits(torch.zeros(1, 3), [0, 10, 50], 10).isfinite().all()
+
 def test_soft_targets_average_the_two_answers(batch):
     x, _, n, N = batch
     x, n = x[:, :1], n[:1]
@@ -138,7 +172,8 @@ def test_soft_targets_average_the_two_answers(batch):
 
 # gradients
 
-@pytest.mark.parametrize('name,kw', [*((n, {}) for n in NAMES if n != 'asl'), ('asl', dict(focal_grad=True)),
+@pytest.mark.parametrize('name,kw', [*((n, {}) for n in NAMES if 'asl' not in n), ('asl', dict(focal_grad=True)),
+    ('la_asl', dict(focal_grad=True)),
     ('asl', dict(gamma_neg=0.5, gamma_pos=0.5, focal_grad=True)), ('asl', dict(gamma_neg=0., gamma_pos=0.)),
     ('focal', dict(gamma=0.5))])
 def test_gradcheck(batch, name, kw):
@@ -261,7 +296,7 @@ def test_counts_may_always_be_passed(name):
 
 def test_documented_classes_and_defaults():
     for cls in ('BCELoss', 'MultiLabelSoftMarginLoss', 'FocalLoss', 'ReweightedBCELoss', 'ClassBalancedFocalLoss',
-                'DistributionBalancedLoss', 'LDAMLoss', 'AsymmetricLoss'):
+                'DistributionBalancedLoss', 'LDAMLoss', 'AsymmetricLoss', 'LogitAdjustedLoss'):
         assert inspect.signature(getattr(losses, cls)).parameters['reduction'].default == 'mean'
     assert loss_keywords('asl') == dict(gamma_neg=4, gamma_pos=0, clip=0.05, focal_grad=False, reduction='mean')
     assert loss_keywords('db_focal') == dict(gamma=2, balance=None, map_alpha=0.1, map_beta=10, map_gamma=0.3,
@@ -270,6 +305,7 @@ def test_documented_classes_and_defaults():
                                              neg_scale=5, init_bias=0.05, reduction='mean')
     assert loss_keywords('ldam') == dict(max_margin=0.5, scale=1, reduction='mean')
     assert loss_keywords('rw_inv') == dict(reduction='mean')
+    assert loss_keywords('la_bce') == dict(tau=1, reduction='mean')
 
 def test_constants():
     assert loss_constants('voc-lt') == loss_constants('shapes-lt') == dict(map_gamma=0.3, neg_scale=5)
@@ -353,6 +389,7 @@ def test_counts_of_other_classes(name):
     ('focal', dict(gamma=-1), 'gamma: expected at least 0'), ('focal', dict(gamma=float('inf')), 'gamma: expected'),
     ('asl', dict(clip=1.), 'clip: expected at least 0 and below 1, got 1'), ('asl', dict(gamma_neg=-1), 'gamma_neg'),
     ('ldam', dict(max_margin=-0.1), 'max_margin: expected at least 0'), ('ldam', dict(scale=0), 'scale'),
+    ('la_bce', dict(tau=-1), 'tau: expected at least 0'), ('la_asl', dict(clip=5), 'clip: expected'),
     ('cb_focal', dict(beta=1.), 'beta: expected at least 0 and below 1'), ('db_focal', dict(neg_scale=0), 'neg_scale'),
     ('asl', dict(gamma_pos=float('nan')), 'gamma_pos')])
 def test_out_of_range(name, kw, match):

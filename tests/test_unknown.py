@@ -19,7 +19,7 @@ from cprfl.train.alignment import alignment_table, roc_auc, spread_images
 from cprfl.train.callbacks import MeanLoss
 from cprfl.train.trainer import EpochSampler, loss_for
 
-NAMES = available_losses()[:10]
+NAMES = available_losses()[:12]
 COUNTS, IMAGES = [700, 120, 60, 20, 4], 1142
 GROUPS = {'common': [0, 1, 2], 'rare': [3, 4]}
 

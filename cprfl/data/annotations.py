@@ -277,8 +277,8 @@ def read_voc(
     rows = []
     for file, (name, things, problems) in zip(files, found):
         row = Row(None, _voc_image(images, file, name) if not problems else None, problems=problems)
-        for name, box, is_difficult in things:
-            if name in index and (difficult or not is_difficult): _add(row, index[name], box, counts)
+        for label, box, is_difficult in things:
+            if label in index and (difficult or not is_difficult): _add(row, index[label], box, counts)
         row.labels.sort()
         rows.append(row)
     notes += _box_note(source, counts) + _voc_notes(Path(source), objects, difficult)

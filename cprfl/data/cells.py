@@ -54,28 +54,44 @@ def split_list(
     "The names in a cell that is a list of Python, JSON or NumPy"
     if not _in_brackets(cell): return None
     value = _parsed(cell)
-    if isinstance(value, dict): value = next((v for v in value.values() if isinstance(v, list)), None)
+    if isinstance(value, dict): value = _items_of(value)
+    elif value is None: value = _loose_items(cell, bare)
     if isinstance(value, set): value = sorted(value, key=str)
-    if value is None: value = _loose_items(cell[1:-1], bare)
     if not isinstance(value, (list, tuple)): return None
     if any(isinstance(item, (list, tuple, set, dict)) for item in value): return None
     names = [as_name(item) for item in value if item is not None]
     return [name for name in names if name]
 
-def _loose_items(text, bare):
-    "The items of a list that is not quite Python or JSON"
-    if quoted := re.findall(_QUOTED, text): return [item[1:-1] for item in quoted]
+def _said(found):
+    "What a dictionary says about each of its keys, 1 or 0; None if it is no dictionary of flags"
+    if not isinstance(found, dict): return None
+    said = {as_name(key): flag(as_name(value)) for key, value in found.items()}
+    return said if all(value in (0, 1) for value in said.values()) else None
+
+def _items_of(found):
+    "The names in a dictionary: the keys that it says yes to, or its only list"
+    said = _said(found)
+    if said is not None: return [name for name, yes in said.items() if yes]
+    lists = [value for value in found.values() if isinstance(value, list)]
+    return lists[0] if len(lists) == 1 else None
+
+def _loose_items(cell, bare):
+    "The items of a list that is not quite Python or JSON; None if it is nested, or a dictionary"
+    text = cell[1:-1]
+    quoted, rest = re.findall(_QUOTED, text), re.sub(_QUOTED, '', text)
+    if '{' in rest or (cell[0] == '{' and ':' in rest) or (quoted and '[' in rest): return None
+    if quoted: return [item[1:-1] for item in quoted]
     items = text.split(',') if ',' in text else text.split()
     numbers = all(re.fullmatch(r'-?[\d.]+', item.strip()) for item in items)
     return items if bare or numbers else None
 
 # %% ../../nbs/data/cells.ipynb #bc60496e
 _STRONG = '[|;\n]'
-_WORDS = dict(comma=',', semicolon=';', bar='|', pipe='|', hash='#', space=' ', tab='\t', none='')
+_NAMED_SEPARATORS = dict(comma=',', semicolon=';', bar='|', pipe='|', hash='#', space=' ', tab='\t', none='')
 
 def _pattern(separator):
     "The regular expression of a separator as a user gives it"
-    separator = _WORDS.get(separator.lower(), separator)
+    separator = _NAMED_SEPARATORS.get(separator.lower(), separator)
     if separator and not separator.strip(' '): return r'\s+'
     return re.escape(separator.strip(' '))
 
@@ -142,6 +158,7 @@ class Cells:
     how:str # a phrase for a note
     vectors:bool = False # each cell says 0 or 1 for every class
     doubt:str|None = None # why it may be meant otherwise
+    no:frozenset = frozenset() # names that cells say no to
 
 def _is_vectors(parts):
     "Whether all cells are zeros and ones of one length, and a doubt about it"
@@ -164,6 +181,15 @@ def _phrase(pattern, lists, plain):
     if lists: return f'lists, others {how}' if plain else 'lists'
     return how
 
+# %% ../../nbs/data/cells.ipynb #6afa37af
+_NESTED = rf'{_QUOTED}|^\{{[^{{}}]*:' # in a cell in brackets that is no list
+_WAY_OUT = '; a list of names can be read, and a dictionary with one list or with 1 and 0 for each name'
+
+def _said_no(cells):
+    "The names that dictionaries of flags say no to"
+    said = [_said(_parsed(cell)) or {} for cell in cells if cell[0] == '{']
+    return frozenset(name for one in said for name, yes in one.items() if name and not yes)
+
 def read_cells(
     cells:Iterable, # texts of a column
     separator:str|None=None, # of the labels; 'none' for one name in each cell; found out if left out
@@ -175,19 +201,19 @@ def read_cells(
     in_brackets = [] if given == '' else list(filter(_in_brackets, cells))
     bare = all(map(_in_brackets, filter(None, cells)))
     lists = {cell: names for cell in in_brackets if (names := split_list(cell, bare)) is not None}
-    plain = [cell for cell in cells if cell and cell not in lists]
+    nested = [cell for cell in in_brackets if cell not in lists and given is None and re.search(_NESTED, cell)]
+    plain = [cell for cell in cells if cell and cell not in lists and cell not in nested]
     pattern, doubt = _known_separator(plain, set(known)) if known else None, None
     if given is not None: pattern = given
     elif pattern is None: pattern, doubt = find_separator(plain)
-    nested = [cell for cell in in_brackets if cell not in lists and re.search(_QUOTED, cell)]
-    if nested: doubt = f'{nested[0]!r} is no list of names, so it is read as text'
-    parts = {cell: lists[cell] if cell in lists else _split(cell, pattern) for cell in cells}
+    if nested: doubt = f'{nested[0]!r} is no list of names, so it is read as text{_WAY_OUT}'
+    parts = {cell: _split(cell, pattern) for cell in cells} | lists | {cell: [cell] for cell in nested}
     if all(re.fullmatch(r'-?\d+\.0+', part) for one in parts.values() for part in one): # what pandas makes of ids
         parts = {cell: [as_name(part) for part in one] for cell, one in parts.items()}
     are_vectors, other = _is_vectors(parts)
     if are_vectors: return Cells(parts, 'a list of 0 and 1 for all classes', True, other)
     parts |= {cell: list(dict.fromkeys(names)) for cell, names in lists.items()} # a list may name each object
-    return Cells(parts, _phrase(pattern, lists, plain), False, doubt)
+    return Cells(parts, _phrase(pattern, lists, plain), False, doubt, _said_no(lists))
 
 # %% ../../nbs/data/cells.ipynb #ba718bfc
 def combined_names(

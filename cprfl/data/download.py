@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from ..checks import check_range
 from .images import check_images, image_problem, path_problem
-from ..files import write_atomic, write_text
+from ..files import take_lock, write_atomic, write_text
 
 # %% ../../nbs/data/download.ipynb #e1c3a328
 @dataclass(frozen=True)
@@ -530,9 +530,11 @@ def _check_names(name, source):
 def _owned(base) -> Iterator[Path]: # the folder
     "Keep a folder for this process"
     base.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(base/'.lock', timeout=0): yield base
+    lock = FileLock(base/'.lock')
+    try: take_lock(lock)
     except Timeout: raise PrepareError(f'another process prepares {base} at this moment') from None
+    try: yield base
+    finally: lock.release()
 
 # %% ../../nbs/data/download.ipynb #daafd0d6
 def prepare_benchmark( # noqa: PLR0913 - the options of `cprfl_prepare`, and mirrors for tests

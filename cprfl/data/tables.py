@@ -9,6 +9,7 @@ __all__ = ['PATH_COLUMNS', 'LABEL_COLUMNS', 'Table', 'read_table', 'read_csv']
 import csv
 import os
 import re
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ import numpy as np
 from ..checks import check_choice, did_you_mean, some
 from .cells import UNKNOWN_LABELS, combined_names, flag, read_cells
 from .images import IMAGE_SUFFIXES, BadDataError, Problem
-from .readers import Listing, Row, as_classes, find_encoding, read_class_file
+from .readers import Listing, Row, as_classes, find_encoding, read_class_file, split_off_delimiter
 
 # %% ../../nbs/data/tables.ipynb #bade21b2
 def _decoded(file):
@@ -59,18 +60,21 @@ LABEL_COLUMNS = ('labels', 'label', 'tags', 'findinglabels', 'labelname', 'label
                  'choices') # the best first
 
 def _plain(column):
-    "The name of a column without case, spaces and signs"
-    return re.sub('[^a-z0-9]', '', column.lower())
+    "The name of a column without case, spaces and signs; letters of every script and their accents stay"
+    whole = unicodedata.normalize('NFKC', column).casefold()
+    return ''.join(c for c in whole if unicodedata.category(c)[0] in 'LMN')
 
 def _columns_named(header, names):
     "The columns whose plain names are among `names`, in the order of `names`"
-    return [column for name in names for column in header if _plain(column) == name]
+    plain = list(zip(map(_plain, header), header))
+    return [column for name in names for same, column in plain if same and same == name]
 
 def _delimiter(text, path):
     "What is between the columns; `path` is a column if it is given"
     head = text.lstrip('\n').partition('\n')[0]
-    if match := re.fullmatch(r'sep=(.)', head.strip('"')): return match[1]
-    def columns(mark): return [column.strip() for column in next(csv.reader([head], delimiter=mark), [])]
+    def columns(mark):
+        try: return [column.strip() for column in next(csv.reader([head], delimiter=mark), [])]
+        except csv.Error: return [] # a field that is too long is reported with its line
     def fit(mark):
         header = columns(mark)
         has_path = bool(_columns_named(header, [_plain(path)] if path else PATH_COLUMNS))
@@ -90,6 +94,12 @@ def _records(file, text, delimiter):
     except csv.Error as e: raise BadDataError([Problem(str(file), line, f'{e}; is a quote not closed?')]) from None
     _check_quotes(file, text, records)
     return records
+
+def _divided(file, text, path=None):
+    "The records of a text, and what is between their fields; `path` is a column if it is given"
+    delimiter, text = split_off_delimiter(text)
+    delimiter = delimiter or _delimiter(text, path)
+    return _records(file, text, delimiter), delimiter
 
 def _check_quotes(file, text, records):
     "A quote that is never closed would swallow the rest of the file"
@@ -135,8 +145,7 @@ def read_table(
 ) -> Table:
     "A table of any encoding and delimiter"
     text, encoding = _decoded(file)
-    delimiter = _delimiter(text, path_column)
-    records = [record for record in _records(file, text, delimiter) if record[1][:1] != ['sep='] or record[0] > 1]
+    records, delimiter = _divided(file, text, path_column)
     while records and not any(records[-1][1]): records.pop()
     while records and not any(records[0][1]): records.pop(0)
     if not records: raise BadDataError([Problem(str(file), None, 'the file is empty')])
@@ -163,8 +172,9 @@ def _is_file_name(text): return text.lower().endswith(IMAGE_SUFFIXES)
 def _named_column(table, name, option):
     "The column that a user names"
     for same in (str, str.casefold, _plain):
-        found = [column for column in table.header if same(column) == same(name.strip())]
-        if found: return found[0]
+        wanted = same(name.strip())
+        found = [column for column in table.header if same(column) == wanted]
+        if found and (wanted or not name.strip()): return found[0]
     raise table.refuse(f'{option}: no column {name!r}{did_you_mean(name, table.header)}')
 
 def _path_column(table, name):
@@ -241,11 +251,14 @@ _SPLITS = {'isvalid', 'isval', 'isvalidation', 'valid', 'val', 'validation', 'is
 
 def _without_nan(text): return '' if text.lower() in ('nan', '<na>', 'null') else text
 
-def _is_bookkeeping(column, header):
+def _label_texts(table, label): return list(map(_without_nan, table.column(label)))
+
+def _is_bookkeeping(column, table):
     "Whether a column is about the rows and not about what they show"
     plain = _plain(column)
-    if plain == 'train': return bool(_SPLITS.intersection(map(_plain, header)))
-    if plain in _SPLITS or re.fullmatch(r'(unnamed)?\d*|index|idx|id', plain): return True
+    if plain == 'train': return bool(_SPLITS.intersection(map(_plain, table.header)))
+    if plain in ('index', 'idx'): return len(set(table.column(column))) == len(table.records)
+    if plain in _SPLITS or plain == 'id' or not column or re.fullmatch(r'unnamed\d*', plain): return True
     return bool(re.search(r'[ _-](id|ID|Id|index|idx)$|[a-z](ID|Id)$', column))
 
 def _kind(texts, unknown):
@@ -259,11 +272,11 @@ def _kind(texts, unknown):
 
 def _class_columns(table, path, unknown):
     "The columns that are classes"
-    columns = [column for column in table.header if column != path and not _is_bookkeeping(column, table.header)]
+    columns = [column for column in table.header if column != path and not _is_bookkeeping(column, table)]
     if not table.records: return columns
     kinds = {column: _kind(table.column(column), unknown) for column in columns}
     flags = [column for column in columns if kinds[column]]
-    words = [column for column in flags if _WORDS.intersection(map(str.lower, table.column(column)))]
+    words = [column for column in flags if _IN_WORDS.intersection(map(str.lower, table.column(column)))]
     if words != flags: kinds |= dict.fromkeys(words, 0) # reviewed: yes
     flags = [column for column in columns if kinds[column]]
     if not flags: return []
@@ -272,7 +285,7 @@ def _class_columns(table, path, unknown):
         if column not in chosen: _warn_of_flags(table, column)
     return chosen
 
-_WORDS = {'yes', 'no', 'y', 'n'}
+_IN_WORDS = {'yes', 'no', 'y', 'n'}
 
 def _warn_of_flags(table, column):
     "Warn of a column that is no class, though most of its cells say yes or no"
@@ -293,8 +306,7 @@ class _Given:
 def _descriptions(file):
     "Code -> name from a file of two columns, or {}"
     if Path(file).suffix.lower() not in ('.csv', '.tsv'): return {}
-    text, _ = _decoded(file)
-    records = [record for _, record in _records(file, text, _delimiter(text, None)) if any(record)]
+    records = [record for _, record in _divided(file, _decoded(file)[0])[0] if any(record)]
     if not records or any(len(record) != 2 for record in records): return {}
     if _plain(records[0][0]) in (*LABEL_COLUMNS, 'mid', 'id', 'code'): records = records[1:]
     if all(key.isdecimal() for key, _ in records): return {}
@@ -388,13 +400,19 @@ def _say(row, yes, first, labels):
         row.problems.append(f'{row.path} has this label with confidence 1 and 0, from line {first.line} on')
 
 # %% ../../nbs/data/tables.ipynb #dafe1012
-def _label_column(table, path, name, given):
+def _are_flags(texts, names):
+    "Whether the texts of a label column are zeros and ones, and not the names of two classes"
+    return bool({'0', '1'} & texts) and None not in map(flag, texts) and not texts - {''} <= set(names)
+
+def _label_column(table, path, name, given, known=()):
     "The column with names of labels; None if each class has a column of its own"
     if name is not None: return _named_column(table, name, 'label_column')
     found = [column for column in _columns_named(table.header, LABEL_COLUMNS) if column != path]
-    if given and set(given.names) <= set(table.header) - {path}: return None
-    texts = {column: set(table.column(column)) for column in found}
-    flags = [column for column in found if {'0', '1'} & texts[column] and None not in map(flag, texts[column])]
+    others = set(table.header) - {path}
+    if given and set(given.names) <= others: return None
+    texts = {column: set(_label_texts(table, column)) for column in found}
+    are_ids = given is not None and not others.intersection(given.names)
+    flags = [column for column in found if not are_ids and _are_flags(texts[column], known)]
     found = [column for column in found if column not in flags]
     found.sort(key=lambda column: all(text.isdecimal() for text in texts[column] if text) and any(texts[column]))
     if len(found) > 1:
@@ -457,7 +475,7 @@ def _read_vectors(table, label, cells, given, unknown):
     names = list(map(str, range(width))) if given is None else given.names
     if len(names) != width:
         raise table.refuse(f'column {label!r} has {width} zeros and ones in a cell, for {len(names)} classes')
-    vectors = [cells.parts[text] or [''] * width for text in table.column(label)]
+    vectors = [cells.parts[text] or [''] * width for text in _label_texts(table, label)]
     count = _set_codes(table.sound, _codes(zip(*vectors)), names, unknown, lambda i, c: vectors[i][c])
     return _Reading(names, table.sound, f'labels from {label!r}, {cells.how}', count, (label,))
 
@@ -465,7 +483,7 @@ def _read_vectors(table, label, cells, given, unknown):
 def _read_names(table, label, cells, index, names, unknown):
     "Labels from cells with names"
     looked_up = {text: _look_up(parts, index) for text, parts in cells.parts.items()}
-    for row, text in zip(table.sound, map(_without_nan, table.column(label))):
+    for row, text in zip(table.sound, _label_texts(table, label)):
         labels, problems = looked_up[text]
         row.labels = list(labels)
         row.problems += problems
@@ -492,10 +510,10 @@ def _warn_of_names(table, names):
 def _read_labels(table, label, given, separator, unknown, known=()):
     "Labels from a column, as names or as zeros and ones"
     if given: known = {*given.names, *given.ids, *given.codes}
-    cells = read_cells(map(_without_nan, table.column(label)), separator, known)
+    cells = read_cells(_label_texts(table, label), separator, known)
     if cells.doubt: table.warn(f'{cells.doubt} (label_separator, --label-separator)')
     if cells.vectors: return _read_vectors(table, label, cells, given, unknown)
-    found = {name for parts in cells.parts.values() for name in parts}
+    found = cells.no.union(*cells.parts.values())
     names, index, phrase = _index(table, found, given)
     if given is None: _warn_of_names(table, names)
     reading = _read_names(table, label, cells, index, names, unknown)
@@ -540,7 +558,7 @@ def read_csv( # noqa: PLR0913 - the ways in which tables differ
     notes:list = []
     given = _as_given(classes, notes)
     path = _path_column(table, path_column)
-    label = _label_column(table, path, label_column, given)
+    label = _label_column(table, path, label_column, given, known)
     if label and (problem := _column_problem(table, path, label, [])): raise table.refuse(problem)
     paths, added = _with_suffix(table, table.column(path), root, image_suffix)
     for row, text in zip(table.sound, paths):
@@ -548,7 +566,7 @@ def read_csv( # noqa: PLR0913 - the ways in which tables differ
         if not text: row.problems.append('the path is empty')
     if label is None: reading = _read_flags(table, path, given, unknown)
     else: reading = _read_labels(table, label, given, label_separator, unknown, known)
-    broken = {id(row) for row in table.sound}
-    rows = reading.rows + [row for row in table.rows if id(row) not in broken]
+    sound = {id(row) for row in table.sound}
+    rows = reading.rows + [row for row in table.rows if id(row) not in sound]
     rows.sort(key=lambda row: row.line)
     return Listing(file, root, reading.classes, rows, notes=_notes(table, path, added, reading, unknown) + notes)

@@ -23,16 +23,19 @@ class ERM(PatchModel):
     def __init__(self,
         backbone:str|nn.Module|None, # name, module giving [B, D, h, w] or [B, v, D], or None
         num_classes:int, # C
+        dropout:float=0., # share of the mean patch's channels that an image loses in a training step
         feature_dim:int|None=None # D; None: `backbone.num_features`
     ):
         super().__init__()
+        check_range('dropout', dropout, low=0, below=1)
         self.backbone, D = backbone_and_width(backbone, feature_dim)
+        self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(D, num_classes)
 
     def from_features(self,
         features:torch.Tensor # [B, v, D] patch features
     ) -> torch.Tensor: # [B, C]
-        return self.fc(features.mean(1)).float()
+        return self.fc(self.dropout(features.mean(1))).float()
 
 # %% ../../nbs/model/baselines.ipynb #55a58294
 def label_correlation(

@@ -6,10 +6,14 @@
 __all__ = ['is_reachable', 'without_waiting', 'fetched']
 
 # %% ../../nbs/model/hub.ipynb #a0b00004
+import errno
 import logging
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
+
+# %% ../../nbs/model/hub.ipynb #b0110fe4
+from ..checks import first_line
 
 # %% ../../nbs/model/hub.ipynb #a0b00006
 def is_reachable(
@@ -36,6 +40,29 @@ def without_waiting():
         logging.disable(logged)
 
 # %% ../../nbs/model/hub.ipynb #a0b0000a
+_NO_ROOM = {getattr(errno, name) for name in ('ENOSPC', 'EDQUOT') if hasattr(errno, name)}
+_NETWORK = 'httpx', 'httpcore', 'requests', 'urllib3', 'huggingface_hub' # libraries with errors of their own
+
+def _behind(error):
+    "An error, what led to it, and so on"
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+def _is_of_disk(e):
+    "Whether a file could not be written; an error of the network names no file"
+    if not isinstance(e, OSError): return False
+    return e.errno in _NO_ROOM or (e.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and e.filename is not None)
+
+def _in_words(what, e, advice):
+    "What an error means, and what to do"
+    disk = next(filter(_is_of_disk, _behind(e)), None)
+    if disk: return f'{what} could not be stored: {disk}'
+    why = f'{type(e).__name__}: {first_line(e)}'
+    of_network = isinstance(e, OSError) or type(e).__module__.split('.')[0] in _NETWORK
+    if not of_network: return f'{what} could not be built ({why})'
+    return f'{what} could not be fetched ({why}). With a network it is downloaded once. {advice}'
+
 def fetched(
     get:Callable, # fetches and builds
     what:str, # is fetched, for the error
@@ -46,5 +73,4 @@ def fetched(
         with without_waiting(): return get()
     except Exception as e:
         if isinstance(e, (TypeError, ValueError)) and not isinstance(e, OSError): raise
-        raise RuntimeError(f'{what} could not be fetched ({type(e).__name__}). '
-                           f'With a network it is downloaded once. {advice}') from e
+        raise RuntimeError(_in_words(what, e, advice)) from e

@@ -31,7 +31,7 @@ def trial_key(
 class Trials:
     "Rows that are compared at their own best settings, and what is tried to find these"
     rows:list = field(default_factory=list) # keys of the rows
-    tried:dict = field(default_factory=dict) # model -> label -> settings
+    tried:dict = field(default_factory=dict) # row or model -> label -> settings
     given:dict = field(default_factory=dict) # settings of all trials, such as fewer epochs
     results:str|None = None # results.csv of the trials; None: the rows are compared as they are
 
@@ -61,7 +61,7 @@ class Trials:
     ) -> dict: # label -> `Recipe`, at the full schedule
         "What is tried for a row"
         check_choice('trials: rows', key, [name for name, recipe in rows.items() if recipe])
-        tried = self.tried.get(rows[key].model, {})
+        tried = self.tried.get(key, self.tried.get(rows[key].model, {}))
         return {label: rows[key].with_(**settings) for label, settings in tried.items()}
 
     def recipes(self,

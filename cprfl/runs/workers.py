@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from .recipe import Recipe
+from .registered import packed, unpack
 from .run import run_or_open
 
 # %% ../../nbs/runs/workers.ipynb #2968854b
@@ -55,6 +56,12 @@ def _receive(source, rows):
         time.sleep(GRACE)
         os._exit(143)
 
+def _refusal(text):
+    "Take over what the parent process has registered; None, or why it cannot be done"
+    try: unpack(text)
+    except Exception as e: return f'what was registered could not be sent along ({type(e).__name__}: {e})'
+    return None
+
 def serve() -> None:
     "What a worker does"
     source, answers = os.fdopen(os.dup(0), encoding='utf-8'), os.fdopen(os.dup(1), 'w', encoding='utf-8')
@@ -62,9 +69,13 @@ def serve() -> None:
     os.dup2(2, 1) # whatever is printed must not look like an answer
     rows:Queue = Queue()
     Thread(target=_receive, args=(source, rows), daemon=True).start()
+    refusal = None
     while True:
         row = rows.get()
-        error = why_it_failed(Recipe(**row.pop('recipe')), **row)
+        if 'registered' in row:
+            refusal = _refusal(row['registered'])
+            continue
+        error = refusal or why_it_failed(Recipe(**row.pop('recipe')), **row)
         print(json.dumps(error), file=answers, flush=True)
 
 # %% ../../nbs/runs/workers.ipynb #8fb4b1b4
@@ -78,6 +89,7 @@ class Worker:
         threads:int=1 # of the process
     ):
         self.settings = dict(folder=str(folder), cache=None if cache is None else str(cache), threads=threads)
+        self.registered = packed()
         self.process:Any = None # not started
 
     def start(self) -> Any: # `Popen`
@@ -86,25 +98,39 @@ class Worker:
                                 OMP_NUM_THREADS=str(self.settings['threads']))
         self.process = Popen([sys.executable, '-c', _CODE], stdin=PIPE, stdout=PIPE, encoding='utf-8', env=env,
                              start_new_session=True)
+        if self.registered: self.send(registered=self.registered)
         return self.process
+
+    def send(self,
+        **message # of plain values
+    ):
+        "Write a line to the process"
+        print(json.dumps(message), file=self.process.stdin, flush=True)
 
     def run(self,
         recipe:Recipe # what to run
     ) -> str|None: # why it failed; None: it did not
         "Run a recipe in the process"
         alive = self.process and self.process.poll() is None
-        process = self.process if alive else self.start()
         try:
-            print(json.dumps(dict(recipe=asdict(recipe), **self.settings)), file=process.stdin, flush=True)
-            answer = process.stdout.readline()
+            if not alive: self.start()
+        except OSError as e: return f'its process could not be started: {e}'
+        try:
+            self.send(recipe=asdict(recipe), **self.settings)
+            answer = self.process.stdout.readline()
         except OSError: answer = ''
-        return json.loads(answer) if answer else _how_it_ended(process.wait())
+        return json.loads(answer) if answer else _how_it_ended(self.process.wait())
 
-    def close(self):
-        "End the process, which may save its state before"
+    def hang_up(self):
+        "Tell the process to end, which may save its state before"
         if self.process is None: return
         try: self.process.stdin.close()
         except OSError: pass # it has ended
+
+    def close(self):
+        "End the process"
+        if self.process is None: return
+        self.hang_up()
         try: self.process.wait(2 * GRACE)
         except TimeoutExpired: self.process.kill()
         self.process.stdout.close()
@@ -121,18 +147,25 @@ def side_by_side(
     on_done:Callable=lambda recipe: None # is called with each recipe that was run, one at a time
 ) -> dict: # name -> why it failed; None: it did not
     "Each worker takes the next recipe when it is done with one"
-    waiting, done, one_at_a_time = deque(recipes), {}, Lock()
+    waiting, done, errors, one_at_a_time = deque(recipes), {}, [], Lock()
     def feed(worker):
         while waiting:
             try: recipe = waiting.popleft()
             except IndexError: return # another worker was faster
             done[recipe.name] = worker.run(recipe)
             with one_at_a_time: on_done(recipe)
-    threads = [Thread(target=feed, args=(worker,), daemon=True) for worker in workers]
+    def feed_or_stop(worker):
+        try: feed(worker)
+        except Exception as e:
+            errors.append(e)
+            waiting.clear()
+    threads = [Thread(target=feed_or_stop, args=(worker,), daemon=True) for worker in workers]
     try:
         for thread in threads: thread.start()
         for thread in threads: thread.join()
     finally: # also after Ctrl-C
         waiting.clear()
+        for worker in workers: worker.hang_up()
         for worker in workers: worker.close()
+    if errors: raise errors[0]
     return done

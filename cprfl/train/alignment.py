@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 
 from ..data.dataset import MultiLabelDataset
 from ..data.longtail import group_names
-from ..files import write_text
+from ..files import csv_frame, write_text
 from ..model.backbones import plain_model, to_patches
+from ..text import csv_text, from_csv_text
 from .callbacks import Callback
 from .trainer import evaluating
 
@@ -98,6 +99,8 @@ def spread_images(
     return np.flatnonzero(chosen)
 
 # %% ../../nbs/train/alignment.ipynb #bcb57d48
+def _read_table(file): return csv_frame(file, ('class', 'group')).map(from_csv_text)
+
 class PurificationRecorder(Callback):
     "Writes `purity.csv` while a model trains: epoch, class, group, auc, positive, negative, positives"
     def __init__(self,
@@ -114,7 +117,7 @@ class PurificationRecorder(Callback):
         file = self.folder and Path(self.folder) / 'purity.csv'
         if not (trainer.epoch or trainer.step): self.after_epoch(trainer) # before the first step
         elif file and file.is_file():
-            stored = pd.read_csv(file, float_precision='round_trip')
+            stored = _read_table(file)
             self.table = stored[stored['epoch'] <= trainer.epoch]
 
     def after_epoch(self, trainer):
@@ -124,7 +127,7 @@ class PurificationRecorder(Callback):
         self.table = pd.concat([self.table, now], ignore_index=True) if len(self.table) else now
         if not self.folder: return
         Path(self.folder).mkdir(parents=True, exist_ok=True)
-        write_text(Path(self.folder) / 'purity.csv', self.table.to_csv(index=False))
+        write_text(Path(self.folder) / 'purity.csv', self.table.map(csv_text).to_csv(index=False))
 
 # %% ../../nbs/train/alignment.ipynb #91edabcb
 def read_purity(
@@ -135,4 +138,4 @@ def read_purity(
     if not file.is_file():
         raise FileNotFoundError(f'{file}: this run was trained without a PurificationRecorder; '
                                 'run_recipe(..., callbacks=[PurificationRecorder(test)]) has one')
-    return pd.read_csv(file)
+    return _read_table(file)

@@ -15,7 +15,7 @@ import warnings
 
 import torch
 
-from ..checks import some
+from ..checks import first_line, some
 from ..metrics import multilabel_report
 from .augment import BatchAugment, mix_seed
 
@@ -204,7 +204,7 @@ class Compile(Callback):
     ):
         "Go on with the plain model"
         trainer.run = trainer.model
-        why = str(error).splitlines()[0]
+        why = first_line(error)
         warnings.warn(f'compile={trainer.config.compile!r}: PyTorch could not compile this model on this machine, '
                       f'so it trains as it is ({why})', stacklevel=2)
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from ..files import remove_left_over
+from ..files import remove_left_over, take_lock
 
 # %% ../../nbs/train/rows.ipynb #50a00007
 _WRITTEN = 1 << 32
@@ -132,10 +132,10 @@ def alone(
 ) -> Iterator:
     "Inside, no other process fills this file"
     lock = FileLock(rows.file.with_suffix('.lock'))
-    try: lock.acquire(timeout=0)
+    try: take_lock(lock)
     except Timeout:
         print(f'waiting for another process, which computes {what} ({rows.file})', flush=True)
-        lock.acquire()
+        take_lock(lock, -1)
     try:
         remove_left_over(rows.file.parent)
         yield

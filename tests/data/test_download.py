@@ -1,4 +1,5 @@
 "Preparing a benchmark from a small web server of our own"
+import errno
 import gzip
 import hashlib
 import http.server
@@ -567,6 +568,12 @@ def test_a_folder_is_prepared_by_one_process(coco, tmp_path):
     (tmp_path/'coco-lt').mkdir()
     with FileLock(tmp_path/'coco-lt/.lock'):
         assert 'another process prepares' in failure('coco-lt', tmp_path, coco)
+
+
+def test_a_benchmark_is_prepared_on_a_disk_without_locks(coco, tmp_path, monkeypatch):
+    def refuse(lock, **kw): raise OSError(errno.ENOLCK, 'No locks available')
+    monkeypatch.setattr(FileLock, 'acquire', refuse)
+    with pytest.warns(UserWarning, match='is on a disk that cannot lock files'): go('coco-lt', tmp_path, coco)
 
 
 def test_names_with_odd_characters_are_asked_for_as_such(web, coco, tmp_path):

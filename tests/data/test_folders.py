@@ -8,6 +8,7 @@ from PIL import Image
 from cprfl.data.dataset import from_folder
 from cprfl.data.folders import read_folder
 from cprfl.data.images import BadDataError
+from cprfl.runs.predict import find_images
 
 
 def make(root, *names):
@@ -188,3 +189,18 @@ def test_a_folder_without_classes_is_refused(zoo):
     (zoo/'yak/list.csv').write_text('path,labels\n')
     with pytest.raises(BadDataError, match='no folder of a class in it; did you mean .*list.csv'):
         from_folder(zoo/'yak')
+
+
+# ---- images of a folder
+
+@pytest.mark.parametrize('left', ['@eaDir/1.png', '#recycle/1.png', '.thumbs/1.png', '__MACOSX/1.png', 'sub/.1.png'])
+def test_what_programs_leave_behind_is_not_predicted(tmp_path, left):
+    make(tmp_path, '1.png', 'sub/2.JPG', left)
+    assert find_images([tmp_path]) == [tmp_path/'1.png', tmp_path/'sub/2.JPG']
+
+
+def test_linked_folders_are_predicted_once(tmp_path):
+    make(tmp_path, 'a/1.png', 'b/2.png')
+    (tmp_path/'a/there').symlink_to(tmp_path/'b')
+    (tmp_path/'a/circle').symlink_to(tmp_path/'a')
+    assert find_images([tmp_path/'a']) == [tmp_path/'a/1.png', tmp_path/'a/there/2.png']

@@ -307,12 +307,35 @@ def test_names_that_stay_whole(read, names):
     (['left lung', 'right lung', 'left kidney', 'right kidney', 'lung'], "'left lung' is read as one name, but"),
     (['dog|cat', 'dog/cat'], "the class 'dog/cat' looks like several names"),
     (['"[{""label"": ""dog""}]"'], 'is no list of names, so it is read as text'),
+    (['"{""class"": ""cat""}"'], 'is no list of names, so it is read as text; a list of names can be read'),
+    (['"{""bbox"": [1, 2, 3, 4], ""labels"": [""dog""]}"'], 'is no list of names'),
+    (['"{""cat"": 1, ""dog"": 2}"'], 'is no list of names'), (['{cat: 1}'], 'is no list of names'),
+    (['"[{\'label\': \'dog\', \'crowd\': false}]"'], 'is no list of names'),
     (['N/A', 'dog'], "'N/A' is read as the name of a class, but it may stand for no label"),
     (['-', 'dog'], "'-' is read as the name of a class"),
     (['"[0, 1]"', '"[1, 0]"'], 'read as no and yes of two classes, but they may be ids')])
 def test_a_second_reading_is_warned_of(table, cells, why):
     lines = [f'{i}.jpg,{cell}' for i, cell in enumerate(cells)]
     with pytest.warns(UserWarning, match=why): read_csv(table('path,labels', *lines))
+
+
+def test_a_dictionary_that_is_no_list_stays_whole(table):
+    with pytest.warns(UserWarning): listing = read_csv(table('path,labels', 'a.jpg,"{""bbox"": [1, 2], ""is"": [3]}"'))
+    assert listing.classes == ['{"bbox": [1, 2], "is": [3]}']
+
+
+@pytest.mark.parametrize('cells', [
+    ('{"cat": 1, "dog": 0}', '{"cat": 0, "dog": 1}'), ("{'cat': True, 'dog': False}", "{'dog': True}"),
+    ('{"cat": "yes", "dog": "no"}', '{"dog": 1.0}'), ('{"by": "me", "labels": ["cat"]}', '{"labels": ["dog"]}')])
+def test_cells_with_dictionaries(read, cells):
+    first, second = (cell.replace('"', '""') for cell in cells)
+    listing = read('path,labels', f'a.jpg,"{first}"', f'b.jpg,"{second}"')
+    assert labels_of(listing) == {'a.jpg': ['cat'], 'b.jpg': ['dog']}
+
+
+def test_a_dictionary_names_classes_without_an_image(read):
+    listing = read('path,labels', 'a.jpg,"{""cat"": 1, ""owl"": 0}"')
+    assert counts_of(listing) == {'cat': 1, 'owl': 0}
 
 
 def test_given_classes_settle_how_names_are_divided(read):
@@ -361,6 +384,12 @@ def test_vectors_without_classes_number_them(read):
     assert listing.targets.tolist() == [[0, 1, 1], [0, -1, 1]]
 
 
+@pytest.mark.parametrize('blank', ['nan', 'null', '<NA>', ''])
+def test_a_blank_cell_among_vectors_is_unknown(read, blank):
+    listing = read('path,labels', 'a.jpg,"[0, 1, 1]"', f'b.jpg,{blank}', unknown='ignore')
+    assert listing.targets.tolist() == [[0, 1, 1], [-1, -1, -1]]
+
+
 # ---- columns
 
 @pytest.mark.parametrize('header, rows, aside', [
@@ -381,6 +410,17 @@ def test_columns_that_are_no_classes(read, header, rows, aside):
 
 def test_a_class_may_be_called_train(read):
     assert read('image,train,orchid,android', 'a.jpg,1,0,1').classes == ['train', 'orchid', 'android']
+
+
+@pytest.mark.parametrize('names', [('кот', '猫'), ('0', '1'), ('+', '?'), ('index', 'thumb')])
+def test_names_of_every_kind_are_classes(read, names):
+    listing = read(','.join(['image', *names]), 'a.jpg,1,0', 'b.jpg,0,1', 'c.jpg,1,0')
+    assert counts_of(listing) == {names[0]: 2, names[1]: 1}
+
+
+def test_targets_without_names_as_pandas_writes_them(read):
+    listing = read(',0,1,2', 'a.jpg,1,0,1', 'b.jpg,0,1,0')
+    assert labels_of(listing) == {'a.jpg': ['0', '2'], 'b.jpg': ['1']}
 
 
 def test_a_mistake_does_not_make_a_column_something_else(read):
@@ -436,6 +476,24 @@ def test_a_lone_label_column_of_zeros_and_ones(table):
     assert read_csv(rows, label_column='label').classes == ['0', '1']
 
 
+@pytest.mark.parametrize('blank', ['', 'nan'])
+def test_zeros_and_ones_are_ids_of_given_classes(read, blank):
+    listing = read('image,label', 'a.jpg,0', 'b.jpg,1', f'c.jpg,{blank}', classes=['cat', 'dog'])
+    assert labels_of(listing) == {'a.jpg': ['cat'], 'b.jpg': ['dog'], 'c.jpg': []}
+
+
+def test_zeros_and_ones_are_classes_of_the_run(root):
+    (root/'t.csv').write_text('image,label\na.jpg,0\nb.jpg,1\n')
+    dataset = from_csv(root/'t.csv', match=['0', '1', '2'])
+    assert dataset.targets.tolist() == [[1, 0, 0], [0, 1, 0]]
+
+
+def test_a_label_column_beside_given_classes_is_a_flag(table):
+    with pytest.warns(UserWarning, match='no column cow'):
+        listing = read_csv(table('image,dog,label', 'a.jpg,1,0', 'b.jpg,0,1'), classes=['cow', 'dog'])
+    assert labels_of(listing) == {'a.jpg': ['dog'], 'b.jpg': []}
+
+
 def test_a_class_of_a_one_hot_table_may_be_called_label(read):
     listing = read('image,label,dog', 'a.jpg,0,1', 'b.jpg,1,1', classes=['dog', 'label'])
     assert labels_of(listing) == {'a.jpg': ['dog'], 'b.jpg': ['dog', 'label']}
@@ -452,7 +510,14 @@ def test_columns_can_be_named(read):
     assert labels_of(listing) == {'a.jpg': ['dog']}
 
 
+@pytest.mark.parametrize('name', ['标签', '标 签', 'КОТ', '#'])
+def test_columns_of_every_script_can_be_named(read, name):
+    listing = read('path,+,кот,标签,#', 'a.jpg,no,cat,tag,hash', label_column=name)
+    assert listing.classes == [{'标': 'tag', 'К': 'cat'}.get(name[0], 'hash')]
+
+
 @pytest.mark.parametrize('kw, why', [
+    (dict(path_column='where', label_column='标鉴'), "label_column: no column '标鉴'"),
     (dict(path_column='were'), "path_column: no column 'were'; did you mean where?; the columns are where, what"),
     (dict(path_column='where', label_column='x'), "label_column: no column 'x'")])
 def test_a_column_that_is_not_there(table, kw, why):
@@ -507,10 +572,22 @@ def test_semicolons_with_commas_in_the_cells(read):
     assert labels_of(read('path;labels', 'a.jpg;dog,cat', 'b.jpg;dog'))['a.jpg'] == ['dog', 'cat']
 
 
-def test_excel_names_its_delimiter(read):
-    listing = read('sep=;', 'path;labels', 'a.jpg;dog|cat')
+@pytest.mark.parametrize('line', ['sep=;', '"sep=;"'])
+def test_excel_names_its_delimiter(read, line):
+    listing = read(line, 'path;labels', 'a.jpg;dog|cat')
     assert labels_of(listing) == {'a.jpg': ['dog', 'cat']}
     assert listing.rows[0].line == 3
+
+
+@pytest.mark.parametrize('line', ['sep=,', '"sep=,"'])
+def test_excel_names_the_delimiter_of_descriptions(read, table, line):
+    names = table(line, '/m/1,Bird', '/m/2,Tree', name='names.csv')
+    assert read('path,labels', 'a.jpg,/m/2', classes=names).classes == ['Bird', 'Tree']
+
+
+@pytest.mark.parametrize('line', ['path,' + 'x' * 140_000, 'path,labels\na.jpg,' + 'x' * 140_000])
+def test_a_field_that_is_too_long_is_a_sentence(table, line):
+    with pytest.raises(BadDataError, match='field larger than field limit'): read_csv(table(line))
 
 
 def test_another_code_page_is_a_guess(table):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from cprfl.data.dataset import from_coco, from_csv, from_list
 from cprfl.data.images import BadDataError, Problem
-from cprfl.data.readers import Row, check_listing, read_class_file, read_classes, read_list
+from cprfl.data.readers import Row, _path_notes, check_listing, read_class_file, read_classes, read_list
 
 CLASSES = ['cat', 'dining table', 'dog']
 
@@ -129,6 +129,14 @@ def test_backslashes_are_read_as_slashes(windows):
     ds = from_list(windows/'l.txt', CLASSES)
     assert ds.paths == ['images/w.png']
     assert ds.notes == ['backslashes are read as slashes in 1 paths, such as images\\w.png: it is images/w.png']
+
+
+def test_many_absolute_paths_are_noted_in_one_pass():
+    "A pass for each of them would take minutes"
+    given = [Row(i, f'/data/{i}.png') for i in range(50_000)] + [Row(None, 'sub\\a.png')]
+    read = [Row(i, f'{i}.png') for i in range(50_000)] + [Row(None, 'sub/a.png')]
+    assert [note.split(' such as')[0] for note in _path_notes(given, read)] == [
+        'absolute paths are read below the image root in 50000 paths,', 'backslashes are read as slashes in 1 paths,']
 
 
 def test_a_file_whose_name_has_a_backslash(windows):

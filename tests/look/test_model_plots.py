@@ -27,7 +27,7 @@ from cprfl.look.model_plots import (
 )
 from cprfl.look.predictions import flip_table, top_k_report, top_k_table
 from cprfl.look.prompts import prompt_drift, prompt_trajectories, similarity_change
-from cprfl.look.style import GROUP_COLOURS, GROUP_SIGNS, RIGHT, light_to_dark, signed
+from cprfl.look.style import GROUP_COLOURS, RIGHT, group_styles, light_to_dark, signed
 
 CLASSES, GROUPS = [f'class {c}' for c in 'abcdef'], dict(head=[0, 1], medium=[2, 3], tail=[4, 5])
 OF = np.repeat(['head', 'medium', 'tail'], 2)
@@ -87,7 +87,11 @@ def test_the_colour_map_can_be_read_in_grey():
 def test_groups_can_be_read_in_grey():
     groups = lightness([to_rgb(GROUP_COLOURS[g]) for g in ('head', 'medium', 'tail')])
     assert (np.diff(groups) > 0.1).all()
-    assert len(set(GROUP_SIGNS.values())) == 3
+
+
+def test_each_group_has_a_sign_of_its_own():
+    styles = group_styles(GROUPS)
+    assert len({styles[g].sign for g in GROUPS}) == 3
 
 
 def test_a_name_carries_the_sign_of_its_group():

@@ -1,4 +1,5 @@
 "Category semantics from every source, and the CLIP in the package"
+import errno
 import json
 import pickle
 import time
@@ -167,6 +168,43 @@ def test_wrong_shapes_kinds_and_values(tmp_path):
         with pytest.raises(ValueError, match=words): category_semantics(CLASSES, f'file:{tmp_path / name}')
 
 
+def damaged_files(folder):
+    "Name -> bytes of files that are not what their names say"
+    np.save(folder / 'w.npy', matrix())
+    np.savez(folder / 'w.npz', matrix())
+    save_file({'semantics': torch.zeros(3, 4)}, folder / 'w.safetensors')
+    sound = {name: (folder / name).read_bytes() for name in ('w.npy', 'w.npz', 'w.safetensors')}
+    return {
+        'empty.npy': b'', 'cut.npy': sound['w.npy'][:-8], 'head.npy': sound['w.npy'][:20], 'zip.npy': sound['w.npz'],
+        'cut.safetensors': sound['w.safetensors'][:-8], 'empty.safetensors': b''}
+
+
+@pytest.mark.parametrize('name', [
+    'empty.npy', 'cut.npy', 'head.npy', 'zip.npy', 'cut.safetensors', 'empty.safetensors'])
+def test_a_damaged_file_is_named(tmp_path, name):
+    (tmp_path / name).write_bytes(damaged_files(tmp_path)[name])
+    with pytest.raises(ValueError, match=f'{name} is damaged, or not what its name says'):
+        category_semantics(CLASSES, f'file:{tmp_path / name}')
+
+
+def test_texts_are_no_vectors(tmp_path):
+    np.save(tmp_path / 'texts.npy', np.array([['a', 'b']] * 3))
+    with pytest.raises(ValueError, match='texts.npy is damaged, or not what its name says .*could not convert'):
+        category_semantics(CLASSES, f'file:{tmp_path / "texts.npy"}')
+
+
+def test_a_line_of_glove_in_another_encoding_is_passed_over(tmp_path):
+    (tmp_path / 'g.txt').write_bytes('café 1 2\n'.encode('latin-1') + b'dog 3 4\n')
+    assert category_semantics(['dog'], f'glove:{tmp_path}/g.txt').tolist() == [[3, 4]]
+
+
+@pytest.mark.parametrize('line, why', [
+    ('dog 3 x', "g.txt:2: expected numbers after 'dog'"), ('dog 3', 'expected vectors of one length, got 1, 2')])
+def test_a_wrong_line_of_glove_is_named(tmp_path, line, why):
+    (tmp_path / 'g.txt').write_text(f'cat 1 2\n{line}\n')
+    with pytest.raises(ValueError, match=why): category_semantics(['cat', 'dog'], f'glove:{tmp_path}/g.txt')
+
+
 def test_a_pickle_in_a_npy_is_refused_and_does_not_run(tmp_path):
     mark = tmp_path / 'it_ran'
     np.save(tmp_path / 'object.npy', np.array([TouchesAFile(mark)], dtype=object), allow_pickle=True)
@@ -184,6 +222,16 @@ def test_without_a_network_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setattr(open_clip, 'create_model_and_transforms', offline)
     message = 'clip:RN50/openai could not be fetched .*clip:RN50/PATH, or vectors: file:PATH'
     with pytest.raises(RuntimeError, match=message):
+        category_semantics(CLASSES, 'clip:RN50/openai')
+
+
+def test_a_disk_without_room_for_weights_is_not_a_network(monkeypatch):
+    import open_clip
+    def full(*args, **kw):
+        try: raise OSError(errno.ENOSPC, 'No space left on device', 'weights.incomplete')
+        except OSError as e: raise FileNotFoundError(f'Failed to download file. Last error: {e}') # noqa: B904 - as there
+    monkeypatch.setattr(open_clip, 'create_model_and_transforms', full)
+    with pytest.raises(RuntimeError, match='could not be stored: .Errno 28. No space left'):
         category_semantics(CLASSES, 'clip:RN50/openai')
 
 

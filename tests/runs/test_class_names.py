@@ -1,11 +1,12 @@
 "Classes that are called like the kit's own columns"
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from cprfl.look.predictions import align_predictions
 from cprfl.runs.recipe import get_recipe
-from cprfl.runs.report import collect, ensemble_report
+from cprfl.runs.report import _stored_frame, _write_frame, collect, ensemble_report
 from cprfl.runs.run import run_recipe
 
 OWN = sorted(['7', 'total', '__index_level_0__', 'ap', 'epoch', 'head', 'index', 'loss', 'name', 'path', 'path_'])
@@ -42,3 +43,10 @@ def test_an_ensemble_has_such_classes(run):
 def test_results_have_a_row_for_each_such_class(run):
     _, classes = collect(run.folder.parent)
     assert classes['name'].tolist() == OWN
+
+
+def test_classes_with_odd_names_come_back_from_tables(tmp_path):
+    names = ['NA', 'null', '', 'nan', "'x"]
+    row = dict(key='NA', seed=0, group='None', count=1, ap=0.5)
+    _write_frame(tmp_path/'classes.csv', pd.DataFrame([row | dict(name=name) for name in names]))
+    assert _stored_frame(tmp_path, 'classes')['name'].tolist() == names

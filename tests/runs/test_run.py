@@ -12,9 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import cprfl.runs.build
+import cprfl.runs.predict
 from cprfl.files import Owner
 from cprfl.model.backbones import TunedBackbone, build_backbone
 from cprfl.runs.build import Splits, build_model, load_data
+from cprfl.runs.predict import Pictures
 from cprfl.runs.recipe import GLOBAL_HEAD, RECIPES, Recipe, get_recipe
 from cprfl.runs.run import Run, find_runs, open_runs, run_or_open, run_recipe
 from cprfl.train.callbacks import Callback
@@ -358,6 +361,24 @@ def test_a_run_without_a_test_says_why(photos, tmp_path):
     run = run_recipe(photos.with_(held_out=0., epochs=1), tmp_path, progress=False)
     with pytest.raises(ValueError, match='no predictions.parquet: it was trained without test images'):
         _ = run.predictions
+
+
+@pytest.mark.parametrize('kind', [dict(frozen=True), dict(frozen=False, views=1, cache_images=True)])
+@pytest.mark.parametrize('asked, used', [(0, 2), (5, 5)])
+def test_caches_are_filled_by_as_many_processes_as_asked(photos, tmp_path, monkeypatch, kind, asked, used):
+    seen = []
+    def noted(*args, num_workers, **kw): return seen.append(num_workers) or args[-1]
+    for name in ('cache_features', 'cache_images'): monkeypatch.setattr(cprfl.runs.build, name, noted)
+    recipe = photos.with_(**kind, num_workers=asked)
+    data = Splits.read(recipe)
+    data.cached(recipe, build_model(recipe, data.classes), tmp_path)
+    assert set(seen) == {used}
+
+
+def test_an_image_may_fail_without_a_text(photos, monkeypatch):
+    def fail(file): raise MemoryError
+    monkeypatch.setattr(cprfl.runs.predict, 'read_image', fail)
+    assert Pictures(['a.png'], photos)[0] == 'MemoryError'
 
 
 def test_broken_runs_are_left_out(copied, tmp_path):

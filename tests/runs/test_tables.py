@@ -2,16 +2,19 @@
 import re
 import shutil
 import time
+from collections import Counter
 from dataclasses import asdict
 
 import pandas as pd
 import pytest
 from helpers import ROOT
 
+import cprfl.runs.tables
 from cprfl.cli import table as cprfl_table
 from cprfl.runs.recipe import Recipe, get_recipe
 from cprfl.runs.report import (
     _settings_of,
+    _stored_table,
     collect,
     compare_to,
     format_table,
@@ -19,6 +22,7 @@ from cprfl.runs.report import (
     make_table,
     paper_results,
     read_tables,
+    rule_results,
     write_tables,
 )
 from cprfl.runs.run import Run, run_or_open
@@ -50,7 +54,7 @@ ONLY_FROZEN = {f'{k}-{t}' for k in ('asl', 'cprfl', 'global') for t in ('tuned',
 
 
 def test_the_tables_have_their_names():
-    names = 'methods losses components semantics ablations variant inputs tuned speed search'
+    names = 'methods losses components semantics ablations variant inputs tuned speed score-rules search'
     assert set(all_tables(get_protocol('shapes'))) == set(names.split())
 
 
@@ -136,6 +140,23 @@ def test_protocol_without_image_tower_or_words_drops_rows():
     assert 'cprfl' in rows
 
 
+def test_coop_is_an_opponent_where_there_is_an_image_tower():
+    with_tower = Protocol('x', get_recipe('frozen-cprfl'), sources={'clip': 'clip:RN50/openai'})
+    assert 'coop' in all_rows(with_tower)
+    assert 'coop' in {key for key, _, _ in all_tables(with_tower)['opponents'].rows}
+
+
+@pytest.mark.parametrize('protocol', [get_protocol('shapes'), frozen_protocol()], ids=['end to end', 'frozen'])
+def test_opponents_are_rows_of_every_protocol(protocol):
+    keys = {key for key, _, _ in all_tables(protocol)['opponents'].rows}
+    assert keys - {'coop'} <= set(all_rows(protocol))
+
+
+def test_the_decoder_is_as_wide_as_cprfl():
+    args, cprfl = all_rows(frozen_protocol())['decoder'].model_args, get_recipe('frozen-cprfl').model_args
+    assert args == {name: cprfl[name] for name in ('d', 'heads', 'ffn_dim')}
+
+
 def test_protocol_needs_clip():
     with pytest.raises(ValueError, match="'clip', got random"):
         Protocol('x', get_recipe('frozen-cprfl'), sources={'random': 'random'})
@@ -202,6 +223,42 @@ def test_tables_are_written_beside_a_broken_run(runs, tmp_path):
     assert 'zero-shot CLIP' in texts[0]
 
 
+@pytest.fixture
+def counted(monkeypatch):
+    "How often the files of runs are read"
+    reads = Counter()
+    def counting(name, read):
+        def counts(run):
+            reads[name] += 1
+            return read(run)
+        monkeypatch.setattr(Run, name, property(counts))
+    for name in ('report', 'predictions'): counting(name, getattr(Run, name).fget)
+    return reads
+
+
+def test_a_report_is_read_once(runs, counted):
+    collect(runs)
+    assert counted == dict(report=2)
+
+
+def test_predictions_are_read_once(runs, counted):
+    intervals(runs, Run(runs / 'clip-s0').test_set().targets, n=10)
+    assert counted == dict(predictions=1)
+
+
+@pytest.mark.parametrize('lost', ['clip-s0', 'clip-s0/predictions.parquet'])
+def test_tables_without_a_finished_run_of_seed_0(runs, tmp_path, lost):
+    folder = shutil.copytree(runs, tmp_path / 'runs')
+    (folder / lost).rename(tmp_path / 'lost')
+    p = get_protocol('shapes')
+    with pytest.raises(FileNotFoundError, match='runs: no finished run named KEY-s0 in it'):
+        write_tables(folder, p, {'methods': all_tables(p)['methods']})
+
+
+def test_intervals_without_a_finished_run_of_seed_0(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no finished run named KEY-s0'): intervals(tmp_path, None)
+
+
 def test_runs_are_not_repeated(runs):
     before = (runs / 'clip-s0' / 'report.json').stat().st_mtime_ns
     run_or_open(seeded(all_rows(get_protocol('shapes'))['clip'], 1)[0], runs)
@@ -233,6 +290,36 @@ def test_written_tables(runs):
     files = 'results.csv classes.csv intervals.csv methods.txt methods.csv methods.md methods.tex tables.json'
     assert set(files.split()) <= {f.name for f in runs.iterdir()}
     assert pd.read_csv(runs / 'results.csv')['key'].tolist() == ['clip', 'clip']
+
+
+def test_rules_come_from_stored_predictions(runs):
+    totals = rule_results(runs).set_index(['seed', 'rule'])['total']
+    for seed in (0, 1):
+        report = Run(runs / f'clip-s{seed}').report
+        assert totals[seed, 'sigmoid'] == pytest.approx(100 * report['total'], abs=1e-3)
+
+
+def test_zero_shot_clip_gains_by_the_softmax(runs):
+    totals = rule_results(runs).groupby('rule')['total'].mean()
+    assert totals['softmax'] > totals['sigmoid'] + 1
+
+
+def test_rules_of_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no finished run'): rule_results(tmp_path)
+
+
+def test_a_table_of_rules_is_written_and_read(runs, tmp_path):
+    folder = shutil.copytree(runs, tmp_path / 'runs')
+    p = get_protocol('shapes')
+    text, = write_tables(folder, p, {'score-rules': all_tables(p)['score-rules']})
+    assert 'mAP under each scoring rule on Shapes-LT' in text
+    columns = list(read_tables(folder).table('score-rules'))
+    assert columns == ['sigmoid', 'softmax', 'standardised', 'norm', 'seeds']
+
+
+def test_results_without_rules_are_read_as_before():
+    stored = read_tables(ROOT / 'nbs' / 'analysis' / 'results' / 'shapes')
+    assert stored.rules is None
 
 
 def results(**totals):
@@ -319,6 +406,12 @@ def test_the_bar_counts_epochs_of_other_processes(tmp_path, capsys):
     assert '3/8' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('rows', [['cprfl'], [['cprfl', 'CPRFL']], [['cprfl', 'CPRFL', 1]], [None]])
+def test_rows_of_a_stored_table_are_checked(rows):
+    with pytest.raises(ValueError, match='t: rows: expected key, label and name in the paper, got'):
+        _stored_table('t', dict(title='a', rows=rows))
+
+
 # ---- the command
 
 def test_tables_of_runs_that_are_there(runs, capsys):
@@ -337,6 +430,13 @@ def test_a_table_that_does_not_exist(capsys):
     with pytest.raises(SystemExit) as stop: cprfl_table(['--tables', 'methds'])
     assert stop.value.code == 2
     assert 'expected some of methods' in capsys.readouterr().err
+
+
+def test_failures_hold_no_control_characters(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cprfl.runs.tables, 'run_many', lambda *args, **kw: {'clip-s0': 'no file \x1b[31mred'})
+    folder = shutil.copytree(runs, tmp_path / 'runs')
+    with pytest.raises(SystemExit): cprfl_table(['--tables', 'methods', '--out', str(folder)])
+    assert r'failed: clip-s0: no file \x1b[31mred' in capsys.readouterr().err
 
 
 def test_rows_of_a_protocol_use_its_own_semantics():

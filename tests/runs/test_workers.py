@@ -7,11 +7,12 @@ from threading import Thread
 import psutil
 import pytest
 
+import cprfl.runs.workers
 from cprfl.cli import demo as cprfl_demo
 from cprfl.cli import table as cprfl_table
 from cprfl.files import Owner
 from cprfl.runs.recipe import get_recipe
-from cprfl.runs.workers import Worker
+from cprfl.runs.workers import Worker, side_by_side
 
 CLIP = get_recipe('shapes-clip')
 LONG = get_recipe('shapes-erm').with_(name='long', image_size=32, epochs=5000, select='last', device='cpu',
@@ -60,6 +61,34 @@ def test_a_worker_that_is_closed_saves_its_training(worker, tmp_path):
 def test_a_worker_that_is_sent_no_recipe_ends(worker):
     print('no recipe', file=worker.start().stdin, flush=True)
     assert 'its process ended with exit code' in worker.run(CLIP)
+
+
+def test_a_process_that_cannot_be_started_costs_its_run(worker, monkeypatch):
+    def refuse(*args, **kw): raise OSError('Cannot allocate memory')
+    monkeypatch.setattr(cprfl.runs.workers, 'Popen', refuse)
+    assert side_by_side([CLIP], [worker]) == {
+        CLIP.name: 'its process could not be started: Cannot allocate memory'}
+
+
+class Idle(Worker):
+    "Runs nothing, and notes what happens"
+    def __init__(self, said): self.said = said
+    def run(self, recipe): return self.said.append(recipe.name)
+    def hang_up(self): self.said.append('hang up')
+    def close(self): self.said.append('close')
+
+
+def test_all_workers_are_told_to_end_before_one_is_waited_for():
+    said = []
+    side_by_side([], [Idle(said), Idle(said)])
+    assert said == ['hang up', 'hang up', 'close', 'close']
+
+
+def test_an_error_between_two_runs_is_raised_in_the_end():
+    def fail(recipe): raise OSError('the disk is full')
+    said = []
+    with pytest.raises(OSError, match='the disk is full'): side_by_side([CLIP, LONG], [Idle(said)], fail)
+    assert said == [CLIP.name, 'hang up', 'close']
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):

@@ -45,6 +45,14 @@ def cpu_seconds(pid):
     return total
 
 
+def kill(process):
+    "Kill a process and those that decode for it, which do not see that it is gone"
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for child in children:
+        with suppress(psutil.NoSuchProcess): child.kill()
+
+
 def start(args, folder, limit=float('inf')):
     "Compute in a process of its own, killed after `limit` seconds; its seconds, and those of processors"
     started = PROCESSES.Queue()
@@ -55,7 +63,7 @@ def start(args, folder, limit=float('inf')):
     while process.exitcode is None and time.perf_counter() - began < limit:
         process.join(0.1)
         used = max(used, cpu_seconds(process.pid))
-    if process.exitcode is None: process.kill()
+    if process.exitcode is None: kill(process)
     process.join()
     return np.array([time.perf_counter() - began, used - before])
 

@@ -158,6 +158,31 @@ def test_the_recorder_survives_a_resume(tmp_path):
     assert cut == whole
 
 
+ODD = ['NA', 'null', '=1+1', 'nan'] # names of classes
+
+
+def odd_recorder(cls=PurificationRecorder):
+    patches = Patches(seed=1)
+    patches.classes = ODD
+    return cls(patches, n=20)
+
+
+def test_odd_names_come_back_as_they_were(tmp_path):
+    fit(tmp_path, odd_recorder())
+    assert read_purity(tmp_path).query('epoch == 3')['class'].tolist() == ODD
+
+
+def test_odd_names_survive_a_resume(tmp_path):
+    fit(tmp_path, odd_recorder(Stop))
+    fit(tmp_path, odd_recorder(), resume=True)
+    assert read_purity(tmp_path)['class'].tolist() == 4 * ODD
+
+
+def test_a_spreadsheet_shows_the_names_as_they_are(tmp_path):
+    fit(tmp_path, odd_recorder())
+    assert ",'=1+1," in (tmp_path / 'purity.csv').read_text()
+
+
 def test_a_run_without_the_recorder_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match='trained without a PurificationRecorder'): read_purity(tmp_path)
 

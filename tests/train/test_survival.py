@@ -17,7 +17,7 @@ from toys import Head, StopAfter, Toy, build, paint, picture_model, same, states
 
 from cprfl.data.dataset import LongTailDataset, resize
 from cprfl.data.images import BadDataError
-from cprfl.files import Owner
+from cprfl.files import _HOST, Owner, _part_name
 from cprfl.train.callbacks import Callback, NonFiniteLoss, StopOnSignal
 from cprfl.train.checkpoint import saved_states
 
@@ -186,19 +186,24 @@ def test_killed_while_it_writes():
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     toy(tmp_path, epochs=1)
-    (tmp_path / 'state' / f'epoch_0001.pt.{number_of_a_dead_process()}.part').write_bytes(b'ha')
+    (tmp_path / 'state' / _part_name('epoch_0001.pt', number_of_a_dead_process())).write_bytes(b'ha')
     toy(tmp_path, epochs=1, resume=True)
     assert not list(tmp_path.rglob('*.part'))
 
 
 def test_what_a_process_that_had_the_same_number_left_is_removed(tmp_path):
-    left = tmp_path / f'a.txt.{os.getpid()}.part'
+    left = tmp_path / _part_name('a.txt', os.getpid())
     left.touch()
     os.utime(left, (1e9, 1e9)) # long before this process began
     with Owner(tmp_path): assert not left.exists()
 
 
-@pytest.mark.parametrize('name', [f'a.txt.{os.getpid()}.part', 'film.part'], ids=['living', 'not ours'])
+OF_OTHERS = {
+    'living': _part_name('a.txt', os.getpid()), 'no number': 'film.part', 'of a user': 'film.2020.part',
+    'of another host': _part_name('a.txt', 2**22 + 1).replace(_HOST, '0' * 8)}
+
+
+@pytest.mark.parametrize('name', OF_OTHERS.values(), ids=OF_OTHERS)
 def test_a_file_that_no_dead_process_left_stays(tmp_path, name):
     (tmp_path / name).touch()
     with Owner(tmp_path): assert (tmp_path / name).exists()

@@ -1,0 +1,66 @@
+"What is tried for each method, and the best of it"
+import pytest
+
+from cprfl.cli import table as cprfl_table
+from cprfl.runs import Protocol, all_rows, all_tables, get_recipe
+
+TRIED = dict(erm={'low': dict(lr=1e-4), 'high': dict(lr=1e-2)}, cprfl={'low': dict(lr=1e-4), 'high': dict(lr=1e-3)})
+
+
+def protocol(results=None, rows=('asl', 'cprfl')):
+    trials = dict(rows=list(rows), tried=TRIED, given=dict(epochs=2), results=results)
+    return Protocol('x', get_recipe('shapes-cprfl'), sources=dict(clip='shapes'), trials=trials)
+
+
+@pytest.fixture
+def protocol_file(tmp_path):
+    "A protocol whose trials were not run"
+    file = tmp_path/'protocol.yaml'
+    file.write_text('title: x\nrecipe: {base: shapes-cprfl}\nsources: {clip: shapes}\n'
+                    'trials: {rows: [asl], tried: {erm: {low: {lr: 0.0001}}}, results: found/results.csv}\n')
+    return str(file)
+
+
+def test_a_trial_is_its_row_with_other_rates():
+    rows = all_rows(protocol())
+    assert rows['asl@high'].with_(name='asl', lr=rows['asl'].train.lr, epochs=rows['asl'].train.epochs) == rows['asl']
+
+
+def test_trials_and_compared_rows_are_tables():
+    tables = all_tables(protocol())
+    assert [key for key, _, _ in tables['trials'].rows] == ['asl@low', 'asl@high', 'cprfl@low', 'cprfl@high']
+    assert [key for key, _, _ in tables['compared'].rows] == ['asl', 'cprfl']
+
+
+def test_protocols_without_trials_have_no_such_tables():
+    assert 'trials' not in all_tables(protocol(rows=()))
+
+
+def test_compared_rows_have_their_best_rates(tmp_path):
+    file = tmp_path/'results.csv'
+    file.write_text('key,total\nasl@low,40\nasl@high,30\ncprfl@low,41\ncprfl@high,45\n')
+    rows = all_rows(protocol(str(file)))
+    assert [rows[key].train.lr for key in ('asl', 'cprfl')] == [1e-4, 1e-3]
+    assert rows['cprfl'].train.epochs == 30
+
+
+def test_a_row_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="trials: rows: expected one of .*, got 'als'"):
+        all_rows(protocol(rows=['als']))
+
+
+def test_a_wrong_setting_is_said_when_the_file_is_read(protocol_file, capsys):
+    text = open(protocol_file).read().replace('lr: 0.0001', 'rate: 0.0001')
+    with open(protocol_file, 'w') as f: f.write(text)
+    with pytest.raises(SystemExit): cprfl_table(['--protocol', protocol_file, '--list'])
+    assert 'unknown settings rate' in capsys.readouterr().err
+
+
+def test_rows_are_not_compared_before_the_trials(protocol_file, capsys):
+    with pytest.raises(SystemExit): cprfl_table(['--protocol', protocol_file, '--tables', 'compared'])
+    assert '--tables trials --held-out' in capsys.readouterr().err
+
+
+def test_trials_stay_off_the_test_set(protocol_file, capsys):
+    with pytest.raises(SystemExit): cprfl_table(['--protocol', protocol_file, '--tables', 'trials'])
+    assert 'add --held-out' in capsys.readouterr().err
