@@ -14,7 +14,8 @@ import pytest
 from helpers import MODULES, NBS, NOTEBOOKS, REFERENCE, ROOT, copy_project, made_once
 from PIL import Image
 
-TABLES_ONLY = {f'analysis/{name}.ipynb' for name in ('losses', 'components', 'semantics', 'ablations')}
+TABLES_ONLY = {f'analysis/{name}.ipynb' for name in (
+    'losses', 'components', 'semantics', 'ablations', 'faithfulness', 'top3_photos')} # the last two have saved results
 NEED_RUNS = ['analysis/top3.ipynb', 'analysis/attention.ipynb', 'analysis/prompt_drift.ipynb']
 RUN = [name for name in NOTEBOOKS if not name.startswith('analysis/') or name in TABLES_ONLY]
 MOST = 150_000 # bytes of outputs that a reference page may keep
