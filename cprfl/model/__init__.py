@@ -28,7 +28,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'towers': ['PatchCLIP', 'layer_depths', 'LowRank', 'add_lora', 'TrainingCost', 'training_cost'],
     'names': ['imagenet_names', 'plain_name', 'last_layer', 'Vocabulary', 'read_vocabulary', 'pair_names',
               'own_outputs', 'NamePairs', 'name_pairs', 'ridge_map', 'NameClassifier', 'share_of_names', 'fuse', 'KS',
-              'choose_k', 'ClassScale', 'NamedModel', 'NamedParts'],
+              'choose_k', 'ClassScale', 'NamedModel'],
     'released': ['load_released'],
     'registry': ['MODELS', 'register_model'],
 })

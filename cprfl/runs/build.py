@@ -276,7 +276,7 @@ def build_names(
     "The recipe's classifiers from names, before anything is measured on images"
     settings = recipe.name_settings
     kind, _, files = str(recipe.names).partition(':')
-    kw:dict = dict(ridge=settings.ridge, strict=settings.strict, template=recipe.template)
+    kw:dict = dict(ridge=settings.ridge, strict=settings.strict, patches=settings.patches, template=recipe.template)
     if settings.random: kw |= dict(names='random', seed=recipe.train.seed)
     network = _pretrained_network(recipe)
     if kind == 'clip': return NameClassifier.fit(network, load_clip(str(recipe.names)), classes, **kw)

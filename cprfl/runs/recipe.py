@@ -74,6 +74,7 @@ class NameSettings:
     k:float|None = 20. # images at which a class listens to both equally; 0: to the model alone; None: to its name
     ridge:float = 1. # lambda of the map from embeddings to classifiers
     per_image:bool = True # standardise the names' scores over the classes of an image first
+    patches:float = 1. # share of an image's patches that count, those with the highest scores
     strict:bool = True # leave out those names of ImageNet that are a class's own
     random:bool = False # random vectors in place of the embeddings: the control
     semantics:str|None = None # source of the classes' own embeddings; that of the recipe when left out
@@ -81,6 +82,7 @@ class NameSettings:
     def __post_init__(self):
         check_fields(self)
         check_range('ridge', self.ridge, above=0)
+        check_range('patches', self.patches, above=0, high=1)
         if self.k is not None: check_range('k', self.k, low=0)
 
 # %% ../../nbs/runs/recipe.ipynb #cd337681
