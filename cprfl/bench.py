@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OPTIMISATIONS', 'OF_IMAGES', 'CLASSES', 'BENCHES', 'clock_once', 'race', 'clock', 'ceiling', 'count_flops',
            'peak_memory', 'Setting', 'KitStep', 'ReferenceStep', 'bench_data', 'bench_train', 'leave_one_out',
-           'bench_optimisations', 'bench_eval', 'average_precision_loop', 'bench_metrics', 'bench_classes', 'machine',
-           'write_table']
+           'bench_optimisations', 'bench_features', 'bench_eval', 'average_precision_loop', 'bench_metrics',
+           'bench_classes', 'machine', 'write_table']
 
 # %% ../nbs/bench.ipynb #61d31555
 import ctypes
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +37,11 @@ from .data.dataset import LongTailDataset, resize
 from .files import write_json
 from .losses import build_loss
 from .metrics import average_precision
-from .model.backbones import IMAGENET_MEAN, IMAGENET_STD, preferred_memory_format, to_patches
+from .model.backbones import IMAGENET_MEAN, IMAGENET_STD, build_backbone, preferred_memory_format, to_patches
 from .model.cprfl import CPRFL
 from .train.augment import BatchAugment
-from .train.cache import cache_images
+from .train.cache import cache_features, cache_images, feature_facts, random_view
+from .train.rows import RowFile
 
 # %% ../nbs/bench.ipynb #b5e5440c
 def clock_once(
@@ -166,9 +167,10 @@ class Setting:
     @cached_property
     def text(self): # encoder and tokens
         import open_clip
+        before = logging.root.manager.disable
         logging.disable(logging.WARNING) # open_clip warns of random weights
         try: encoder = open_clip.create_model('RN50', pretrained=None).to(self.device).eval()
-        finally: logging.disable(logging.NOTSET)
+        finally: logging.disable(before)
         captions = [f'a photo of a thing {i}.' for i in range(self.classes)]
         return encoder, open_clip.get_tokenizer('RN50')(captions).to(self.device)
 
@@ -283,6 +285,10 @@ def _write_photos(folder, n, size): # JPEG files with large, soft patches of col
         photo = Image.fromarray(small).resize((size, size), Image.Resampling.BICUBIC)
         photo.save(Path(folder) / f'{i}.jpg', quality=90)
 
+def _photos(folder, n, size, to): # a dataset of such files, resized
+    _write_photos(folder, n, size)
+    return LongTailDataset([f'{i}.jpg' for i in range(n)], np.ones((n, 1), np.uint8), ['thing'], folder, resize(to))
+
 def _images_per_second(data, workers):
     loader = DataLoader(data, 32, num_workers=workers)
     return len(data) / clock_once(lambda: [None for _ in loader])
@@ -296,9 +302,7 @@ def bench_data(
     "Decode and resize JPEG files from a temporary folder, or read them decoded"
     rates = {}
     with tempfile.TemporaryDirectory() as folder:
-        _write_photos(folder, images, size)
-        files = [f'{i}.jpg' for i in range(images)]
-        data = LongTailDataset(files, np.ones((images, 1), np.uint8), ['thing'], folder, resize(to))
+        data = _photos(folder, images, size, to)
         for n in workers: rates[f'JPEG files, num_workers={n}'] = _images_per_second(data, n)
         decoded = cache_images(data, folder, to, 0, progress=False)
         rates['decoded once, num_workers=0'] = _images_per_second(decoded, 0)
@@ -432,6 +436,46 @@ def bench_optimisations(
     slowdown = {name: seconds[_without(name)] / kit for name in chosen}
     return pd.DataFrame(rows).set_index('what').assign(slowdown_without=pd.Series(slowdown))
 
+# %% ../nbs/bench.ipynb #dcdd9320
+def _features_in_turn(backbone, data, folder, size, device): # features of two views, one batch after the other
+    feature_facts(backbone, data, size, 2, 'random_view', 'bf16', folder)
+    rows = RowFile(Path(folder) / 'features.npy', (2, len(data)))
+    start = 0
+    for images, _, _ in DataLoader(data, 64, num_workers=2):
+        for view in range(2):
+            batch = random_view(images, start) if view else images
+            batch = batch.to(device).contiguous(memory_format=torch.channels_last)
+            with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16):
+                values = backbone.patches(batch).cpu().to(torch.float16).numpy()
+            assert np.isfinite(values).all()
+            if rows.array is None: rows.open(values.shape[1:], values.dtype)
+            rows.write((view, slice(start, start + len(images))), values)
+        start += len(images)
+    rows.close()
+
+def bench_features(
+    backbone:str='resnet50', # with random weights
+    size:int=224, # input size, pixels
+    images:int=128, # JPEG files, of which two views are computed
+    repeats:int=3, # rounds
+    device:str='cpu' # 'cpu' or 'cuda'
+) -> pd.DataFrame: # way, ms per row, rows/s, ratio
+    "Features of images and of augmented views, as before and as now, in turns"
+    net = build_backbone(backbone).eval().to(device).to(memory_format=torch.channels_last)
+
+    def in_turn(data):
+        with tempfile.TemporaryDirectory() as folder: _features_in_turn(net, data, folder, size, device)
+
+    def now(data):
+        with tempfile.TemporaryDirectory() as folder:
+            cache_features(net, data, folder, size, views=2, device=device, progress=False)
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = _photos(folder, images, 2 * size, size)
+        seconds = race({'as before': partial(in_turn, data), 'the kit': partial(now, data)}, repeats, device)
+    rows = [_row(name, took, 2 * images, seconds['as before']) for name, took in seconds.items()]
+    return pd.DataFrame(rows).set_index('what')
+
 # %% ../nbs/bench.ipynb #b3e75ed0
 def bench_eval(
     setting:Setting|None=None, # what to measure
@@ -522,6 +566,7 @@ BENCHES:dict[str, Callable] = dict( # name -> (keywords of `Setting`, classes, b
     train=lambda kw, C, batch, n: bench_train(Setting(**kw, classes=C, batch=batch), n),
     levers=lambda kw, C, batch, n: bench_optimisations(Setting(**kw, classes=C, batch=batch), n),
     head=lambda kw, C, batch, n: BENCHES['levers'](kw | dict(backbone=None), C, batch, n),
+    features=lambda kw, C, batch, n: bench_features(kw['backbone'], kw['size'], repeats=n, device=kw['device']),
     eval=lambda kw, C, batch, n: bench_eval(Setting(**kw, classes=C, batch=batch), n),
     metrics=lambda kw, C, batch, n: bench_metrics(5000, C, n),
     classes=lambda kw, C, batch, n: bench_classes(repeats=n, batch=batch, **kw),
@@ -545,7 +590,8 @@ def machine(
 
 def _sizes_that_matter(name, setting):
     every = setting.keys()
-    unused = dict(metrics=every - {'classes'}, data=every, head={'backbone'}, classes={'classes'}).get(name, ())
+    unused = dict(metrics=every - {'classes'}, data=every, head={'backbone'}, classes={'classes'},
+                  features=every - {'backbone', 'size', 'device'}).get(name, ())
     return {k: v for k, v in setting.items() if k not in unused}
 
 def write_table(

@@ -29,7 +29,9 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from .checks import check_choice, check_range, did_you_mean
 from .files import Owner, write_text
-from .runs.recipe import MODELS, RECIPES, DataSettings, ModelSettings, Recipe, RunSettings, get_recipe
+from .model.registry import MODELS
+from .registry import import_plugin
+from .runs.recipe import RECIPES, DataSettings, ModelSettings, Recipe, RunSettings, get_recipe
 from .text import VisibleStream, visible
 from .train.config import TrainConfig, choose_device
 
@@ -80,6 +82,12 @@ def _flags(options, **kw):
         try: tyro.cli(options, args=['--help'], **kw)
         except SystemExit: return re.findall(r'(--\w[\w-]*)', text.getvalue())
 
+def _words(argv, *names):
+    "What is given for some options, before all of them are read"
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in names: parser.add_argument(f'--{name}', nargs='?')
+    return parser.parse_known_args(argv)[0]
+
 def _parse(options, argv, **kw):
     "The dataclass `options` from the command line"
     kw |= dict(config=(OmitArgPrefixes,), registry=_REGISTRY)
@@ -111,6 +119,11 @@ def _plain_output():
         with redirect_stdout(VisibleStream(sys.stdout)): yield
     finally: warnings.formatwarning = before
 
+def _register(options, argv):
+    "Import what is given as --plugin, which adds to the choices"
+    takes_plugin = 'plugin' in (f.name for f in fields(options))
+    if takes_plugin and (plugin := _words(argv, 'plugin').plugin): import_plugin(plugin)
+
 def console(
     options:type, # a dataclass with a comment beside each field
     example:str, # of its use, for the help text
@@ -124,6 +137,7 @@ def console(
         def command(argv:list|None=None): # arguments; those of the process when left out
             argv = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
             try:
+                _register(options, argv)
                 start = dict(default=default(argv)) if default else {}
                 given = _parse(options, argv, prog=name, description=description, **start)
                 with _plain_output(): func(given)
@@ -184,10 +198,10 @@ def demo(o:DemoOptions):
         _show_demo(recipes, o)
 
 def _show_demo(recipes, o):
-    from cprfl.runs.report import results_table, summarise
+    from cprfl.runs.report import format_table, results_table, summarise
     from cprfl.runs.run import Run
     results = results_table([Run(Path(o.out) / r.name) for r in recipes])
-    write_text(Path(o.out) / 'demo.csv', results.to_csv())
+    write_text(Path(o.out) / 'demo.csv', format_table(results, 'csv'))
     shown = summarise(results).drop(columns=['seeds', 'seconds']).rename(DEMO).to_string()
     seeds = f' and {o.seeds} seeds' if o.seeds > 1 else ''
     predict = 'cprfl_predict' if which('cprfl_predict') else Path(sys.argv[0]).with_name('cprfl_predict')
@@ -238,6 +252,7 @@ class TrainOptions:
     training:TrainConfig # how it learns
     run:RunOptions # where it is written
     recipe:str|None = None # name (`list` shows all) or YAML file; else shapes-cprfl, with --list frozen-cprfl
+    plugin:str|None = None # FILE.py or module that registers models of your own; it is imported first
 
 # %% ../nbs/cli.ipynb #52679205
 _HEAD = tuple(f.name for f in fields(ModelOptions) if f.name not in ModelSettings.__dataclass_fields__)
@@ -253,9 +268,7 @@ def _part(settings, recipe, **more):
 
 def _train_defaults(argv):
     "The options of `cprfl_train` before any is given: those of the recipe"
-    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ('--recipe', '--list', '--benchmark'): parser.add_argument(name, nargs='?')
-    given, _ = parser.parse_known_args(argv)
+    given = _words(argv, 'recipe', 'list', 'benchmark')
     name = None if given.recipe == 'list' else given.recipe
     recipe = _start(name, given.list, given.benchmark)
     data = _part(DataSettings, recipe)
@@ -298,7 +311,7 @@ def _kept(recipe, base):
     def of(r): return dict(model=r.model, images=r.benchmark or 'your own files')
     changed = [value for name, value in of(base).items() if value != of(recipe)[name]]
     kept = [name for name in ('lr', 'epochs') if getattr(recipe.train, name) == getattr(base.train, name)]
-    if not (changed and kept) or recipe.model == 'clip': return ''
+    if not (changed and kept) or not recipe.learns: return ''
     settings = ' and '.join(f'{name} {getattr(base.train, name):g}' for name in kept)
     return f'{settings}: as in the recipe {base.name}, which is for {" on ".join(changed)}'
 
@@ -323,7 +336,7 @@ def _show(run):
         last = run.metrics.tail(1).to_string(index=False)
         print('\nno test images were given, so nothing was tested '
               f'(--held-out 0.25 tests on a share of the training images); the last epoch:\n{last}')
-    if run.recipe.train.select == 'valid' and run.recipe.model != 'clip':
+    if run.recipe.train.select == 'valid' and run.recipe.learns:
         best = run.metrics.set_index('epoch')['total']
         print(f'\nkept: epoch {best.idxmax()} of {len(best)}, which is best on the validation images '
               f'({100 * best.max():.1f}); --select last keeps the last one')
@@ -336,6 +349,8 @@ class EvaluateOptions:
     run:Positional[Annotated[str, arg(metavar='RUN')]] # a run's folder
     list:str|None = None # other images to test on; the run's own test set when left out
     root:str|None = None # folder of these images
+    score_rule:str = 'sigmoid' # what mAP ranks by: sigmoid, softmax, standardised or norm
+    plugin:str|None = None # FILE.py or module that registers the run's model, if it is not of the kit
     batch_size:int = 64 # images per forward pass
     device:str = 'auto' # auto, cpu, cuda or mps
 
@@ -345,7 +360,9 @@ def evaluate(o:EvaluateOptions):
     from cprfl.metrics import format_report
     from cprfl.runs.build import read_test_file
     from cprfl.runs.run import Run
+    from cprfl.scoring import SCORE_RULES
     from cprfl.train.trainer import evaluate as score
+    check_choice('score_rule', o.score_rule, SCORE_RULES)
     run = Run(o.run)
     if o.list:
         files = dict(benchmark=None, train_file=run.recipe.train_file or o.list, test_file=None, root=o.root)
@@ -357,7 +374,8 @@ def evaluate(o:EvaluateOptions):
         raise ValueError(f'these images have other classes now ({theirs}...) than the run ({ours}...)')
     test.groups = run.groups
     if o.list and test.notes: print('\n'.join(test.notes))
-    print(format_report(score(run.model().to(choose_device(o.device)), test, batch_size=o.batch_size, progress=True)))
+    model = run.model().to(choose_device(o.device))
+    print(format_report(score(model, test, o.score_rule, batch_size=o.batch_size, progress=True)))
     print(f'\nrun: {run.folder}')
 
 # %% ../nbs/cli.ipynb #ab3fcb79
@@ -372,6 +390,7 @@ class PredictOptions:
     batch_size:int = 64 # images per forward pass
     num_workers:int = 0 # processes that decode images
     device:str = 'auto' # auto, cpu, cuda or mps
+    plugin:str|None = None # FILE.py or module that registers the run's model, if it is not of the kit
 
     def __post_init__(self):
         for name in ('k', 'batch_size'): check_range(name, getattr(self, name), low=1)
@@ -385,10 +404,11 @@ class PredictOptions:
          'cprfl_predict runs/mine photos --out predictions.csv')
 def predict(o:PredictOptions):
     "The most likely categories of images and of folders with images, or a table of all scores"
-    from cprfl.runs.predict import find_images, predict_images, write_predictions
+    from cprfl.runs.predict import check_replaceable, find_images, predict_images, write_predictions
     from cprfl.runs.run import Run
     if not o.images: raise ValueError('give one or more image files or folders')
     run, files = Run(o.run), find_images(o.images)
+    if o.out: check_replaceable(o.out, run.classes)
     predictions = predict_images(run, files, o.batch_size, o.num_workers, o.device, bool(o.out))
     problems:list = []
     sound = _without_problems(predictions, problems)
@@ -408,7 +428,7 @@ def _without_problems(predictions, problems):
 def _show_predictions(predictions, run, k):
     from cprfl.data.longtail import group_names
     groups = group_names(run.groups, len(run.classes))
-    kind = 'cosine similarity' if run.recipe.model == 'clip' else 'sigmoid'
+    kind = 'cosine similarity' if run.recipe.model == 'clip' else 'sigmoid' + ', with names' * bool(run.recipe.names)
     print(f'scores: {kind}')
     for file, scores in predictions:
         print(visible(file))
@@ -429,12 +449,13 @@ class TableOptions:
     format:str = 'text' # of what is printed: text, csv, markdown or latex
     no_run:bool = False # only make the tables, from the runs that are there
     list:bool = False # show the tables and their rows, and stop
+    plugin:str|None = None # FILE.py or module that registers models and rows of your own
 
     def __post_init__(self):
         check_range('seeds', self.seeds, low=1)
         check_range('workers', self.workers, low=0)
 
-SEARCHES = 'search', 'trials' # tables that choose settings, on held-out images
+SEARCHES = 'search', 'trials', 'names-search' # tables that choose settings, on held-out images
 
 def _chosen_tables(o, tables):
     "Those that were asked for"
@@ -493,7 +514,7 @@ def table(o:TableOptions):
     with Owner(out):
         kept = _keep_results(out, write_results)
         failed = {} if o.no_run else run_many(recipes, out, o.workers, o.cache, on_done=kept)
-        for name, why in failed.items(): print(f'failed: {name}: {why}', file=sys.stderr)
+        for name, why in failed.items(): _complain(f'failed: {name}: {why}')
         for text in write_tables(out, protocol, tables, o.format): print(f'\n{text}')
     print(f'\nruns and tables: {out}')
     if failed: raise RuntimeError(f'{len(failed)} of the runs failed; the same command tries them again')
@@ -502,7 +523,7 @@ def table(o:TableOptions):
 @dataclass
 class BenchOptions:
     "The options of `cprfl_bench`"
-    what:Positional[Annotated[str, arg(metavar='WHAT')]] # some of train,levers,head,eval,metrics,classes,data
+    what:Positional[Annotated[str, arg(metavar='WHAT')]] # some of train,levers,head,features,eval,metrics,classes,data
     out:str = '' # folder for a CSV of each table; nothing is written when left out
     backbone:str = 'resnet50' # with random weights, which are as fast as trained ones
     size:int = 224 # input size, pixels
@@ -521,7 +542,7 @@ class BenchOptions:
 
 @console(BenchOptions, 'cprfl_bench train,eval --out speed')
 def bench(o:BenchOptions):
-    "Measure a training step, an evaluation, the metrics, the cost of many classes, or the reading of images"
+    "Measure a training step, features, an evaluation, the metrics, the cost of many classes, or the reading of images"
     from cprfl.bench import BENCHES, machine, write_table
     wanted = o.what.replace(' ', '').split(',')
     if unknown := [name for name in wanted if name not in BENCHES]:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from .checks import check_range, some
+from .scoring import ranking_scores
 
 # %% ../nbs/metrics.ipynb #d6ac28e1
 def _average_precision(scores, positive, known):
@@ -97,7 +98,7 @@ def _class_indices(name, members, C):
 FIGURES = ('OP', 'OR', 'OF1', 'CP', 'CR', 'CF1')
 _TAKEN = {'', 'total', 'ap', *FIGURES, 'topk', 'threshold', 'num_images', 'num_classes', 'num_empty', 'num_unknown',
           'num_test', 'seconds', 'epoch', 'loss', 'lr', 'key', 'seed', 'seeds', 'method', 'minutes', 'classes', 'train',
-          'test', 'name', 'group', 'count', 'mAP', 'low', 'high', 'hits', 'pairs'}
+          'test', 'name', 'group', 'count', 'mAP', 'low', 'high', 'hits', 'pairs', 'rule', 'score_rule'}
 
 def check_groups(
     groups:dict|None, # name -> class indices or mask [C]
@@ -168,17 +169,23 @@ def _probabilities(x, already):
                       'expected; pass probabilities=True, or False if they are logits all the same', stacklevel=3)
     return x.sigmoid()
 
+def _by_rule(x, rule, probabilities):
+    if probabilities and rule != 'sigmoid':
+        raise ValueError(f'score_rule: {rule} expected logits, got probabilities')
+    return ranking_scores(x, rule)
+
 def multilabel_report(
     logits:ArrayLike|torch.Tensor, # [N, C] raw scores
     targets:ArrayLike|torch.Tensor, # [N, C] 0 or 1; -1 where a label is unknown
     groups:dict|None=None, # name -> class indices
     threshold:ArrayLike=0.5, # a label is predicted if sigmoid(logit) >= threshold; or one for each class [C]
     topk:int=3, # labels per image in the second set of figures, each also at the threshold
-    probabilities:bool|None=None # whether the scores are; None: logits, and a warning if they look otherwise
+    probabilities:bool|None=None, # whether the scores are; None: logits, and a warning if they look otherwise
+    score_rule:str='sigmoid' # what AP ranks by, one of `SCORE_RULES`
 ) -> dict: # fractions 0..1, see the table
     "mAP by group, and precision, recall and F1 over all labels and among the top k"
     x, positive, known = _check_pair(logits, targets)
-    ap = _average_precision(x, positive, known).cpu().numpy()
+    ap = _average_precision(_by_rule(x, score_rule, probabilities), positive, known).cpu().numpy()
     limit = _check_threshold(threshold, x)
     predicted = _probabilities(x, probabilities) >= limit.to(x.dtype)
     among = torch.zeros_like(predicted).scatter(1, topk_predictions(x, topk)[0], True)
@@ -187,7 +194,7 @@ def multilabel_report(
     rest |= {f'{name}_top{topk}': v for name, v in at_k.items()}
     rest |= {'topk': {'k': topk, **at_k}, 'threshold': limit.tolist()}
     rest |= {'num_images': len(x), 'num_classes': x.shape[1], 'num_empty': int(np.isnan(ap).sum())}
-    rest['num_unknown'] = int((~known).sum())
+    rest |= {'num_unknown': int((~known).sum()), 'score_rule': score_rule}
     means = group_means(ap, groups)
     if taken := [name for name in means if name in rest]:
         raise ValueError(f'groups: {some(taken)} would hide an entry of the report; choose other names')
@@ -227,5 +234,7 @@ def format_report(
         lines.append(f'{empty} of {C} classes have no positive and are left out of the means')
     if unknown := report.get('num_unknown', 0):
         lines.append(f'{unknown:,} of {N * C:,} labels are unknown and are left out')
+    if (rule := report.get('score_rule', 'sigmoid')) != 'sigmoid':
+        lines.append(f'mAP ranks by the rule {rule}; labels are predicted by the sigmoid')
     if classes is not None: lines += ['', *_class_rows(report['ap'], classes)]
     return '\n'.join(lines)

@@ -87,7 +87,7 @@ def checked_settings(
         if name not in known: continue
         kind, default = _kind(known[name]), known[name].default
         check_type(f'{where}: {name}', value, kind)
-        if kind is int and default >= 1: check_range(f'{where}: {name}', value, low=1)
+        if kind is int and default and default >= 1: check_range(f'{where}: {name}', value, low=1)
     return settings
 
 # %% ../nbs/registry.ipynb #326be1d4

@@ -171,7 +171,7 @@ def test_underscores_are_as_good_as_dashes(asked, given, where, value):
 @pytest.mark.parametrize('command, options', [
     ('demo', '--out --seeds --epochs --workers'),
     ('prepare', 'NAME --root --lists --images --workers --offline'),
-    ('evaluate', 'RUN --list --root --batch-size --device'),
+    ('evaluate', 'RUN --list --root --score-rule --batch-size --device'),
     ('predict', 'RUN IMAGE --k --device'),
     ('table', '--protocol --tables --held-out --seeds --out --cache --workers --format --no-run --list'),
     ('bench', 'WHAT --out --backbone --size --classes --batch --d --heads --head-dim --ffn-dim --device --repeats')])
@@ -381,6 +381,18 @@ def test_predict_decides_by_a_threshold(shell, runs, data, tmp_path, threshold, 
     assert pd.read_csv(out, keep_default_na=False)['predicted'].tolist() == [decided]
 
 
+def test_predict_replaces_its_own_table(shell, runs, data, tmp_path):
+    for _ in range(2): good(shell(cli.predict, runs / 'tuned', data / '28.png', '--out', tmp_path / 'p.csv'))
+
+
+@pytest.mark.parametrize('text', ['path,labels\n28.png,cat\n', 'id,cat,dog\n', 'notes'])
+def test_predict_leaves_other_files_alone(shell, runs, data, tmp_path, text):
+    (tmp_path / 'p.csv').write_text(text)
+    said = bad(shell(cli.predict, runs / 'tuned', data / '28.png', '--out', tmp_path / 'p.csv'))
+    assert 'p.csv is there and is no table of predictions; choose another name, or remove it' in said
+    assert (tmp_path / 'p.csv').read_text() == text
+
+
 @pytest.mark.parametrize('more, words', [
     (['--threshold', 2], 'threshold: expected 0 to 1'), (['--device', 'gpu'], 'device: expected auto, cpu, cuda, mps'),
     (['--k', 0], 'k: expected at least 1'),
@@ -423,6 +435,16 @@ def test_evaluate_on_other_images(shell, data, tmp_path):
     quiet(cli.train, *ERM, '--list', data / 'train.csv', '--out', tmp_path, '--name', 'csv')
     assert 'has no test set of its own; give one with --list' in bad(shell(cli.evaluate, tmp_path / 'csv'))
     assert 'total' in good(shell(cli.evaluate, tmp_path / 'csv', '--list', data / 'test.txt'))
+
+
+def test_evaluate_ranks_by_another_rule(shell, runs):
+    out = good(shell(cli.evaluate, runs / 'frozen', '--score-rule', 'softmax'))
+    assert 'mAP ranks by the rule softmax' in out
+
+
+def test_evaluate_names_the_rules_that_there_are(shell, runs):
+    said = bad(shell(cli.evaluate, runs / 'frozen', '--score-rule', 'cosine'))
+    assert 'expected one of sigmoid, softmax, standardised, norm, got' in said
 
 
 # ---- bad input

@@ -20,7 +20,8 @@ from packaging.version import Version
 
 import cprfl
 from cprfl._modidx import d as index
-from cprfl.runs.recipe import MODELS, RECIPES, Recipe, get_recipe
+from cprfl.model.registry import MODELS
+from cprfl.runs.recipe import RECIPES, Recipe, get_recipe
 from cprfl.train.config import TrainConfig
 
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
@@ -109,9 +110,14 @@ def runs_code(node):
 def dangerous(source): return [ast.unparse(node) for node in ast.walk(ast.parse(source)) if runs_code(node)]
 
 
+# it reads no file: the process that starts a worker sends it functions, through a pipe
+ALLOWED = {'runs.registered': ['import cloudpickle'] * 2}
+
+
 @pytest.mark.parametrize('name', MODULES)
 def test_no_module_runs_what_a_file_says(name):
-    assert not dangerous((ROOT / 'cprfl' / f"{name.replace('.', '/')}.py").read_text())
+    source = (ROOT / 'cprfl' / f"{name.replace('.', '/')}.py").read_text()
+    assert dangerous(source) == ALLOWED.get(name, [])
 
 
 @pytest.mark.parametrize('source', [

@@ -289,17 +289,18 @@ def _read(file):
     raise BadDataError([Problem(str(file), None, f'image {message}')])
 
 # %% ../../nbs/data/images.ipynb #51c1ee5d
-_warned:set = set() # pairs of a file and a remark
+_warned:set = set() # pairs of a file and a remark that had a warning of their own
+_summed_up:set = set() # those that were part of a warning of many
 
 def _warn_of(file, remark):
     "Warn of one image, unless that was done before"
-    if (file, remark) in _warned or len(_warned) >= 20: return
+    if (file, remark) in _warned | _summed_up or len(_warned) >= 20: return
     _warned.add((file, remark))
     warnings.warn(f'{file}: {remark}', stacklevel=3)
 
 def _warn_of_all(remarks):
     "One warning for many images, and none for these afterwards"
-    _warned.update(remarks)
+    _summed_up.update(remarks)
     lines = [f'{file}: {remark}' for file, remark in remarks[:3]]
     if len(remarks) > 3: lines.append(f'and {len(remarks) - 3} more images of this kind')
     warnings.warn('\n'.join(lines), stacklevel=3)

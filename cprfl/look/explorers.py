@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from ..checks import check_choice
 from ..data.longtail import GROUPS
-from .attention import as_model, attention_maps, grad_cam, score_maps, upsample_maps
+from .attention import as_model, attention_maps, gives_attention, grad_cam, score_maps
 from cprfl.look.explorer import (
     BROWSE,
     SHARP,
@@ -64,7 +64,7 @@ class ComparedRuns:
         runs:dict, # name -> `Run`, or a table of predictions
         source:Any=None # a dataset; or images of your own; the first run's test set when left out
     ):
-        self.runs, self.model = runs, lru_cache(None)(lambda name: as_model(runs[name]))
+        self.runs, self.model = runs, lru_cache(None)(lambda name: runs[name].model())
         run = first_run(runs)
         self.size = 224 if run is None else image_size(run)
         if source is None and run is not None: source = load_data(run.recipe)[1]
@@ -214,7 +214,7 @@ class ModelMaps:
     ):
         self.model = model = as_model(model)
         with grad_cam(model): pass # what cannot be explained is said now; and the library is loaded
-        self.has_attention, self._image = hasattr(model, 'vsi'), image
+        self.has_attention, self._image = gives_attention(model), image
         self.attention = lru_cache(64)(lambda i: attention_maps(model, image(i)[None]))
         self.cam = lru_cache(64)(self._cam)
 
@@ -279,7 +279,8 @@ def draw_attention(
     "An image with its boxes, the map over it, and a bar of colours"
     edge, top, values = width // 2 - 50, round(SHARP * 26), values.clamp(min=0)
     image, (w, h) = fit(pixels, edge, round(1.2 * edge))
-    heat = upsample_maps(values / values.max().clamp(min=1e-12), image.size[::-1]).numpy()
+    share = Image.fromarray((values / values.max().clamp(min=1e-12)).numpy())
+    heat = np.asarray(share.resize(image.size, Image.Resampling.NEAREST)) # each patch as large as it is
     canvas = Image.new('RGB', (round(SHARP * width), round(SHARP * (h + 34))), 'white')
     for x, shown, title in zip((0, w + 16), (image.copy(), overlay(image, heat, opacity)), titles):
         frame(shown, boxes, image.width / pixels.shape[1])

@@ -14,23 +14,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..files import csv_frame
 from .explorer import Explorer, new_figure
 from .plots import plot_training
 from .style import WITH_TOTAL, group_styles, legend_text, tidy
 from ..metrics import report_groups
 from ..settings import read_json
-from ..text import html_text
+from ..text import from_csv_text, html_text
 from ..train.callbacks import Callback
 
 # %% ../../nbs/look/monitor.ipynb #3b4b2c1b
 def _read_csv(file, texts, numbers, otherwise):
     "A table with columns of texts and of numbers, or what there was before"
-    as_written = dict.fromkeys(texts, str)
-    try: table = pd.read_csv(file, index_col=False, converters=as_written) # a column too many is no index
+    try: table = csv_frame(file, texts)
     except (OSError, ValueError): return otherwise # pandas' own errors are ValueErrors
     if not {*texts, *numbers} <= set(table): return otherwise
     values = table.drop(columns=list(texts)).apply(pd.to_numeric, errors='coerce').astype(float)
-    return table[list(texts)].join(values)[np.isfinite(values['epoch'])]
+    return table[list(texts)].map(from_csv_text).join(values)[np.isfinite(values['epoch'])]
 
 def _read_json(file):
     "The numbers of a file by name; none of a file that is no such thing"

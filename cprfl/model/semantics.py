@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['TEMPLATE', 'SOURCES', 'SEMANTICS', 'fill_template', 'Clip', 'WordTokenizer', 'build_shapes_clip', 'ClipSetup',
-           'clip_setup', 'setup_of_file', 'load_clip', 'embed_templates', 'register_semantics', 'category_semantics']
+           'clip_setup', 'setup_of_file', 'load_clip', 'embed_templates', 'package_semantics', 'register_semantics',
+           'category_semantics']
 
 # %% ../../nbs/model/semantics.ipynb #44d940a1
 import json
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -314,8 +316,30 @@ def _from_random(classes, argument, seed):
     m, generator = int(width), torch.Generator().manual_seed(seed)
     return torch.randn(len(classes), m, generator=generator) * 10 / m**0.5
 
+# %% ../../nbs/model/semantics.ipynb #9b3a431b
+def _knows_all(clip, classes):
+    try: clip.tokenizer(fill_template(classes))
+    except ValueError: return False
+    return True
+
+def package_semantics(
+    classes:list # C class names
+) -> tuple: # a source that needs no download; a sentence that says why it was chosen
+    "The best semantics that the package has for these names"
+    if _knows_all(load_clip('shapes'), classes): return 'shapes', 'the CLIP in the package, which knows all the names'
+    counts = Counter(word for name in _split_names(classes) for word in set(name))
+    if shared := sorted(word for word, n in counts.items() if n > 1):
+        return 'words', f'the words of the names, because several names have {some(shared, 3)}'
+    return 'random', 'random vectors, because no two names share a word'
+
+def _from_package(classes, template, seed):
+    source, _ = package_semantics(classes)
+    if source == 'shapes': return embed_templates(load_clip(source), classes, template).mean(0)
+    return _from_words(classes) if source == 'words' else _from_random(classes, '', seed)
+
 # %% ../../nbs/model/semantics.ipynb #b1d78710
-SOURCES = ('clip:ARCH/TAG', 'shapes', 'file:PATH', 'glove:PATH', 'words', 'random', 'random:m')
+SOURCES = ('clip:ARCH/TAG', 'shapes', 'file:PATH', 'glove:PATH', 'words', 'package', 'random',
+           'random:m')
 SEMANTICS = Registry('semantics', gives=('classes', 'source', 'argument', 'template', 'seed'))
 
 def register_semantics(
@@ -330,7 +354,7 @@ def _from_text_tower(classes, source, template): return embed_templates(load_cli
 
 _KIT:dict[str, Callable] = dict(
     clip=_from_text_tower, shapes=_from_text_tower, file=_from_file, glove=_from_glove, words=_from_words,
-    random=_from_random)
+    package=_from_package, random=_from_random)
 for prefix, function in _KIT.items(): register_semantics(prefix, function)
 SEMANTICS.kit = tuple(SEMANTICS)
 

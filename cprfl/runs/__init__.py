@@ -10,18 +10,19 @@ import lazy_loader
 
 # %% ../../nbs/runs/index.ipynb #0925edb4
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    'recipe': ['GLOBAL_HEAD', 'RECIPES', 'RunSettings', 'DataSettings', 'ModelSettings', 'Recipe',
-               'get_recipe'],
+    'recipe': ['GLOBAL_HEAD', 'RECIPES', 'RunSettings', 'DataSettings', 'ModelSettings', 'NameSettings',
+               'Recipe', 'get_recipe'],
     'stored': ['RunConfig', 'read_report', 'check_numeric', 'read_frame', 'read_metrics'],
     'registered': ['REGISTRIES', 'recorded', 'check_recorded', 'packed', 'unpack'],
-    'build': ['read_test_file', 'Splits', 'load_data', 'build_model', 'check_logits'],
+    'build': ['read_test_file', 'Splits', 'load_data', 'build_model', 'build_names', 'build_names_backbone',
+              'check_logits'],
     'run': ['Run', 'find_runs', 'open_runs', 'read_runs', 'is_main', 'run_recipe', 'run_or_open'],
     'workers': ['GRACE', 'why_it_failed', 'serve', 'Worker', 'side_by_side'],
     'trials': ['slug', 'trial_key', 'Trials'],
     'tables': ['PROTOCOLS', 'ROWS', 'OWN_ROWS', 'register_row', 'Protocol', 'get_protocol', 'Row', 'Change', 'all_rows',
                'Table', 'all_tables', 'default_workers', 'seeded', 'run_many'],
-    'predict': ['find_images', 'Pictures', 'predict_images', 'write_predictions'],
-    'report': ['FORMATS', 'collect', 'intervals', 'paper_results', 'make_table', 'caption',
-               'format_table', 'compare_to', 'write_results', 'write_tables', 'Results', 'read_tables', 'results_table',
-               'summarise', 'ensemble_report'],
+    'predict': ['find_images', 'Pictures', 'predict_images', 'check_replaceable', 'write_predictions'],
+    'report': ['FORMATS', 'collect', 'intervals', 'stored_logits', 'rule_results', 'paper_results', 'make_table',
+               'caption', 'make_rule_table', 'format_table', 'compare_to', 'write_results', 'write_tables', 'Results',
+               'read_tables', 'results_table', 'summarise', 'ensemble_report'],
 })

@@ -67,4 +67,6 @@ def unpack(
     "Register what was packed"
     import cloudpickle
     for kind, entries in cloudpickle.loads(b64decode(text)).items(): # noqa: S301 - from the parent process
-        for name, source, more in entries: REGISTRIES[kind].add(name, source, **more)
+        registry = REGISTRIES[kind]
+        for name, source, more in entries:
+            if name not in registry: registry.add(name, source, **more) # else its module was imported just now

@@ -8,6 +8,7 @@ __all__ = ['Run', 'find_runs', 'read_runs', 'open_runs', 'is_main', 'run_recipe'
 # %% ../../nbs/runs/run.ipynb #3dc3b1bb
 import json
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,11 +21,12 @@ import torch
 
 from .. import __version__
 from ..checks import some
-from ..files import Owner, read_tensors, reading, write_atomic, write_json, write_text
+from ..files import Owner, read_tensors, reading, write_atomic, write_json, write_tensors, write_text
 from ..metrics import multilabel_report
 from ..model.cprfl import CPRFL
+from ..model.names import NameClassifier, NamedModel, NamedParts
 from ..model.registry import MODELS
-from .build import Splits, build_model, check_logits
+from .build import Splits, build_model, build_names, build_names_backbone, check_logits
 from .recipe import Recipe
 from .registered import check_recorded, recorded
 from .stored import RunConfig, read_metrics, read_report
@@ -32,7 +34,7 @@ from ..train.alignment import PurificationRecorder
 from ..train.callbacks import NonFiniteLoss
 from ..train.checkpoint import data_key, not_finite, saved_states
 from ..train.config import MAY_CHANGE_ON_RESUME, choose_device
-from ..train.trainer import Trainer, predict
+from ..train.trainer import Trainer, build_accelerator, predict
 
 # %% ../../nbs/runs/run.ipynb #3f295363
 class Run:
@@ -79,6 +81,11 @@ class Run:
         with self._of_the_test('predictions.parquet') as file: return pd.read_parquet(file)
 
     @property
+    def from_names(self):
+        "What the names add to these logits (pandas, of the same form)"
+        with self._file('from_names.parquet', 'its recipe has no names') as file: return pd.read_parquet(file)
+
+    @property
     def prompts(self):
         "Prompts by epoch: {0: [C, d], 1: ..., ...}"
         with self._file('prompts.safetensors', 'only CPRFL learns prompts') as file: stored = read_tensors(file)
@@ -91,7 +98,18 @@ class Run:
     def model(self,
         which:str='auto' # 'best', 'last', or the one that the recipe selects
     ) -> torch.nn.Module:
-        "The trained model, in eval mode"
+        "The trained model, in eval mode; with names, if the recipe has them"
+        model = self._without_names(which)
+        return self._with_names(model).eval() if self.recipe.names else model
+
+    def _with_names(self, model):
+        with self._file('names.safetensors', 'it is not finished') as file: state = read_tensors(file)
+        settings, names = self.recipe.name_settings, NameClassifier(torch.zeros_like(state['names.weight']))
+        named = NamedModel(model, names, self.class_counts, settings.k, settings.per_image,
+                           build_names_backbone(self.recipe))
+        return named.load_names(state)
+
+    def _without_names(self, which):
         check_recorded(self.config.registered)
         if not self.recipe.learns: return build_model(self.recipe, self.classes).eval()
         if which == 'auto': which = 'last' if self.recipe.train.select == 'last' else 'best'
@@ -203,10 +221,47 @@ def _check_same_settings(path, recipe, *may_change):
 def _check_same_images(path, data):
     "Before anything is written; the state says it once more"
     if not saved_states(path): return
-    with reading(path / 'config.json') as file: then = json.loads(file.read_text()).get('data')
-    if then not in (None, data_key(data.train)):
+    if Run(path).config.data not in (None, data_key(data.train)):
         raise ValueError(f'{path} was trained on other images or labels ({len(data.train)} images now); '
                          'resume with the same, or choose another name')
+
+# %% ../../nbs/runs/run.ipynb #ef1bc82d
+_OF_NAMES = 'name', 'about', 'names', 'names_args'
+
+def _trained_beside(recipe, path):
+    "A finished run in the same folder whose training is the same, or None"
+    def training(settings): return {name: value for name, value in settings.items() if name not in _OF_NAMES}
+    wanted = training(_as_in_file(recipe))
+    for run in open_runs(path.parent, having='report.json'):
+        if run.folder != path and training(_as_in_file(run.recipe)) == wanted: return run
+    return None
+
+def _taken_over(recipe, path):
+    "What `_fit` gives, of a run that differs in its names only; None if there is none"
+    if not recipe.names or recipe.prior or saved_states(path): return None
+    run = _trained_beside(recipe, path)
+    if run is None: return None
+    for name in ('metrics.csv', 'prompts.safetensors', 'best.safetensors', 'last.safetensors', 'purity.csv'):
+        if is_main() and (run.folder / name).is_file(): shutil.copy(run.folder / name, path / name)
+    accelerator = build_accelerator(recipe.train)
+    return run._without_names('auto').to(accelerator.device), accelerator, run.report['seconds']
+
+def _with_added(path, test, parts, writes):
+    "Logits [N, C] from both parts [N, 2C]; what the names add to them is kept in a file"
+    logits, added = parts.chunk(2, 1)
+    if writes: write_atomic(path / 'from_names.parquet', _predictions(test.paths, added, test.classes).to_parquet)
+    return logits + added
+
+def _named(recipe, model, train, accelerator, progress):
+    "The trained model with its names, measured on the training images"
+    settings, backbone = recipe.name_settings, build_names_backbone(recipe)
+    names = build_names(recipe, train.classes)
+    named = NamedModel(model, names, train.class_counts, settings.k, settings.per_image, backbone)
+    named.to(next(model.parameters()).device)
+    by_name = names if backbone is None else torch.nn.Sequential(backbone, names)
+    kw = dict(batch_size=2 * recipe.train.batch_size, accelerator=accelerator, num_workers=recipe.train.num_workers,
+              progress=progress)
+    return named.standardise(predict(model, train, **kw), predict(by_name, train, **kw))
 
 # %% ../../nbs/runs/run.ipynb #86bfff9b
 def run_recipe(
@@ -234,10 +289,16 @@ def run_recipe(
             _check_resumable(path, recipe, resume, speaks=False) # it may be another command's
             _start_folder(path, recipe, data)
         data = data.cached(recipe, model, cache or Path(folder) / 'cache', progress)
-        model, accelerator, earlier = _fit(recipe, model, data, owner, callbacks, resume, progress)
+        fitted = _taken_over(recipe, path)
+        model, accelerator, earlier = fitted or _fit(recipe, model, data, owner, callbacks, resume, progress)
+        if recipe.names:
+            model = _named(recipe, model, data.train, accelerator, progress)
+            if writes: write_tensors(path / 'names.safetensors', model.names_state())
         if data.test is not None:
             c = recipe.train
-            logits = predict(model, data.test, 2 * c.batch_size, accelerator, c.num_workers, progress)
+            tested = NamedParts(model) if recipe.names else model
+            logits = predict(tested, data.test, 2 * c.batch_size, accelerator, c.num_workers, progress)
+            if recipe.names: logits = _with_added(path, data.test, logits, writes)
             if writes: _write_report(path, data.test, logits, time.perf_counter() - began + earlier)
         if accelerator: accelerator.wait_for_everyone()
     return Run(path)

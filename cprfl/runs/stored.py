@@ -18,7 +18,7 @@ from pandas.api.types import is_numeric_dtype
 
 from .. import __version__
 from ..checks import brief, check_range, check_type, some
-from ..files import reading
+from ..files import csv_frame, reading
 from .recipe import Recipe
 from .registered import check_recorded
 from ..settings import check_keys, from_dict, read_json
@@ -56,6 +56,7 @@ class RunConfig:
     class_counts:np.ndarray # [C] training images
     num_train:int # training images
     registered:dict # what is not of the kit, see `recorded`
+    data:str|None = None # fingerprint of the training images, see `data_key`; older files have none
 
     @classmethod
     def read(cls,
@@ -75,7 +76,8 @@ class RunConfig:
         counts = _check_indices('class_counts', config['class_counts'], num_train + 1)
         if len(counts) != C: raise ValueError(f'class_counts: expected {C} of them, got {len(counts)}')
         check_recorded(registered := config.get('registered', {}), ('model', 'loss'))
-        return cls(from_dict(Recipe, config['recipe'], 'recipe'), classes, groups, counts, num_train, registered)
+        data = check_type('data', config.get('data'), str|None)
+        return cls(from_dict(Recipe, config['recipe'], 'recipe'), classes, groups, counts, num_train, registered, data)
 
 # %% ../../nbs/runs/stored.ipynb #7cd85dc3
 _IN_REPORT = 'total', 'ap', 'num_test', 'seconds'
@@ -114,8 +116,7 @@ def read_frame(
     numbers:tuple=() # columns that hold numbers
 ) -> pd.DataFrame: # all its columns
     "A table with certain columns"
-    as_written = dict.fromkeys(texts, str) # a class may be called NA
-    with reading(file): table = pd.read_csv(file, index_col=False, converters=as_written) # no column is an index
+    with reading(file): table = csv_frame(file, texts)
     if missing := [name for name in (*texts, *numbers) if name not in table]:
         raise ValueError(f'{file}: expected columns {some((*texts, *numbers))}, but {some(missing)} is missing')
     check_numeric(file, table, numbers)

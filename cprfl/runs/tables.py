@@ -38,6 +38,8 @@ class Protocol:
     loss_args:dict = field(default_factory=dict) # keywords of losses: the benchmark's constants
     inputs:dict = field(default_factory=dict) # other backbones and sizes: {'96 px': dict(image_size=96)}
     tower:bool = True # whether the source 'clip' has an image tower, for zero-shot CLIP and CoOp
+    names:str|None = None # classifiers from names, see `Recipe`; None: no such rows
+    names_args:dict = field(default_factory=dict) # how they are mixed with a model, see `NameSettings`
     trials:Trials = field(default_factory=Trials) # rows whose best settings are searched with the same effort
 
     def __post_init__(self):
@@ -263,6 +265,25 @@ _SEARCH = {
     'dropout 0.3': Change('dropout', to=0.3),
     'one view': Change('views', to=1)}
 
+# %% ../../nbs/runs/tables.ipynb #bbfc146d
+_NAMED = 'asl', 'cprfl', 'global'
+
+_NAMES_TRIED = {f'k {k:g}': dict(k=k) for k in (5., 10., 20., 40., 80.)}
+_NAMES_TRIED |= {f'ridge {ridge:g}': dict(ridge=ridge) for ridge in (0.1, 0.3, 1., 3., 10.)}
+_NAMES_TRIED |= {'standardised per image': dict(per_image=True), 'not standardised per image': dict(per_image=False)}
+
+def _name_rows(protocol, rows):
+    "Rows with classifiers from names; key -> recipe"
+    if not protocol.names: return {}
+    def named(key, **args): return rows[key].with_(names=protocol.names, names_args=protocol.names_args | args)
+    made = {f'{key}-names': named(key) for key in dict.fromkeys([*_NAMED, *protocol.trials.rows])}
+    made |= {'names': named('asl', k=None), 'names-random': named('asl', k=None, random=True)}
+    made |= {'global-names-random': named('global', random=True), 'global-names-all': named('global', strict=False)}
+    for key in ('cprfl', 'global'):
+        recipe = named(key, k=0.)
+        made[f'{key}-prior'] = recipe.with_(model_args=recipe.model_args | dict(prior=True))
+    return made | {f'global-names@{slug(label)}': named('global', **args) for label, args in _NAMES_TRIED.items()}
+
 # %% ../../nbs/runs/tables.ipynb #cb850542
 def all_rows(
     protocol:Protocol # shared settings
@@ -281,6 +302,7 @@ def all_rows(
     for label, change in _SEARCH.items(): add(f'cprfl@{slug(label)}', change(cprfl), label)
     for key, label, recipe in protocol.trials.recipes(rows): add(trial_key(key, label), recipe, f'trials: {label}')
     rows |= protocol.trials.best(rows)
+    for key, recipe in _name_rows(protocol, rows).items(): add(key, recipe, 'names')
     return {key: recipe.with_(name=key) for key, recipe in rows.items() if recipe}
 
 # %% ../../nbs/runs/tables.ipynb #94a7da73
@@ -291,6 +313,8 @@ class Table:
     rows:tuple # of (key, label, name in the paper)
     where:str = '' # of the paper's figures: 'table 1', ...
     compares:tuple = () # settings that its labels are about
+    rules:bool = False # whether its columns are scoring rules, and not groups of classes
+    pairs:tuple = () # of keys (a, b) whose difference a - b is of interest
 
 def _rows(*rows): return tuple((key, label, *(paper or [''])) for key, label, *paper in rows)
 
@@ -356,6 +380,10 @@ _VARIANTS = dict(
         ('cprfl', 'CPRFL as it is'), *((f'cprfl@{slug(label)}', label) for label in _SEARCH)),
         compares=tuple({change.setting for change in _SEARCH.values()})))
 
+_UNDER_RULES = Table('mAP under each scoring rule', _rows(
+    ('erm', 'linear head, BCE'), ('asl', 'linear head, ASL'), ('clip', 'zero-shot CLIP'), ('cprfl', 'CPRFL'),
+    ('global', 'CPRFL + global head')), rules=True)
+
 _COMPARED = _OPPONENT_LABELS | {'erm': 'linear head, BCE', 'cprfl-random': 'CPRFL, random prompts'}
 
 def _input_rows(protocol):
@@ -387,7 +415,37 @@ def all_tables(
     changed = tuple({name for changes in protocol.inputs.values() for name in changes})
     inputs = Table('Backbone and input size', _input_rows(protocol), compares=changed)
     searched = dict(trials=_trial_table(protocol), compared=_compared_table(protocol)) if protocol.trials.rows else {}
-    return _with_own(_paper_tables(protocol)) | dict(inputs=inputs) | _VARIANTS | searched
+    tables = _with_own(_paper_tables(protocol)) | dict(inputs=inputs)
+    return tables | _VARIANTS | {'score-rules': _UNDER_RULES} | searched | _name_tables(protocol)
+
+# %% ../../nbs/runs/tables.ipynb #7857a089
+_NAMES = Table('With classifiers from names', _rows(
+    ('asl', 'linear head, ASL'), ('asl-names', 'linear head, ASL + names'), ('cprfl', 'CPRFL'),
+    ('cprfl-names', 'CPRFL + names'), ('global', 'CPRFL + global head'),
+    ('global-names', 'CPRFL + global head + names'), ('global-names-random', 'CPRFL + global head + random names'),
+    ('cprfl-prior', 'CPRFL, prompts from names'), ('global-prior', 'CPRFL + global head, prompts from names'),
+    ('global-names-all', "CPRFL + global head + names, the classes' own among them"), ('names', 'names alone'),
+    ('names-random', 'random names alone')),
+    pairs=(('asl-names', 'asl'), ('cprfl-names', 'cprfl'), ('global-names', 'global'),
+           ('global-names-random', 'global'), ('cprfl-prior', 'cprfl'), ('global-prior', 'global')))
+
+def _compared_with_names(trials):
+    "The rows that are compared at their own best settings, each with and without names"
+    if not trials.rows: return {}
+    rows = []
+    for key in trials.rows:
+        label = _COMPARED.get(key, key)
+        rows += [(key, label), (f'{key}-names', f'{label} + names')]
+    pairs = tuple((f'{key}-names', key) for key in trials.rows)
+    title = 'Each method at its own rates, with and without names'
+    return {'compared-names': Table(title, _rows(*rows), compares=trials.settings, pairs=pairs)}
+
+def _name_tables(protocol):
+    if not protocol.names: return {}
+    tried = _rows(('global', 'CPRFL + global head'), *(
+        (f'global-names@{slug(label)}', f'+ names, {label}') for label in _NAMES_TRIED))
+    search = {'names-search': Table('Settings of the names, one at a time', tried)}
+    return {'names': _NAMES} | _compared_with_names(protocol.trials) | search
 
 # %% ../../nbs/runs/tables.ipynb #9b7f98fa
 def default_workers() -> int:
@@ -414,13 +472,20 @@ def run_many(
     "Run what is missing, side by side"
     workers = min(workers or default_workers(), len(recipes)) or 1
     threads = threads or max(1, (os.cpu_count() or 1) // workers)
+    errors:dict = {}
     with _watched(recipes, folder, progress):
-        if workers > 1:
-            errors = side_by_side(recipes, [Worker(folder, cache, threads) for _ in range(workers)], on_done)
-        else: errors = _one_after_the_other(recipes, folder, cache, threads, on_done)
+        for part in _by_names(recipes):
+            if workers > 1:
+                errors |= side_by_side(part, [Worker(folder, cache, threads) for _ in range(workers)], on_done)
+            else: errors |= _one_after_the_other(part, folder, cache, threads, on_done)
     return {recipe.name: error for recipe in recipes if (error := errors[recipe.name])}
 
 # %% ../../nbs/runs/tables.ipynb #56880690
+def _by_names(recipes):
+    "Recipes without names first, because those with names take over their weights"
+    parts = [r for r in recipes if not r.names], [r for r in recipes if r.names]
+    return [part for part in parts if part]
+
 def _one_after_the_other(recipes, folder, cache, threads, on_done):
     errors = {}
     for recipe in recipes:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from ..data.dataset import MultiLabelDataset
 from ..data.longtail import group_names
-from ..files import write_text
+from ..files import csv_frame, write_text
 from ..model.backbones import plain_model, to_patches
 from ..text import csv_text, from_csv_text
 from .callbacks import Callback
@@ -99,9 +99,7 @@ def spread_images(
     return np.flatnonzero(chosen)
 
 # %% ../../nbs/train/alignment.ipynb #bcb57d48
-def _read_table(file):
-    texts = dict.fromkeys(('class', 'group'), str) # a class may be called NA
-    return pd.read_csv(file, converters=texts, float_precision='round_trip').map(from_csv_text)
+def _read_table(file): return csv_frame(file, ('class', 'group')).map(from_csv_text)
 
 class PurificationRecorder(Callback):
     "Writes `purity.csv` while a model trains: epoch, class, group, auc, positive, negative, positives"

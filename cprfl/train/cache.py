@@ -6,6 +6,9 @@
 __all__ = ['feature_facts', 'feature_key', 'random_view', 'FeatureDataset', 'cache_features', 'CachedImages', 'cache_images']
 
 # %% ../../nbs/train/cache.ipynb #96fa0ddd
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from torch.utils.data import DataLoader
 from ..checks import check_choice
 from ..data.dataset import MultiLabelDataset
 from ..files import write_json
+from ..model.folding import folded
 from .config import choose_device
 from .fingerprint import facts_key, image_facts, nearest_change, network_facts
 from .rows import RowFile, alone, missing_rows
@@ -131,27 +135,33 @@ def _check_finite(values, batch, paths):
 
 # %% ../../nbs/train/cache.ipynb #ca5e0004
 def _fill(rows, missing, compute, dataset, batch_size, num_workers, bar):
-    "Write the rows [views, N] that are missing; `compute` makes them of images, a view and the number of the batch"
+    "Write the rows [views, N] that are missing; `compute` starts on images, a view and the number of the batch"
     starts = range(0, len(dataset), batch_size)
     batches = [range(start, min(start + batch_size, len(dataset))) for start in starts]
     todo = [batch for batch in batches if missing[:, batch].any()]
-    opened = False
+    under_way:deque = deque()
+
+    def store(batch, view, values):
+        values, here = values(), slice(batch.start, batch.stop)
+        _check_finite(values, batch, dataset.paths)
+        if rows.array is None: rows.open(values.shape[1:], values.dtype)
+        rows.write((view, here) if len(rows.lead) == 2 else here, values)
+        bar.update(int(missing[view, here].sum()))
+
     for batch, images in zip(todo, _batches(dataset, todo, num_workers)):
         for view in map(int, np.flatnonzero(missing[:, batch].any(1))):
-            values = compute(images, view, batch.start // batch_size)
-            _check_finite(values, batch, dataset.paths)
-            if not opened: rows.open(values.shape[1:], values.dtype)
-            opened = True
-            here = slice(batch.start, batch.stop)
-            rows.write((view, here) if len(rows.lead) == 2 else here, values)
-            bar.update(int(missing[view, here].sum()))
+            under_way.append((batch, view, compute(images, view, batch.start // batch_size)))
+            if len(under_way) > 1: store(*under_way.popleft())
+    while under_way: store(*under_way.popleft())
 
 # %% ../../nbs/train/cache.ipynb #ca5e0005
+def _file(folder, kind, facts): return Path(folder)/f"{facts_key(facts)}{'-images' * (kind == 'images')}.npy"
+
 def _cache_file(folder, kind, facts, dataset, lead, fill, progress):
     "The file with these facts, complete; `fill` computes what is missing"
     from tqdm.auto import tqdm
     if not len(dataset): raise ValueError('cache: the dataset has no images')
-    rows = RowFile(Path(folder)/f"{facts_key(facts)}{'-images' * (kind == 'images')}.npy", lead)
+    rows = RowFile(_file(folder, kind, facts), lead)
     if rows.file.exists() and rows.good(progress).all(): return rows.file
     what = f'{kind} of {len(dataset)} images' if kind == 'features' else f'{len(dataset)} decoded images'
     root = getattr(dataset, 'root', None)
@@ -167,19 +177,55 @@ def _cache_file(folder, kind, facts, dataset, lead, fill, progress):
         rows.close()
     return rows.file
 
+# %% ../../nbs/train/cache.ipynb #8688ff0f
+_MOST_PARTS = 8 # of a batch; with more, they would be too small to be fast
+
+@contextmanager
+def _sharing(device):
+    "Threads for the parts of a batch, and how many parts; PyTorch's threads are shared out among them"
+    threads = torch.get_num_threads()
+    parts = min(threads, _MOST_PARTS) if device.type == 'cpu' else 1
+    torch.set_num_threads(threads // parts)
+    try:
+        with ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(threads // parts,)) as pool:
+            yield pool, parts
+    finally: torch.set_num_threads(threads)
+
 # %% ../../nbs/train/cache.ipynb #dafe8009
-def _feature_function(backbone, maps, device, precision):
-    "From a batch of uint8 images, a view and the number of the batch to a float16 array of patches or maps"
+def _feature_function(backbone, maps, device, precision, pool, parts):
+    "From a batch of uint8 images, a view and the number of the batch to a function that waits for a float16 array"
     features = backbone if maps else backbone.patches
 
     @torch.inference_mode()
-    def compute(images, view, step):
-        if view: images = random_view(images, seed=view * 1_000_003 + step)
+    def forward(images):
         images = images.to(device).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16'): f = features(images)
-        return f.cpu().to(torch.float16).numpy()
+        return f.cpu().to(torch.float16)
+
+    def compute(images, view, step):
+        if view: images = random_view(images, seed=view * 1_000_003 + step)
+        running = [pool.submit(forward, part) for part in images.chunk(parts)]
+        return lambda: torch.cat([part.result() for part in running]).numpy()
 
     return compute
+
+def _fill_features( # noqa: PLR0913 - what is missing, and the keywords of `cache_features`
+    rows, missing, bar, backbone, dataset, fold, maps, device, precision, **kw
+):
+    "Write the features that are missing"
+    backbone = backbone.to(device).to(memory_format=torch.channels_last)
+    with folded(backbone, dataset[0][0][None].to(device)) if fold else nullcontext():
+        with _sharing(device) as (pool, parts):
+            compute = _feature_function(backbone, maps, device, precision, pool, parts)
+            _fill(rows, missing, compute, dataset, bar=bar, **kw)
+
+# %% ../../nbs/train/cache.ipynb #cdec29d7
+_FOLDED = dict(batch_norm='folded')
+
+def _of_this_cache(folder, facts):
+    "The facts of the cache to use: those of one without folding only if it is there and no other is"
+    there = [also for also in (_FOLDED, {}) if RowFile(_file(folder, 'features', facts | also), ()).exists]
+    return facts | (there or [_FOLDED])[0]
 
 # %% ../../nbs/train/cache.ipynb #dafe800b
 def cache_features( # noqa: PLR0913 - the keywords that recipes set
@@ -201,11 +247,9 @@ def cache_features( # noqa: PLR0913 - the keywords that recipes set
     backbone = backbone.eval()
     extra = precision + ' maps' * maps
     facts = feature_facts(backbone, dataset, size, views, 'random_view', extra, folder, progress)
-    facts |= dict(batch_size=batch_size)
-    device = choose_device(device)
-    backbone = backbone.to(device).to(memory_format=torch.channels_last)
-    fill = partial(_fill, compute=_feature_function(backbone, maps, device, precision), dataset=dataset,
-                   batch_size=batch_size, num_workers=num_workers)
+    facts = _of_this_cache(folder, facts | dict(batch_size=batch_size))
+    fill = partial(_fill_features, backbone=backbone, dataset=dataset, fold='batch_norm' in facts, maps=maps,
+                   device=choose_device(device), precision=precision, batch_size=batch_size, num_workers=num_workers)
     file = _cache_file(folder, 'features', facts, dataset, (views, len(dataset)), fill, progress)
     return FeatureDataset(file, dataset)
 
@@ -218,7 +262,7 @@ class CachedImages(_StoredDataset):
 def _as_bytes(images, view, step):
     if images.dtype != torch.uint8:
         raise ValueError(f'cache_images: expected a transform that keeps uint8 images, got {images.dtype}')
-    return images.numpy()
+    return images.numpy # nothing to wait for
 
 def cache_images(
     dataset:MultiLabelDataset, # images, all of one size

@@ -116,8 +116,10 @@ def resume(
     for file in files:
         try: state = read_state(file)
         except Exception as e:
+            if len(files) == 1 and isinstance(e, FileNotFoundError): raise
             why = e.__cause__ or e
-            warnings.warn(f'{file} cannot be read ({type(why).__name__}: {why}); trying the one before', stacklevel=2)
+            then = '' if file == files[-1] else '; trying the one before'
+            warnings.warn(f'{file} cannot be read ({type(why).__name__}: {why}){then}', stacklevel=2)
             continue
         check_same_training(state, trainer, file)
         return restore_state(trainer, state)

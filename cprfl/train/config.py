@@ -27,8 +27,8 @@ CHOICES = dict(
 # %% ../../nbs/train/config.ipynb #404aea90
 _AT_LEAST_1 = 'epochs', 'batch_size', 'accumulate'
 _AT_LEAST_0 = ('lr', 'backbone_lr', 'prompt_lr', 'weight_decay', 'clip_grad', 'patience', 'num_workers', 'save_steps',
-               'seed')
-_SHARES = 'ema', 'warmup', 'valid_fraction'
+               'sampler_power', 'distill', 'seed')
+_SHARES = 'ema', 'warmup', 'valid_fraction', 'layer_decay'
 _LARGEST_SEED = 2**32 - 1 # of NumPy
 
 # %% ../../nbs/train/config.ipynb #7391a46c
@@ -42,6 +42,7 @@ class TrainConfig:
     batch_size:int = 32 # images per step, over all processes
     lr:float = 5e-5 # peak learning rate of the one-cycle schedule
     backbone_lr:float = 1. # learning rate of the backbone, as a multiple of `lr`
+    layer_decay:float = 1. # learning rate of each layer of the backbone, as a multiple of that of the layer above it
     prompt_lr:float = 1. # learning rate of the PI network, which makes the prompts, as a multiple of `lr`
     weight_decay:float = 1e-4 # of AdamW; never on biases and other 1-d parameters
     head_decay:float|None = None # weight decay of all but the backbone; None: `weight_decay`
@@ -49,6 +50,8 @@ class TrainConfig:
     loss:str = 'asl' # name of the loss, such as asl, bce, focal, db_focal
     loss_args:dict = field(default_factory=dict) # keywords of the loss
     sampler:str = 'uniform' # what an epoch shows: each image once (uniform), or images drawn by class (class_aware)
+    sampler_power:float = 1. # of class_aware: a class of n images adds 1 / n**power to the weight of each
+    distill:float = 0. # weight of the distance to the backbone before training; 0: none
     ema:float = 0.998 # decay of the moving average that is evaluated; warms up as step / (step + 10); 0: no average
     precision:str = 'fp32' # fp32, bf16 or, on a GPU, fp16 (autocast)
     clip_grad:float = 0. # largest gradient norm; 0: not clipped
@@ -103,19 +106,27 @@ def choose_device(
     raise ValueError(f"device: {name!r} was asked for, but PyTorch sees no GPU; use 'cpu' or 'auto'")
 
 # %% ../../nbs/train/config.ipynb #7fa9d0e9
+def _depths(model):
+    "How many layers of the backbone lie above a weight: name -> number"
+    from cprfl.model.towers import layer_depths
+    if getattr(model, 'backbone', None) is None: return {}
+    return {f'backbone.{name}': depth for name, depth in layer_depths(model.backbone).items()}
+
 def param_groups(
     model:'torch.nn.Module', # its backbone, if any, is `model.backbone`, its PI network `model.pi`
     config:TrainConfig # rates and decay
 ) -> list: # groups for the optimiser
-    "Trainable parameters by (backbone, PI or the rest) x (decayed or not)"
+    "Trainable parameters by (layer of the backbone, PI or the rest) x (decayed or not)"
     multiples = dict(backbone=config.backbone_lr, pi=config.prompt_lr)
     head_decay = config.weight_decay if config.head_decay is None else config.head_decay
+    depths = _depths(model) if config.layer_decay != 1 else {}
     groups:dict = {}
     for name, p in model.named_parameters():
         if not p.requires_grad: continue
         part = name.split('.')[0]
+        multiple = multiples.get(part, 1.) * config.layer_decay**depths.get(name, 0)
         decay = config.weight_decay if part == 'backbone' else head_decay
-        groups.setdefault((multiples.get(part, 1.), p.ndim > 1, decay), []).append(p)
+        groups.setdefault((multiple, p.ndim > 1, decay), []).append(p)
     return [dict(params=params, lr=config.lr * multiple, multiple=multiple,
                  weight_decay=decay if decayed else 0.)
             for (multiple, decayed, decay), params in groups.items()]

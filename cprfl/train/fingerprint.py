@@ -17,7 +17,7 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ import torch
 from ..checks import some
 from ..data.dataset import MultiLabelDataset
 from ..data.images import open_image
-from ..files import write_json
+from ..files import tensor_bytes, write_json
 
 # %% ../../nbs/train/fingerprint.ipynb #f1a00007
 _SETTLED = 2e9 # nanoseconds after which a file's times tell whether it was written again
@@ -84,9 +84,7 @@ def image_digests(
     return [list(pair) for pair in zip(map(str, dataset.paths), digests)]
 
 # %% ../../nbs/train/fingerprint.ipynb #f1a0000d
-def _digest_of_tensor(t):
-    content = t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return f'{t.dtype} {list(t.shape)} {_digest(content)}'
+def _digest_of_tensor(t): return f'{t.dtype} {list(t.shape)} {_digest(tensor_bytes(t))}'
 
 _PLAIN = int, float, str, bool, type(None)
 
@@ -94,7 +92,8 @@ def _plain(value):
     "A value as text, if it may change what a module computes; else None"
     if isinstance(value, (*_PLAIN, np.generic, torch.dtype)): return repr(value)
     if isinstance(value, (torch.Tensor, np.ndarray)): return _digest_of_tensor(torch.as_tensor(value))
-    if isinstance(value, (list, tuple, set)): return f'{type(value).__name__}{[_plain(v) for v in value]}'
+    if isinstance(value, (set, frozenset)): return f'{type(value).__name__}{sorted(map(str, map(_plain, value)))}'
+    if isinstance(value, (list, tuple)): return f'{type(value).__name__}{[_plain(v) for v in value]}'
     if isinstance(value, dict): return str({str(k): _plain(v) for k, v in value.items()})
     if isinstance(value, partial): return f'{_plain(value.func)}{_plain(value.args)}{_plain(value.keywords)}'
     if is_dataclass(value) and not isinstance(value, type):
@@ -115,12 +114,26 @@ def _settings(m):
     if type(m).__module__.split('.')[0] in _LIBRARIES: return names
     return [name for name in names if type(getattr(m, name)) not in _WATCHERS]
 
+def _constant(value):
+    if isinstance(value, frozenset): return str(sorted(map(repr, value))) # its own order is another in each process
+    return _instructions(value) if isinstance(value, CodeType) else repr(value)
+
+def _instructions(code):
+    "What a function does, without its lines and files"
+    return f'{code.co_code.hex()} {code.co_names} {[_constant(value) for value in code.co_consts]}'
+
+def _code_of(cls):
+    "A digest of the functions of a class, as far as it is neither of a library nor of the kit; '' if it is"
+    own = [c for c in cls.__mro__ if c.__module__.split('.')[0] not in (*_LIBRARIES, 'builtins', 'cprfl')]
+    functions = [f for c in own for f in vars(c).values() if isinstance(f, FunctionType)]
+    return _digest(' '.join(_instructions(f.__code__) for f in functions).encode()) if functions else ''
+
 def describe(
     module:torch.nn.Module # a network
 ) -> list: # for each module its name, class, settings and attributes, as text
     "What a network computes, apart from its weights"
     return [f'{name}: {type(m).__module__}.{type(m).__qualname__}({m.extra_repr()}) {_attributes(m, _settings(m))}'
-            for name, m in module.named_modules()]
+            f'{_code_of(type(m))}' for name, m in module.named_modules()]
 
 # %% ../../nbs/train/fingerprint.ipynb #f1a0000e
 def weights_digest(

@@ -46,15 +46,17 @@ from cprfl.train.callbacks import (
 )
 from .checkpoint import Checkpoint, RunFolder, resume, saved_states
 from .config import PRECISIONS, TrainConfig, choose_device, param_groups
+from .distill import Distill
 
 # %% ../../nbs/train/trainer.ipynb #69f494ac
 def _class_aware_weights(
-    targets:np.ndarray # [n, C] labels, 0 or 1; -1 where unknown
+    targets:np.ndarray, # [n, C] labels, 0 or 1; -1 where unknown
+    power:float=1. # rho
 ) -> list: # [n], how often each image is drawn, relative to the others
-    "Weights with which every class that has an image is drawn equally often"
+    "Weights with which, for a power of 1, every class that has an image is drawn equally often"
     shown, counts = targets > 0, class_counts(targets)
     if not counts.any(): raise ValueError(f"sampler='class_aware': none of the {len(targets)} images carries a class")
-    return (shown / counts.clip(min=1)).sum(1).tolist()
+    return (shown / counts.clip(min=1)**power).sum(1).tolist()
 
 # %% ../../nbs/train/trainer.ipynb #572b45d4
 class EpochSampler(Sampler):
@@ -62,13 +64,14 @@ class EpochSampler(Sampler):
     def __init__(self,
         n:int, # number of images
         seed:int=0, # of the run
-        targets:np.ndarray|None=None # [n, C] labels, for class-aware sampling; unknown ones are not drawn for
+        targets:np.ndarray|None=None, # [n, C] labels, for class-aware sampling; unknown ones are not drawn for
+        power:float=1. # of class-aware sampling
     ):
         self.n = n
         self.seed = seed
         self.epoch = 0
         self.start = 0 # images of the epoch that were seen before the training was stopped
-        self.weights = None if targets is None else _class_aware_weights(targets)
+        self.weights = None if targets is None else _class_aware_weights(targets, power)
 
     def __len__(self): return self.n
 
@@ -125,11 +128,12 @@ def predict(
 def evaluate(
     model:torch.nn.Module, # gives logits for a batch
     dataset:MultiLabelDataset, # images or cached features, with targets and groups
+    score_rule:str='sigmoid', # what mAP ranks by
     **kw # keywords of `predict`
 ) -> dict: # see `multilabel_report`
     "The report of `multilabel_report` on a dataset"
     logits, targets = predict(model, dataset, **kw), torch.from_numpy(dataset.targets)
-    return multilabel_report(logits, targets, dataset.groups, probabilities=False)
+    return multilabel_report(logits, targets, dataset.groups, probabilities=False, score_rule=score_rule)
 
 # %% ../../nbs/train/trainer.ipynb #ed28e015
 def build_accelerator(
@@ -196,6 +200,7 @@ def default_callbacks(
     callbacks:list = [Seed(), Views() if hasattr(train, 'draw_views') else Augment(), Finite(), MeanLoss(), OneCycle(),
                  Select(), Timer(), StopOnSignal()]
     if config.clip_grad: callbacks.append(ClipGrad())
+    if config.distill: callbacks.append(Distill())
     if config.ema: callbacks.append(EMA())
     if config.compile: callbacks.append(Compile())
     if config.patience: callbacks.append(EarlyStopping())
@@ -220,7 +225,7 @@ def build_loader(
 ) -> tuple: # the sampler and the loader
     "Batches of the training set, all of one size if there are more images than fit into one"
     targets = train.targets if config.sampler == 'class_aware' else None
-    sampler = EpochSampler(len(train), config.seed, targets)
+    sampler = EpochSampler(len(train), config.seed, targets, config.sampler_power)
     loader = DataLoader(train, config.batch_size, sampler=sampler, num_workers=config.num_workers,
                         drop_last=len(train) > config.batch_size, pin_memory=device.type == 'cuda')
     return sampler, loader

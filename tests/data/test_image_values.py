@@ -14,7 +14,8 @@ RAMP = np.linspace(0, 1, 64)[None].repeat(8, 0)
 
 
 @pytest.fixture(autouse=True)
-def nothing_said_before(monkeypatch): monkeypatch.setattr(module, '_warned', set())
+def nothing_said_before(monkeypatch):
+    for name in ('_warned', '_summed_up'): monkeypatch.setattr(module, name, set())
 
 
 def integers(top, dtype=np.uint16): return Image.fromarray((RAMP * top).astype(dtype))

@@ -11,6 +11,7 @@ matplotlib.use('Agg')
 
 from cprfl.data.dataset import ArrayDataset
 from cprfl.look.model_plots import (
+    PALEST,
     plot_alignment,
     plot_by_class,
     plot_by_epoch,
@@ -26,7 +27,7 @@ from cprfl.look.model_plots import (
 )
 from cprfl.look.predictions import flip_table, top_k_report, top_k_table
 from cprfl.look.prompts import prompt_drift, prompt_trajectories, similarity_change
-from cprfl.look.style import GROUP_COLOURS, GROUP_SIGNS, RIGHT, light_to_dark, signed
+from cprfl.look.style import GROUP_COLOURS, RIGHT, group_styles, light_to_dark, signed
 
 CLASSES, GROUPS = [f'class {c}' for c in 'abcdef'], dict(head=[0, 1], medium=[2, 3], tail=[4, 5])
 OF = np.repeat(['head', 'medium', 'tail'], 2)
@@ -86,7 +87,11 @@ def test_the_colour_map_can_be_read_in_grey():
 def test_groups_can_be_read_in_grey():
     groups = lightness([to_rgb(GROUP_COLOURS[g]) for g in ('head', 'medium', 'tail')])
     assert (np.diff(groups) > 0.1).all()
-    assert len(set(GROUP_SIGNS.values())) == 3
+
+
+def test_each_group_has_a_sign_of_its_own():
+    styles = group_styles(GROUPS)
+    assert len({styles[g].sign for g in GROUPS}) == 3
 
 
 def test_a_name_carries_the_sign_of_its_group():
@@ -274,10 +279,49 @@ def test_the_cross_is_in_the_middle_of_the_strongest_patch(data, grid, cell, at)
 
 def test_an_image_fades_to_white_but_for_the_lit_patch():
     black = torch.zeros(3, 16, 24, dtype=torch.uint8)
-    shown = np.asarray(plot_map(black, lit(4, 6, 1, 2))[1].images[0].get_array())
-    assert shown[5:7, 9:11].max() < 0.35
-    assert shown[12:, 18:].min() > 0.85
-    assert (np.asarray(plot_map(black, None)[1].images[0].get_array()) == 0).all()
+    ax = plot_map(black, lit(4, 6, 1, 2))[1]
+    white = np.asarray(ax.images[1].get_array())
+    assert (white[..., :3] == 1).all()
+    assert white[1, 2, 3] == 0
+    assert np.delete(white[..., 3].ravel(), 8).min() > 0.85
+    assert not plot_map(black, None)[1].images[1:]
+
+
+@pytest.mark.parametrize('cmap', [None, 'magma'])
+@pytest.mark.parametrize('grid', [(4, 6), (5, 5), (3, 7)])
+def test_a_patch_is_drawn_as_large_as_it_is(data, grid, cmap):
+    above = plot_map(data[0][0], torch.rand(grid), cmap=cmap)[1].images[1]
+    assert np.asarray(above.get_array()).shape[:2] == grid
+    assert above.get_interpolation() == 'nearest'
+    assert above.get_extent() == [-0.5, 23.5, 15.5, -0.5]
+
+
+def opacity(ax): return 1 - np.asarray(ax.images[1].get_array())[..., 3] / PALEST
+
+
+def test_maps_of_a_row_have_one_scale(data):
+    flat, peak = torch.full((4, 6), 0.3), lit(2, 3, 1, 1)
+    fig, axes = plot_maps([data[0][0]], [dict(flat=flat, peak=100 * peak)])
+    assert np.allclose(opacity(axes[0, 1]), (1 / 6)**0.5)
+    assert np.allclose(opacity(axes[0, 2]), peak)
+
+
+def bars(fig, axes): return [ax for ax in fig.axes if ax not in list(np.ravel(axes))]
+
+
+def test_each_row_has_a_bar_of_its_scale(data):
+    images, maps = [data[0][0]] * 2, [dict(a=lit(2, 3, 0, 0)), dict(a=torch.ones(2, 3))]
+    fig, axes = plot_maps(images, maps)
+    assert [bar.get_ylim()[1] for bar in bars(fig, axes)] == pytest.approx([6, 1])
+    assert {bar.get_ylabel() for bar in bars(fig, axes)} == {'times the mean patch'}
+
+
+def test_attention_heads_have_one_scale(data):
+    heads = torch.stack([0.5 * lit(4, 6, 0, 0), torch.full((4, 6), 1 / 48)])
+    fig, axes = plot_heads(data[0][0], heads)
+    assert opacity(axes[2]).max() == pytest.approx(1)
+    assert opacity(axes[3]).max() == pytest.approx((1 / 24)**0.5)
+    assert len(bars(fig, axes)) == 1
 
 
 def test_boxes_follow_the_size_that_they_were_measured_in(data):

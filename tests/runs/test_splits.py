@@ -186,9 +186,13 @@ def test_what_was_read_is_said(here, capsys):
     data = Splits.read(recipe(test_file=str(coco(here/'t.json', range(3), ['dog', 'cat']))))
     with pytest.warns(UserWarning, match='3 of the 3 test images are training images'): data.announce(recipe())
     said = capsys.readouterr().out.splitlines()
-    assert '  classes: cat 3, dog 3, owl 1' in said
-    assert any('6 images from' in line for line in said)
+    assert [line.split('; ')[-1] for line in said if 'classes: ' in line] == ['3 classes: cat (3), dog (3), owl (1)']
     assert '  1 of 3 classes have no image here and are left out of the means: owl' in said
+
+
+def test_the_classes_of_folders_are_said(here, capsys):
+    Splits.read(recipe(train_file=str(folders(here/'tree', range(4), ['cat', 'dog', 'owl'])))).announce(recipe())
+    assert '  classes: cat 2, dog 2, owl 1\n' in capsys.readouterr().out
 
 
 # ---- cprfl_evaluate

@@ -9,10 +9,12 @@ import pandas as pd
 import pytest
 from helpers import ROOT
 
+import cprfl.runs.tables
 from cprfl.cli import table as cprfl_table
 from cprfl.runs.recipe import Recipe, get_recipe
 from cprfl.runs.report import (
     _settings_of,
+    _stored_table,
     collect,
     compare_to,
     format_table,
@@ -20,6 +22,7 @@ from cprfl.runs.report import (
     make_table,
     paper_results,
     read_tables,
+    rule_results,
     write_tables,
 )
 from cprfl.runs.run import Run, run_or_open
@@ -51,7 +54,7 @@ ONLY_FROZEN = {f'{k}-{t}' for k in ('asl', 'cprfl', 'global') for t in ('tuned',
 
 
 def test_the_tables_have_their_names():
-    names = 'methods losses components semantics ablations variant inputs tuned speed search'
+    names = 'methods losses components semantics ablations variant inputs tuned speed score-rules search'
     assert set(all_tables(get_protocol('shapes'))) == set(names.split())
 
 
@@ -289,6 +292,36 @@ def test_written_tables(runs):
     assert pd.read_csv(runs / 'results.csv')['key'].tolist() == ['clip', 'clip']
 
 
+def test_rules_come_from_stored_predictions(runs):
+    totals = rule_results(runs).set_index(['seed', 'rule'])['total']
+    for seed in (0, 1):
+        report = Run(runs / f'clip-s{seed}').report
+        assert totals[seed, 'sigmoid'] == pytest.approx(100 * report['total'], abs=1e-3)
+
+
+def test_zero_shot_clip_gains_by_the_softmax(runs):
+    totals = rule_results(runs).groupby('rule')['total'].mean()
+    assert totals['softmax'] > totals['sigmoid'] + 1
+
+
+def test_rules_of_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no finished run'): rule_results(tmp_path)
+
+
+def test_a_table_of_rules_is_written_and_read(runs, tmp_path):
+    folder = shutil.copytree(runs, tmp_path / 'runs')
+    p = get_protocol('shapes')
+    text, = write_tables(folder, p, {'score-rules': all_tables(p)['score-rules']})
+    assert 'mAP under each scoring rule on Shapes-LT' in text
+    columns = list(read_tables(folder).table('score-rules'))
+    assert columns == ['sigmoid', 'softmax', 'standardised', 'norm', 'seeds']
+
+
+def test_results_without_rules_are_read_as_before():
+    stored = read_tables(ROOT / 'nbs' / 'analysis' / 'results' / 'shapes')
+    assert stored.rules is None
+
+
 def results(**totals):
     def row(key, total, seed):
         groups = dict(total=total + seed * 0.1, head=total, medium=total, tail=total)
@@ -373,6 +406,12 @@ def test_the_bar_counts_epochs_of_other_processes(tmp_path, capsys):
     assert '3/8' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('rows', [['cprfl'], [['cprfl', 'CPRFL']], [['cprfl', 'CPRFL', 1]], [None]])
+def test_rows_of_a_stored_table_are_checked(rows):
+    with pytest.raises(ValueError, match='t: rows: expected key, label and name in the paper, got'):
+        _stored_table('t', dict(title='a', rows=rows))
+
+
 # ---- the command
 
 def test_tables_of_runs_that_are_there(runs, capsys):
@@ -391,6 +430,13 @@ def test_a_table_that_does_not_exist(capsys):
     with pytest.raises(SystemExit) as stop: cprfl_table(['--tables', 'methds'])
     assert stop.value.code == 2
     assert 'expected some of methods' in capsys.readouterr().err
+
+
+def test_failures_hold_no_control_characters(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cprfl.runs.tables, 'run_many', lambda *args, **kw: {'clip-s0': 'no file \x1b[31mred'})
+    folder = shutil.copytree(runs, tmp_path / 'runs')
+    with pytest.raises(SystemExit): cprfl_table(['--tables', 'methods', '--out', str(folder)])
+    assert r'failed: clip-s0: no file \x1b[31mred' in capsys.readouterr().err
 
 
 def test_rows_of_a_protocol_use_its_own_semantics():

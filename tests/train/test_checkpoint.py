@@ -103,6 +103,16 @@ def test_only_broken_states_are_an_error(tmp_path):
         toy(tmp_path, resume=True)
 
 
+def test_a_state_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='nowhere.pt is missing'): toy(resume=tmp_path / 'nowhere.pt')
+
+
+def test_there_is_none_before_the_last_state(tmp_path):
+    (tmp_path / 'a.pt').write_bytes(b'junk')
+    with pytest.warns(UserWarning) as said, pytest.raises(RuntimeError): toy(resume=tmp_path / 'a.pt')
+    assert not [w for w in said if 'trying the one before' in str(w.message)]
+
+
 def test_a_state_never_brings_code(tmp_path):
     class Mark:
         def __reduce__(self): return open, (str(tmp_path / 'it_ran'), 'w')

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from toys import picture_model
+from toys import feature_model, picture_model
 
 from cprfl.train.config import TrainConfig, choose_device, param_groups
 
@@ -23,6 +23,9 @@ WRONG = [
     (dict(seed=-1), 'seed: expected at least 0'),
     (dict(clip_grad=-1), 'clip_grad'),
     (dict(warmup=1.5), 'warmup: expected 0 to 1'),
+    (dict(layer_decay=1.5), 'layer_decay: expected 0 to 1, got 1.5'),
+    (dict(sampler_power=-1), 'sampler_power: expected at least 0'),
+    (dict(distill=-1), 'distill: expected at least 0'),
     (dict(patience=3, select='last'), 'stopping early needs'),
     (dict(epochs=1.5), 'epochs: expected a whole number, got 1.5'),
     (dict(epochs=True), 'epochs: expected a whole number, got True'),
@@ -90,6 +93,25 @@ def test_a_decay_of_none_makes_no_group_of_its_own(model):
 def test_the_backbone_has_a_rate_of_its_own(model):
     for name, _, group in grouped(model, lr=1e-3, backbone_lr=0.1):
         assert group['lr'] == pytest.approx(1e-4 if name.startswith('backbone.') else 1e-3), name
+
+
+def test_each_layer_of_the_backbone_has_a_rate(model):
+    got = grouped(model, lr=1., backbone_lr=0.1, layer_decay=0.5)
+    assert sorted(name for name, _, _ in got) == sorted(name for name, _ in model.named_parameters())
+    rates = {name: group['lr'] for name, _, group in got}
+    assert rates['backbone.net.net.layer4.0.conv1.weight'] == pytest.approx(0.1)
+    assert rates['backbone.net.net.layer2.0.conv1.weight'] == pytest.approx(0.1 * 0.25)
+    assert rates['fc.weight'] == 1
+
+
+def test_no_decay_over_layers_has_the_groups_of_always(model):
+    plain, decayed = (param_groups(model, TrainConfig(backbone_lr=0.1, layer_decay=d)) for d in (1., 0.9))
+    assert [len(group['params']) for group in plain] == [15, 30, 7, 10]
+    assert len(decayed) > len(plain)
+
+
+def test_a_model_without_a_backbone_may_have_a_rate_for_each_layer():
+    assert param_groups(feature_model(), TrainConfig(layer_decay=0.5))
 
 
 def test_a_frozen_backbone_is_in_no_group(model):

@@ -9,7 +9,7 @@ from toys import Head, StopAfter, Toy, build, config, feature_model, paint, pict
 
 from cprfl.losses import build_loss
 from cprfl.train.callbacks import Callback, NonFiniteLoss
-from cprfl.train.trainer import EpochSampler, Trainer, evaluate, predict, total_loss
+from cprfl.train.trainer import EpochSampler, Trainer, build_loader, evaluate, predict, total_loss
 
 
 def losses(trainer): return [row['loss'] for row in trainer.history]
@@ -98,6 +98,27 @@ def test_class_aware_sampling_draws_images_of_a_class_alike(drawn):
     _, epochs = drawn
     tail = np.bincount(np.concatenate(epochs), minlength=600)[550:555]
     assert tail == pytest.approx(np.full(5, 20 * 600 / 15), rel=0.1)
+
+
+def test_a_higher_power_draws_rare_classes_more_often():
+    targets = np.zeros((120, 2), np.uint8)
+    targets[:100, 0] = 1
+    targets[100:, 1] = 1
+    drawn = [list(EpochSampler(120, 0, targets, power)) for power in (0, 1, 1.6)]
+    of_class = [np.mean(np.array(epoch) >= 100) for epoch in drawn]
+    assert of_class == pytest.approx([1 / 6, 1 / 2, 1 / (1 + 5**-0.6)], abs=0.12)
+
+
+def test_a_power_of_one_draws_the_same_images():
+    targets = Toy(60).targets
+    assert list(EpochSampler(60, 3, targets, 1.)) == list(EpochSampler(60, 3, targets))
+
+
+def test_the_loader_draws_with_the_power_of_the_settings():
+    data = Toy(60)
+    samplers = [build_loader(data, config(sampler='class_aware', sampler_power=power), torch.device('cpu'))[0]
+                for power in (1., 2.)]
+    assert samplers[1].weights == EpochSampler(60, 0, data.targets, 2.).weights != samplers[0].weights
 
 
 def test_class_aware_sampling_needs_a_label():
