@@ -554,7 +554,7 @@ def build_backbone(
     weights:str|Path|None=None, # or read them from this file
     normalize:bool=True, # normalise as the weights expect
     image_size:int|tuple|None=None, # edge (or H, W) of the images, pixels; None: what the network is made for
-    **kw # for timm or torchvision, such as output_stride=16; for CLIP: stage=3, joint=True, pooled=True; settings of your own
+    **kw # for timm or torchvision, such as output_stride=16; for CLIP stage=3, joint=True, pooled=True; or your own
 ) -> Backbone:
     "A backbone by its name"
     if name in BACKBONES:
