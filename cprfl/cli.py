@@ -28,7 +28,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from .checks import check_choice, check_range, did_you_mean
+from .checks import check_choice, check_range, did_you_mean, some
 from .files import Owner, write_text
 from .model.registry import MODELS
 from .registry import import_plugin
@@ -500,11 +500,12 @@ def _keep_results(out, write):
         if (out / recipe.name / 'report.json').exists(): write(out)
     return keep
 
-def _check_trials(trials, chosen):
+def _check_trials(trials, rows, chosen):
     "Raise if methods are to be compared at their best rates, and these are not known yet"
-    if 'compared' not in chosen or not trials.results or Path(trials.results).exists(): return
-    raise ValueError(f'tables: `compared` takes the best settings from {trials.results}, which is not there; make it '
-                     f'with --tables trials --held-out 0.33 --seeds 1 --out {Path(trials.results).parent}')
+    if 'compared' not in chosen or not trials.results or not (missing := trials.missing(rows)): return
+    raise ValueError(f'tables: `compared` takes the best settings from {trials.results}, which lacks the trials '
+                     f'{some(missing, 3)}; make them with --tables trials --held-out 0.33 --seeds 1 '
+                     f'--out {Path(trials.results).parent}')
 
 def _list_tables(protocol, tables, rows):
     training = f'{protocol.recipe.train.epochs} epochs of {protocol.recipe.backbone}'
@@ -529,7 +530,7 @@ def table(o:TableOptions):
         protocol = replace(protocol, title=title, recipe=protocol.recipe.with_(held_out=o.held_out))
     rows, tables = all_rows(protocol), _chosen_tables(o, all_tables(protocol))
     if o.list: return _list_tables(protocol, tables, rows)
-    _check_trials(protocol.trials, tables)
+    _check_trials(protocol.trials, rows, tables)
     out = Path(o.out or f'runs/{"search" if o.held_out else "table"}-{Path(o.protocol).stem}')
     keys = dict.fromkeys(key for table in tables.values() for key, _, _ in table.rows if key in rows)
     recipes = [recipe for key in keys for recipe in seeded(rows[key], o.seeds)]
