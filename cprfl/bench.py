@@ -528,7 +528,7 @@ def bench_features(
     images:int=128, # JPEG files, of which two views are computed
     repeats:int=3, # rounds
     device:str='cpu' # 'cpu' or 'cuda'
-) -> pd.DataFrame: # way, ms per row, rows/s, ratio
+) -> pd.DataFrame: # way, ms, rows/s, ratio, and how many programs wanted a core at the same time
     "Features of images and of augmented views, as before and as now, in turns"
     net = build_backbone(backbone).eval().to(device).to(memory_format=torch.channels_last)
 
@@ -542,7 +542,8 @@ def bench_features(
     with tempfile.TemporaryDirectory() as folder:
         data = _photos(folder, images, 2 * size, size)
         seconds = race({'as before': partial(in_turn, data), 'the kit': partial(now, data)}, repeats, device)
-    rows = [_row(name, took, 2 * images, seconds['as before']) for name, took in seconds.items()]
+    load = psutil.getloadavg()[0]
+    rows = [_row(name, took, 2 * images, seconds['as before'], load=load) for name, took in seconds.items()]
     return pd.DataFrame(rows).set_index('what')
 
 # %% ../nbs/bench.ipynb #b3e75ed0
