@@ -101,7 +101,7 @@ def stored_logits(
     predictions = run.predictions
     if predictions.iloc[:, 0].tolist() != list(map(str, dataset.paths)):
         raise ValueError(f"{run.folder} was tested on other images than the dataset's")
-    return torch.from_numpy(predictions[dataset.classes].to_numpy()).float()
+    return torch.tensor(predictions[dataset.classes].to_numpy()).float()
 
 def _images_of(recipe):
     "The settings that say which images a recipe is tested on"
