@@ -270,7 +270,7 @@ def _logits_of(run, test):
     predictions = run.predictions
     if predictions.iloc[:, 0].tolist() != list(map(str, test.paths)):
         raise ValueError(f'{run.folder} was tested on other images; remove it, or choose another folder')
-    return torch.from_numpy(predictions.iloc[:, 1:].to_numpy()).float()
+    return torch.tensor(predictions.iloc[:, 1:].to_numpy()).float()
 
 # %% ../../nbs/runs/run.ipynb #86bfff9b
 def run_recipe(
