@@ -198,6 +198,7 @@ _ABLATIONS = {
 _OPPONENTS = {
     'asl-regularised': _linear('asl', model_args=dict(dropout=0.5), head_decay=0.3),
     'asl-la': _linear('la_asl'),
+    'erm-la': _linear('la_bce'),
     'topk': Row('topk', 'asl'),
     'decoder': Row('decoder', 'asl'),
     'decoder-learned': Row('decoder', 'asl', head=dict(queries='learned')),
@@ -368,7 +369,8 @@ def _semantics_rows(protocol):
 # %% ../../nbs/runs/tables.ipynb #1e8066ca
 _OPPONENT_LABELS = {
     'asl': 'linear head, ASL', 'asl-regularised': 'linear head, dropout and decay',
-    'asl-la': 'linear head, logit adjustment', 'topk': 'linear head and its best patches',
+    'asl-la': 'linear head, logit adjustment', 'erm-la': 'linear head, BCE with logit adjustment',
+    'topk': 'linear head and its best patches',
     'decoder': 'decoder, names as queries', 'decoder-learned': 'decoder, learned queries', 'coop': 'CoOp',
     'cprfl': 'CPRFL', 'cprfl-la': 'CPRFL, logit adjustment', 'global': 'CPRFL + global head'}
 
