@@ -1,6 +1,9 @@
 "The benchmarks measure what they say; the figures themselves are not tested"
 import json
+import logging
+from types import SimpleNamespace
 
+import open_clip
 import pandas as pd
 import pytest
 import torch
@@ -105,6 +108,13 @@ def test_the_loader_of_the_reference_augments_as_released(tiny, monkeypatch):
     monkeypatch.setattr(bench, 'BatchAugment', lambda policy: policies.append(policy) or (lambda images: images))
     bench._augmentation_of_reference(tiny, 1)
     assert set(policies) == {'paper'}
+
+
+def test_the_text_encoder_leaves_logging_as_it_was(monkeypatch):
+    monkeypatch.setattr(open_clip, 'create_model', lambda *args, **kw: torch.nn.Identity())
+    monkeypatch.setattr(logging.root.manager, 'disable', logging.ERROR)
+    bench.Setting.text.func(SimpleNamespace(device='cpu', classes=2))
+    assert logging.root.manager.disable == logging.ERROR
 
 
 def test_a_race_takes_turns(monkeypatch):

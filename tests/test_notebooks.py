@@ -8,10 +8,14 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 from helpers import MODULES, NBS, NOTEBOOKS, REFERENCE, ROOT, copy_project, made_once
+from PIL import Image
 
-TABLES_ONLY = {f'analysis/{name}.ipynb' for name in ('losses', 'components', 'semantics', 'ablations')}
+TABLES_ONLY = {f'analysis/{name}.ipynb' for name in (
+    'losses', 'components', 'semantics', 'ablations', 'faithfulness', 'top3_photos')} # the last two have saved results
 NEED_RUNS = ['analysis/top3.ipynb', 'analysis/attention.ipynb', 'analysis/prompt_drift.ipynb']
 RUN = [name for name in NOTEBOOKS if not name.startswith('analysis/') or name in TABLES_ONLY]
 MOST = 150_000 # bytes of outputs that a reference page may keep
@@ -190,3 +194,24 @@ def small_runs(folder):
 @pytest.mark.parametrize('name', NEED_RUNS)
 def test_analyses_run_on_any_runs(run, tmp_path_factory, name):
     run(name, CPRFL_RUNS=str(made_once(tmp_path_factory, 'small_runs', small_runs)))
+
+
+def plain_runs(folder):
+    "Runs on images of one's own: no boxes, no record of alignment, no image tower, rare classes only"
+    from cprfl.runs.recipe import Recipe
+    from cprfl.runs.run import run_recipe
+    from cprfl.train.config import TrainConfig
+    rng, labels, names = np.random.default_rng(0), ['dog', 'hair drier', 'cat', 'tree'], [f'{i}.png' for i in range(24)]
+    for name in names: Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(folder / name)
+    table = pd.DataFrame((rng.random((24, 4)) < 0.5).astype(int), columns=labels)
+    table.assign(path=names).to_csv(folder / 'all.csv', index=False)
+    file, head = str(folder / 'all.csv'), dict(d=16, heads=2, head_dim=8, ffn_dim=16)
+    recipe = Recipe(train_file=file, test_file=file, image_size=64, backbone='shapes', backbone_args=dict(stage=3),
+                    semantics='words', purity=0, train=TrainConfig(epochs=1, batch_size=6, select='last', device='cpu'))
+    for name in ('one', 'two'): run_recipe(recipe.with_(name=f'{name}-s0', model_args=head), folder, progress=False)
+    run_recipe(recipe.with_(name='linear-s0', model='erm'), folder, progress=False)
+
+
+@pytest.mark.parametrize('name', NEED_RUNS)
+def test_analyses_run_on_images_of_your_own(run, tmp_path_factory, name):
+    run(name, CPRFL_RUNS=str(made_once(tmp_path_factory, 'plain_runs', plain_runs)))

@@ -21,7 +21,7 @@ from torch import nn
 from ..checks import check_choice, check_range, some
 from ..data.dataset import MultiLabelDataset
 from ..files import write_csv
-from .attention import as_model, pair_table, patch_grid
+from .attention import as_model, gives_attention, pair_table, patch_grid
 from .style import in_order
 from ..runs.build import Splits
 from ..train.trainer import evaluating
@@ -143,7 +143,7 @@ def _rankings(model, methods):
     "Names of the maps that a model has"
     if not hasattr(model, 'from_features'):
         raise ValueError(f'faithfulness: expected a model with from_features(patches), got {type(model).__name__}')
-    known = [name for name in RANKINGS if name != 'attention' or hasattr(model, 'vsi')]
+    known = [name for name in RANKINGS if name != 'attention' or gives_attention(model)]
     for name in methods or (): check_choice('methods', name, known)
     return list(methods or known)
 

@@ -414,17 +414,19 @@ def plot_maps(
     maps:list, # n dicts, name of a method -> map [h, w]
     names:list|None=None, # n titles of the images, such as the category asked for
     boxes:list|None=None, # n lists of (x0, y0, x1, y1)
-    size:tuple|None=None, # (H, W) that the boxes are measured in; the images' when left out
+    size:tuple|list|None=None, # (H, W) that the boxes are measured in, or n of them; the images' when left out
     notes:list|None=None, # n dicts, name of a method -> a line over its map, such as the category's rank
     axes:Any=None # [n, 1 + methods]
 ):
     "A row per image and category: the image with its boxes, then the map of each method, on one scale"
     n, methods = len(maps), list(dict.fromkeys(k for m in maps for k in m))
     names, boxes, notes = names or [''] * n, boxes or [()] * n, notes or [{}] * n
+    several = size is not None and np.ndim(size) == 2
+    sizes:list = list(size or ()) if several else [size] * n
     figsize = 1.45 * (len(methods) + 1) + 0.7, 1.72 * n + 0.2
     fig, axes = new_axes(axes, figsize, nrows=n, ncols=len(methods) + 1, squeeze=False)
     for i, row in enumerate(axes):
-        plot_map(images[i], None, row[0], boxes[i], size, names[i])
+        plot_map(images[i], None, row[0], boxes[i], sizes[i], names[i])
         shown = {method: times_mean(values) for method, values in maps[i].items()}
         top = _row_top(shown.values())
         for ax, method in zip(row[1:], methods):
@@ -432,7 +434,7 @@ def plot_maps(
             if method not in shown: continue
             lines = method if i == 0 else '', notes[i].get(method, '')
             title = '\n'.join(filter(None, lines))
-            plot_map(images[i], shown[method].sqrt(), ax, boxes[i], size, title, top=top**0.5)
+            plot_map(images[i], shown[method].sqrt(), ax, boxes[i], sizes[i], title, top=top**0.5)
         _scale_bar(fig, row, top)
     return fig, axes
 

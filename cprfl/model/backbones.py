@@ -420,6 +420,8 @@ def _clip_backbone(source, normalize, image_size=None, stage=4, joint=False, poo
 # %% ../../nbs/model/backbones.ipynb #87b8c8ca
 class JointTower(nn.Module):
     "An image tower of open_clip whose features lie in the space of the names"
+    visual: Any
+
     def __init__(self,
         visual:nn.Module, # open_clip's ModifiedResNet or VisionTransformer
         pooled:bool=False # put the embedding of the whole image before the patches
@@ -554,7 +556,7 @@ def build_backbone(
     weights:str|Path|None=None, # or read them from this file
     normalize:bool=True, # normalise as the weights expect
     image_size:int|tuple|None=None, # edge (or H, W) of the images, pixels; None: what the network is made for
-    **kw # of timm or torchvision (output_stride=16), of CLIP (stage=3, joint=True, pooled=True), or of your own
+    **kw # for timm or torchvision, such as output_stride=16; for CLIP stage=3, joint=True, pooled=True; or your own
 ) -> Backbone:
     "A backbone by its name"
     if name in BACKBONES:

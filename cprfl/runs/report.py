@@ -144,7 +144,7 @@ _INPUT = ('benchmark', 'train_file', 'test_file', 'held_out', 'image_size')
 _SCHEDULE = (
     'backbone', 'backbone_args', 'pretrained', 'weights', 'normalize', 'frozen', 'tune', 'views', 'epochs',
     'batch_size', 'accumulate', 'lr', 'backbone_lr', 'prompt_lr', 'weight_decay', 'warmup', 'ema', 'clip_grad',
-    'augment', 'sampler', 'precision', 'select')
+    'augment', 'sampler', 'sampler_power', 'layer_decay', 'distill', 'lora', 'precision', 'select')
 
 def _settings_of(
     recipe:Recipe # of a run

@@ -260,3 +260,8 @@ def test_a_training_names_no_more_than_twenty(tmp_path):
     with pytest.warns(UserWarning) as caught:
         for file in files: open_image(file)
     assert len(caught) == 20
+
+
+def test_a_warning_of_many_images_does_not_silence_others():
+    with pytest.warns(UserWarning, match='and 27 more'): module._warn_of_all([(f'{i}.png', 'dark') for i in range(30)])
+    with pytest.warns(UserWarning, match='other.png: dark'): module._warn_of('other.png', 'dark')

@@ -1,15 +1,17 @@
 "Attention, Grad-CAM and the pointing game, on models whose maps are known"
 import gc
+import json
 from functools import partial, wraps
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from cprfl.data.dataset import ArrayDataset, resize
+from cprfl.data.dataset import ArrayDataset, from_coco, from_voc, resize
 from cprfl.data.shapes import shapes_lt
 from cprfl.look.attention import (
     attention_maps,
@@ -464,3 +466,70 @@ def test_images_without_boxes_are_refused():
     data = _squares()
     data.boxes = None
     with pytest.raises(ValueError, match='have no boxes'): pointing_game(Squares(), data)
+
+
+# ---- boxes from files
+
+VOC = """<annotation><filename>{name}</filename><size><width>64</width><height>48</height></size>
+<object><name>{label}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>
+</annotation>"""
+PLACES = dict(red=(8, 8, 24, 24), green=(40, 24, 56, 40), blue=(8, 32, 24, 48)) # x0, y0, x1, y1, ends exclusive
+
+
+def photograph(label):
+    "A dark image of 48 x 64 pixels with a square in its place, in the channel of its class"
+    x0, y0, x1, y1 = PLACES[label]
+    pixels = np.full((48, 64, 3), 20, np.uint8)
+    pixels[y0:y1, x0:x1, list(PLACES).index(label)] = 255
+    return Image.fromarray(pixels)
+
+
+def voc_files(folder, places):
+    "The form of PASCAL VOC: corners begin with 1 and belong to the box"
+    for name in ('Annotations', 'JPEGImages'): (folder / name).mkdir()
+    for label, (x0, y0, x1, y1) in places.items():
+        photograph(label).save(folder / 'JPEGImages' / f'{label}.png')
+        text = VOC.format(x0 + 1, y0 + 1, x1, y1, name=f'{label}.png', label=label)
+        (folder / 'Annotations' / f'{label}.xml').write_text(text)
+    return from_voc(folder, classes=list(PLACES), transform=resize(64))
+
+
+def coco_files(folder, places):
+    "The form of COCO: a corner, width and height"
+    images, annotations = [], []
+    for i, (label, (x0, y0, x1, y1)) in enumerate(places.items()):
+        photograph(label).save(folder / f'{label}.png')
+        images.append(dict(id=i, file_name=f'{label}.png', width=64, height=48))
+        about = dict(id=i, image_id=i, category_id=list(PLACES).index(label))
+        annotations.append(about | dict(bbox=[x0, y0, x1 - x0, y1 - y0]))
+    categories = [dict(id=c, name=name) for c, name in enumerate(PLACES)]
+    file = folder / 'instances.json'
+    file.write_text(json.dumps(dict(images=images, annotations=annotations, categories=categories)))
+    return from_coco(file, transform=resize(64))
+
+
+@pytest.mark.parametrize('write', [voc_files, coco_files])
+def test_boxes_of_files_are_hit(tmp_path, write):
+    found = pointing_game(Squares(), write(tmp_path, PLACES))
+    assert found['class'].tolist() == (sorted(PLACES) if write is voc_files else list(PLACES))
+    assert found['hit'].tolist() == [1, 1, 1]
+    assert found['area'].to_numpy() == pytest.approx(256 / (48 * 64))
+    assert found['energy'].min() > 0.5
+
+
+@pytest.mark.parametrize('write', [voc_files, coco_files])
+def test_boxes_elsewhere_are_missed(tmp_path, write):
+    found = pointing_game(Squares(), write(tmp_path, PLACES | dict(green=PLACES['blue'])))
+    assert dict(zip(found['class'], found['hit'])) == dict(red=1, green=0, blue=1)
+
+
+@pytest.mark.parametrize('write', [voc_files, coco_files])
+def test_boxes_of_files_need_no_scaling_for_squashed_images(tmp_path, write):
+    data = write(tmp_path, PLACES)
+    data.transform = resize(32)
+    assert pointing_game(Squares(), data)['hit'].tolist() == [1, 1, 1]
+
+
+def test_baselines_know_the_boxes_of_files(tmp_path):
+    found = pointing_baselines(coco_files(tmp_path, PLACES)).query('method == "random"')
+    assert found['hit'].to_numpy() == pytest.approx(256 / (48 * 64))

@@ -354,6 +354,12 @@ def test_a_row_per_image_and_a_column_per_method(data):
     assert not axes[1, 1].images
 
 
+def test_boxes_of_images_of_several_sizes(data):
+    images, maps, box = [data[0][0]] * 2, [dict(a=lit(2, 3, 0, 0))] * 2, [[(2, 4, 6, 8)]] * 2
+    fig, axes = plot_maps(images, maps, boxes=box, size=[(16, 24), (32, 48)])
+    assert [ax.patches[0].get_width() for ax in axes[:, 0]] == [4, 2]
+
+
 def test_heads_stand_beside_their_mean(data):
     heads = torch.stack([0.5 * lit(4, 6, 0, 0), 0.25 * lit(4, 6, 3, 5)])
     fig, axes = plot_heads(data[0][0], heads, name='dog')

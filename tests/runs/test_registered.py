@@ -10,16 +10,17 @@ from torch import nn
 
 from cprfl import cli
 from cprfl.look.attention import attention_maps, explain_image
+from cprfl.losses import BCELoss, register_loss
 from cprfl.model.backbones import PatchModel
 from cprfl.model.registry import MODELS, register_model
 from cprfl.model.semantics import SEMANTICS, register_semantics
 from cprfl.runs.build import build_model
 from cprfl.runs.recipe import Recipe, get_recipe
-from cprfl.runs.registered import REGISTRIES, packed, unpack
+from cprfl.runs.registered import REGISTRIES, check_recorded, packed, recorded, unpack
 from cprfl.runs.run import Run, run_recipe
 from cprfl.runs.tables import ROWS, Row, all_rows, all_tables, get_protocol, register_row, run_many
 
-TINY = get_recipe('shapes-erm').with_(name='topk', image_size=32, epochs=1, precision='fp32', frozen=True,
+TINY = get_recipe('shapes-erm').with_(name='mine', image_size=32, epochs=1, precision='fp32', frozen=True,
                                       num_workers=0, held_out=0.5)
 
 MODEL = """
@@ -27,7 +28,7 @@ from torch import nn
 
 from cprfl.model import PatchModel, register_model
 
-@register_model('topk')
+@register_model('mine')
 class TopK(PatchModel):
     def __init__(self, backbone, num_classes, k:int=2):
         super().__init__()
@@ -55,7 +56,7 @@ def registries(monkeypatch):
 
 
 @pytest.fixture
-def topk(registries): return register_model('topk', TopK)
+def topk(registries): return register_model('mine', TopK)
 
 
 def python(code, folder, *words):
@@ -85,11 +86,11 @@ def test_a_model_gets_what_it_asks_for(registries):
 
 
 def test_a_model_without_semantics_asks_for_none(topk):
-    assert build_model(TINY.with_(model='topk', semantics='clip:RN50/openai'), ['a', 'b']).fc.out_features == 2
+    assert build_model(TINY.with_(model='mine', semantics='clip:RN50/openai'), ['a', 'b']).fc.out_features == 2
 
 
 def test_settings_are_those_of_the_builder(topk):
-    def build(**settings): return build_model(TINY.with_(model='topk', model_args=settings), ['a', 'b'])
+    def build(**settings): return build_model(TINY.with_(model='mine', model_args=settings), ['a', 'b'])
     assert build(k=1).k == 1
     with pytest.raises(ValueError, match='model_args: unknown settings j; there are k'): build(j=1)
     with pytest.raises(ValueError, match='model_args: k: expected at least 1, got 0'): build(k=0)
@@ -113,7 +114,7 @@ def test_a_wrong_model_is_noticed_before_training(build, words, registries, tmp_
 # ---- a run
 
 @pytest.fixture
-def run(topk, tmp_path): return run_recipe(TINY.with_(model='topk', model_args=dict(k=1)), tmp_path, progress=False)
+def run(topk, tmp_path): return run_recipe(TINY.with_(model='mine', model_args=dict(k=1)), tmp_path, progress=False)
 
 
 def test_a_run_is_opened(run):
@@ -122,12 +123,12 @@ def test_a_run_is_opened(run):
 
 
 def test_a_run_says_where_its_model_is_from(run):
-    assert run.config.registered == dict(model=dict(name='topk', module='test_registered', function='TopK'))
+    assert run.config.registered == dict(model=dict(name='mine', module='test_registered', function='TopK'))
 
 
 def test_a_run_whose_model_is_not_registered(run):
-    del MODELS.entries['topk']
-    with pytest.raises(ValueError, match="the model 'topk' is not known here: it was registered in the module "
+    del MODELS.entries['mine']
+    with pytest.raises(ValueError, match="the model 'mine' is not known here: it was registered in the module "
                                          r'test_registered \(TopK\). Import it first; on the command line'):
         Run(run.folder)
 
@@ -162,12 +163,25 @@ def test_semantics_of_a_run_are_recorded(registries, tmp_path):
     with pytest.raises(ValueError, match="the semantics 'lengths' is not known here"): Run(run.folder).model()
 
 
+def test_a_loss_is_recorded(registries):
+    register_loss('mine')(type('Mine', (BCELoss,), {}))
+    record = recorded(TINY.with_(loss='mine'))
+    assert record == dict(loss=dict(name='mine', module='test_registered', function='Mine'))
+    del REGISTRIES['loss'].entries['mine']
+    with pytest.raises(ValueError, match="the loss 'mine' is not known here"): check_recorded(record)
+
+
+@pytest.mark.parametrize('record', [[], dict(model='mine'), dict(model=dict(name='mine')), dict(model=dict(name=5))])
+def test_a_record_that_is_damaged(record):
+    with pytest.raises(ValueError, match='registered.*: expected'): check_recorded(record)
+
+
 # ---- in parallel
 
 SCRIPT = f"""{MODEL}
 from cprfl.runs import get_recipe, run_many
 
-recipe = get_recipe('shapes-erm').with_(model='topk', image_size=32, epochs=1, precision='fp32', held_out=0.5)
+recipe = get_recipe('shapes-erm').with_(model='mine', image_size=32, epochs=1, precision='fp32', held_out=0.5)
 print(run_many([recipe.with_(name=name) for name in ('one', 'two')], 'runs', workers=2, threads=1, progress=False))
 """
 
@@ -182,9 +196,9 @@ def test_models_of_a_script_train_in_workers(topk, tmp_path):
 
 def test_what_is_sent_is_registered(topk):
     text = packed()
-    del MODELS.entries['topk']
+    del MODELS.entries['mine']
     unpack(text)
-    assert MODELS['topk'].function is TopK
+    assert MODELS['mine'].function is TopK
 
 
 def test_nothing_of_ones_own_is_nothing_to_send(registries):
@@ -207,33 +221,33 @@ def test_what_cannot_be_sent_is_said(registries, tmp_path):
 def rows(topk, monkeypatch):
     from cprfl.runs import tables
     monkeypatch.setattr(tables, 'OWN_ROWS', {})
-    for key in ('topk', 'topk-1'): monkeypatch.delitem(ROWS, key, raising=False)
+    for key in ('mine', 'mine-1'): monkeypatch.delitem(ROWS, key, raising=False)
     yield
-    for key in ('topk', 'topk-1'): ROWS.pop(key, None)
+    for key in ('mine', 'mine-1'): ROWS.pop(key, None)
 
 
 def test_a_model_becomes_a_row(rows):
-    register_row('topk', label='strongest')
+    register_row('mine', label='strongest')
     shapes = get_protocol('shapes')
-    assert all_rows(shapes)['topk'] == shapes.recipe.with_(name='topk', model='topk')
+    assert all_rows(shapes)['mine'] == shapes.recipe.with_(name='mine', model='mine')
     tables = all_tables(shapes)
-    assert ('topk', 'strongest', '') in tables['methods'].rows
-    assert [key for key, _, _ in tables['own'].rows] == ['asl', 'cprfl', 'topk']
+    assert ('mine', 'strongest', '') in tables['methods'].rows
+    assert [key for key, _, _ in tables['own'].rows] == ['asl', 'cprfl', 'mine']
 
 
 def test_a_row_changes_settings_of_its_model(rows):
-    register_row('topk-1', Row('topk', 'bce', head=dict(k=1), changes=dict(lr=0.5)))
-    recipe = all_rows(get_protocol('shapes'))['topk-1']
-    assert (recipe.model, recipe.model_args, recipe.train.loss, recipe.train.lr) == ('topk', dict(k=1), 'bce', 0.5)
+    register_row('mine-1', Row('mine', 'bce', head=dict(k=1), changes=dict(lr=0.5)))
+    recipe = all_rows(get_protocol('shapes'))['mine-1']
+    assert (recipe.model, recipe.model_args, recipe.train.loss, recipe.train.lr) == ('mine', dict(k=1), 'bce', 0.5)
 
 
 def test_a_row_of_an_unknown_model(rows):
-    with pytest.raises(ValueError, match="row: start: expected one of cprfl, linear, .*got 'topj'; did you mean topk"):
-        Row('topj').recipe(get_protocol('shapes'))
+    with pytest.raises(ValueError, match="row: start: expected one of cprfl, linear, .*got 'minee'; did you mean mine"):
+        Row('minee').recipe(get_protocol('shapes'))
 
 
 def test_a_row_of_the_kit_is_not_replaced(rows):
-    with pytest.raises(ValueError, match="row: 'asl' is one of the kit's"): register_row('asl', Row('topk'))
+    with pytest.raises(ValueError, match="row: 'asl' is one of the kit's"): register_row('asl', Row('mine'))
 
 
 # ---- the command line
@@ -242,18 +256,18 @@ def test_a_row_of_the_kit_is_not_replaced(rows):
 def plugin(tmp_path, monkeypatch):
     "A file of its own, which a command imports in this process"
     file = tmp_path / 'topk_plugin.py'
-    file.write_text(MODEL + "\nfrom cprfl.runs import register_row\nregister_row('topk')\n")
+    file.write_text(MODEL + "\nfrom cprfl.runs import register_row\nregister_row('mine')\n")
     monkeypatch.setattr(sys, 'path', list(sys.path))
     yield file
     sys.modules.pop('topk_plugin', None)
 
 
-TRAIN = ('--recipe shapes-erm --model topk --model-args k=1 --epochs 1 --image-size 32 --precision fp32 '
+TRAIN = ('--recipe shapes-erm --model mine --model-args k=1 --epochs 1 --image-size 32 --precision fp32 '
          '--held-out 0.5 --name mine').split()
 
 
 def test_the_commands_import_a_plugin(plugin, registries, rows, tmp_path, capsys):
-    MODELS.entries.pop('topk')
+    MODELS.entries.pop('mine')
     out = str(tmp_path / 'runs')
     cli.train([*TRAIN, '--out', out, '--plugin', str(plugin)])
     assert Run(f'{out}/mine').recipe.model_args == dict(k=1)
@@ -263,7 +277,7 @@ def test_the_commands_import_a_plugin(plugin, registries, rows, tmp_path, capsys
 
 
 def test_a_command_without_the_plugin_says_what_is_missing(run, capsys):
-    del MODELS.entries['topk']
+    del MODELS.entries['mine']
     with pytest.raises(SystemExit): cli.evaluate([str(run.folder)])
     assert '--plugin test_registered' in capsys.readouterr().err
 
