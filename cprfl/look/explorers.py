@@ -47,6 +47,7 @@ from cprfl.look.predictions import (
 from .prompts import class_similarity, prompt_drift, prompt_trajectories
 from .style import FAINT, INK, RIGHT, TEXT, UNKNOWN, group_styles, in_order, legend_of, legend_text
 from ..model.baselines import ZeroShotCLIP
+from ..model.names import NamedModel
 from ..runs.build import load_data
 from ..text import figure_text, html_text, visible
 from ..train.trainer import predict
@@ -82,7 +83,8 @@ class ComparedRuns:
         logits, run = self.predict(source), first_run(self.runs)
         own = own_dataset(source, run.classes, run.groups, self.size)
         softmax = tuple(name for name, r in self.runs.items() if r.recipe.model == 'clip')
-        self.predictions = Predictions(own.paths, logits, own.targets, own.classes, own.groups, softmax)
+        added = self.added(source, logits)
+        self.predictions = Predictions(own.paths, logits, own.targets, own.classes, own.groups, softmax, added)
         return own
 
     def predict(self, source) -> dict: # images of your own; name of a model -> logits [N, C]
@@ -95,9 +97,21 @@ class ComparedRuns:
             logits[name] = predict(self.model(name), images).numpy()
         return logits
 
+    def added(self, source, logits) -> dict: # name of a model that has them -> [N, C]
+        "What classifiers from names add to the logits"
+        added = {}
+        for name in logits:
+            if not isinstance(named := self.model(name), NamedModel): continue
+            run = self.runs[name]
+            images = own_dataset(source, run.classes, run.groups, image_size(run))
+            added[name] = logits[name] - predict(named.model, images).numpy()
+        return added
+
     def add(self, source): # images of your own
         "Predict more images, and put them behind the others"
         new, p = self.predict(source), self.predictions
+        added = self.added(source, new)
+        p.added = {name: np.concatenate([values, added[name]]) for name, values in p.added.items()}
         p.logits = {name: np.concatenate([logits, new[name]]) for name, logits in p.logits.items()}
 
 # %% ../../nbs/look/explorers.ipynb #e4dcd6c9
@@ -108,19 +122,20 @@ def _bare(ax):
 
 def draw_best(
     ax:Any, # matplotlib axes
-    rows:list, # (label, score, right or None) of each label, the best first
+    rows:list, # (label, score, right or None, score without names or nan) of each label, the best first
     title:str # name of the model
 ):
-    "The k best labels of one model: a text and a bar each"
+    "The k best labels of one model: a text and a bar each; a line shows the score without names"
     _bare(ax).set(xlim=(0, 1), ylim=(len(rows), 0))
     ax.set_title(figure_text(title), loc='left', fontsize=9, fontweight='bold', color=INK, pad=5)
     fills, marks = {None: UNKNOWN, True: RIGHT, False: 'white'}, {None: '', True: '✓ ', False: '✗ '}
-    for y, (label, score, right) in enumerate(rows):
+    for y, (label, score, right, without) in enumerate(rows):
         ax.text(0, y + 0.4, figure_text(marks[right] + shorten(label)), fontsize=9, color=TEXT)
         ax.text(1, y + 0.4, f'{score:.2f}', fontsize=9, color=TEXT, ha='right')
         ax.barh(y + 0.58, 1, 0.24, color='#f1f3f4')
         style = dict(color=fills[right], hatch='/////' if right is False else '')
         ax.barh(y + 0.58, max(score, 0.004), 0.24, edgecolor=INK, linewidth=0.6, **style)
+        if without == without: ax.vlines(without, y + 0.42, y + 0.74, color=INK, linewidth=1.6) # no nan
 
 def draw_predictions(
     table:pd.DataFrame, # as the explorer's `table` gives it
@@ -138,7 +153,8 @@ def draw_predictions(
     _bare(panel(fig, 0, 8, w, h)).imshow(image, interpolation='nearest', aspect='auto')
     for j, (model, title) in enumerate(titles.items()):
         best = table[table['model'] == model]
-        rows = list(zip(best['class'].map(labels), best['score'], best['right'].tolist()))
+        without = best.get('without_names', pd.Series(np.nan, best.index))
+        rows = list(zip(best['class'].map(labels), best['score'], best['right'].tolist(), without))
         draw_best(panel(fig, 272 + 214 * (j % 3), 30 + j // 3 * deep, 192, deep - 30), rows, title)
     return fig
 
@@ -184,7 +200,8 @@ class PredictionExplorer(ImageExplorer):
         if truth is not None: y[0, truth] = 1
         y[0, self.unknown(self.image)] = -1
         logits = {name: values[[self.image]] for name, values in p.logits.items()}
-        best = top_k_table(logits, y, p.classes, p.groups, self.k, p.softmax).drop(columns='image')
+        added = {name: values[[self.image]] for name, values in p.added.items()}
+        best = top_k_table(logits, y, p.classes, p.groups, self.k, p.softmax, added).drop(columns='image')
         return best if truth is not None else best.assign(right=None)
 
     def missed(self) -> list: # class indices
@@ -202,7 +219,8 @@ class PredictionExplorer(ImageExplorer):
     def caption(self):
         missed = ', '.join(html_text(self.labels[c]) for c in self.missed())
         lost = f'; no model finds {missed}' if missed else ''
-        legend = f'<small>✓ right, ✗ wrong; {html_text(legend_of(self.dataset.groups))}</small>'
+        named = '; the line in a bar is the score without names' if self.predictions.added else ''
+        legend = f'<small>✓ right, ✗ wrong; {html_text(legend_of(self.dataset.groups))}{named}</small>'
         return f'{self.heading()}: {self.truth_text(self.image)}{lost}<br>{legend}'
 
 # %% ../../nbs/look/explorers.ipynb #c9dcaed7

@@ -421,7 +421,8 @@ def plot_maps(
     "A row per image and category: the image with its boxes, then the map of each method, on one scale"
     n, methods = len(maps), list(dict.fromkeys(k for m in maps for k in m))
     names, boxes, notes = names or [''] * n, boxes or [()] * n, notes or [{}] * n
-    sizes = [size] * n if np.ndim(size) < 2 else size
+    several = size is not None and np.ndim(size) == 2
+    sizes:list = list(size or ()) if several else [size] * n
     figsize = 1.45 * (len(methods) + 1) + 0.7, 1.72 * n + 0.2
     fig, axes = new_axes(axes, figsize, nrows=n, ncols=len(methods) + 1, squeeze=False)
     for i, row in enumerate(axes):

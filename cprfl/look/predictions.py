@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'Predictions', 'is_table', 'first_run', 'align_predictions',
            'flip_table', 'rare_group', 'telling_images', 'load_images']
 
 # %% ../../nbs/look/predictions.ipynb #160b64b5
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import permutations
 from pathlib import Path
@@ -34,6 +34,7 @@ class Predictions:
     classes:list # C names
     groups:dict # name -> class indices
     softmax:tuple = () # models whose scores are a softmax over the classes; the others' are sigmoids
+    added:dict = field(default_factory=dict) # name of a model -> [N, C], what classifiers from names add to its logits
 
 def is_table(
     run:Any # a `Run`, or a table as `Run.predictions` gives it
@@ -91,7 +92,9 @@ def align_predictions(
     if dataset is None: raise ValueError('align_predictions: no run has a test set; pass `dataset`')
     targets = _targets(dataset, paths, classes)
     zero_shot = tuple(name for name, run in runs.items() if not is_table(run) and run.recipe.model == 'clip')
-    return Predictions(paths, logits, targets, classes, dataset.groups, zero_shot)
+    named = {name: run.from_names for name, run in runs.items() if not is_table(run) and run.recipe.names}
+    added = {name: _in_order(frame, paths, classes, name, first) for name, frame in named.items()}
+    return Predictions(paths, logits, targets, classes, dataset.groups, zero_shot, added)
 
 # %% ../../nbs/look/predictions.ipynb #a88eba0e
 def _check_aligned(predictions, targets):
@@ -113,8 +116,9 @@ def top_k_table(
     classes:list, # C names
     groups:dict, # name -> class indices
     k:int=3, # labels per image
-    softmax:tuple|list=() # models whose scores are a softmax over the classes, such as zero-shot CLIP
-) -> pd.DataFrame: # image, model, rank (from 1), class, group, score in 0..1, right (None: not known)
+    softmax:tuple|list=(), # models whose scores are a softmax over the classes, such as zero-shot CLIP
+    added:dict|None=None # name of a model -> [N, C], what classifiers from names add to its logits
+) -> pd.DataFrame: # image, model, rank (from 1), class, group, score in 0..1, right (None: not known); without_names
     "The k best labels of each image and model"
     y, known = _check_aligned(predictions, targets)
     right:Any = y if known.all() else np.where(known, y.astype(object), None)
@@ -126,6 +130,7 @@ def top_k_table(
         columns = {'image': image, 'model': name, 'rank': rank + 1, 'class': np.asarray(classes, object)[c]}
         scores = _scores(logits, name in softmax)
         columns |= {'group': group[c], 'score': scores[image, c], 'right': right[image, c]}
+        if added: columns['without_names'] = _scores(logits - added[name], False)[image, c] if name in added else np.nan
         tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
 

@@ -25,10 +25,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'baselines': ['ERM', 'label_correlation', 'normalize_adjacency', 'MLGCN', 'ZeroShotCLIP', 'readable_scores',
                   'FrozenCLIP', 'LearnedContext'],
     'opponents': ['TopKPatches', 'GroupLinear', 'QUERIES', 'QueryDecoder'],
-    'towers': ['PatchCLIP', 'layer_depths'],
+    'towers': ['PatchCLIP', 'layer_depths', 'LowRank', 'add_lora', 'TrainingCost', 'training_cost'],
     'names': ['imagenet_names', 'plain_name', 'last_layer', 'Vocabulary', 'read_vocabulary', 'pair_names',
               'own_outputs', 'NamePairs', 'name_pairs', 'ridge_map', 'NameClassifier', 'share_of_names', 'fuse', 'KS',
-              'choose_k', 'ClassScale', 'NamedModel', 'NamedParts'],
+              'choose_k', 'ClassScale', 'NamedModel'],
     'released': ['load_released'],
     'registry': ['MODELS', 'register_model'],
 })

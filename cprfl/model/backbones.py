@@ -420,6 +420,8 @@ def _clip_backbone(source, normalize, image_size=None, stage=4, joint=False, poo
 # %% ../../nbs/model/backbones.ipynb #87b8c8ca
 class JointTower(nn.Module):
     "An image tower of open_clip whose features lie in the space of the names"
+    visual: Any
+
     def __init__(self,
         visual:nn.Module, # open_clip's ModifiedResNet or VisionTransformer
         pooled:bool=False # put the embedding of the whole image before the patches

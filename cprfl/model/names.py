@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KS', 'imagenet_names', 'plain_name', 'last_layer', 'Vocabulary', 'read_vocabulary', 'pair_names', 'own_outputs',
            'NamePairs', 'name_pairs', 'ridge_map', 'NameClassifier', 'share_of_names', 'fuse', 'choose_k', 'ClassScale',
-           'NamedModel', 'NamedParts']
+           'NamedModel']
 
 # %% ../../nbs/model/names.ipynb #81aaf4a8
 import csv
@@ -178,10 +178,12 @@ class NameClassifier(nn.Module):
 
     def __init__(self,
         weight:torch.Tensor, # [C, D]
-        pairs:NamePairs|None=None # that it was fitted on
+        pairs:NamePairs|None=None, # that it was fitted on
+        patches:float=1. # share of an image's patches that count, those with the highest scores
     ):
         super().__init__()
-        self.pairs = pairs
+        check_range('patches', patches, above=0, high=1)
+        self.pairs, self.patches = pairs, patches
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.register_buffer('offset', weight.new_zeros(len(weight)))
 
@@ -194,6 +196,7 @@ class NameClassifier(nn.Module):
         ridge:float=1., # lambda, see `ridge_map`
         strict:bool=True, # leave out outputs with the name of a class
         names:str='own', # 'own' embeddings, or 'random' vectors in their place: the control
+        patches:float=1., # share of an image's patches that count, those with the highest scores
         outputs:list|None=None, # names of the network's outputs, tuples of synonyms; None: ImageNet's
         template:str|list=TEMPLATE, # the sentence around a name, for a text tower
         seed:int=0 # of the random vectors
@@ -209,15 +212,20 @@ class NameClassifier(nn.Module):
         elif text is None or semantics is None:
             raise ValueError('names: expected a text tower, or a vocabulary and the embeddings of the classes')
         pairs = name_pairs(rows, text, outputs, classes if strict else (), template)
-        return cls(ridge_map(pairs.embeddings, pairs.rows, semantics, ridge), pairs)
+        return cls(ridge_map(pairs.embeddings, pairs.rows, semantics, ridge), pairs, patches)
 
     def forward(self,
         features:torch.Tensor # [B, v, D] patches, or maps [B, D, h, w]
     ) -> torch.Tensor: # [B, C]
         "Scores without unit"
         patches = to_patches(features)
-        with torch.autocast(patches.device.type, enabled=False):
-            return patches.float().mean(1) @ self.weight.T - self.offset
+        with torch.autocast(patches.device.type, enabled=False): return self._pooled(patches.float()) - self.offset
+
+    def _pooled(self, patches):
+        if self.patches == 1: return patches.mean(1) @ self.weight.T
+        scores = patches @ self.weight.T
+        num_patches = max(1, round(self.patches * scores.shape[1]))
+        return scores.topk(num_patches, dim=1).values.mean(1)
 
 def _random(text, outputs, classes, seed, m=512):
     "Random vectors in place of all embeddings, for the same pairs"
@@ -329,6 +337,19 @@ class NamedModel(nn.Module):
         self.of_names.fit(_per_image(centred) if self.per_image else centred)
         return self
 
+    @property
+    def by_name(self) -> nn.Module:
+        "What gives the names' scores, of images or of cached patches"
+        return self.names if self.backbone is None else nn.Sequential(self.backbone, self.names)
+
+    def added(self,
+        logits:torch.Tensor, # [B, C] of the model
+        name_scores:torch.Tensor # [B, C] of `names`
+    ) -> torch.Tensor: # [B, C]
+        "What the names add to the logits"
+        difference = self._standardised(name_scores) - self.of_head(logits)
+        return self.share * self.of_head.std * difference
+
     def parts(self,
         x:torch.Tensor # [B, 3, H, W] images, or [B, v, D] cached patches
     ) -> tuple: # logits of the model [B, C]; what the names add to them [B, C]
@@ -336,8 +357,7 @@ class NamedModel(nn.Module):
         if self.backbone is None: x = features = self.model.patches(x)
         else: features = self.backbone(x)
         logits = self.model(x).float()
-        difference = self._standardised(self.names(features)) - self.of_head(logits)
-        return logits, self.share * self.of_head.std * difference
+        return logits, self.added(logits, self.names(features))
 
     def forward(self,
         x:torch.Tensor # [B, 3, H, W] images, or [B, v, D] cached patches
@@ -356,16 +376,3 @@ class NamedModel(nn.Module):
         "Take over what belongs to the names"
         self.load_state_dict(self.state_dict() | state)
         return self
-
-class NamedParts(nn.Module):
-    "Both parts of the logits of a model with names, side by side [B, 2C]"
-    def __init__(self,
-        named:NamedModel # whose parts these are
-    ):
-        super().__init__()
-        self.named = named
-
-    def forward(self,
-        x:torch.Tensor # [B, 3, H, W] images, or [B, v, D] cached patches
-    ) -> torch.Tensor: # [B, 2C]
-        return torch.cat(self.named.parts(x), 1)

@@ -26,6 +26,7 @@ from ..model.hub import fetched
 from ..model.names import NameClassifier, read_vocabulary
 from ..model.registry import MODELS
 from ..model.semantics import category_semantics, load_clip, package_semantics
+from ..model.towers import add_lora
 from ..registry import checked_settings
 from .recipe import Recipe
 from ..train.cache import cache_features, cache_images
@@ -249,6 +250,7 @@ def _build_backbone(recipe, load_weights):
     size = recipe.image_size or 64 # None: Shapes-LT as it is
     backbone = build_backbone(recipe.backbone, pretrained, weights, recipe.normalize, size, **recipe.backbone_args)
     if recipe.frozen: backbone.requires_grad_(False)
+    if recipe.lora: add_lora(backbone, recipe.lora)
     return TunedBackbone(backbone, recipe.tune) if recipe.tune else backbone
 
 # %% ../../nbs/runs/build.ipynb #b4931d96
@@ -274,7 +276,7 @@ def build_names(
     "The recipe's classifiers from names, before anything is measured on images"
     settings = recipe.name_settings
     kind, _, files = str(recipe.names).partition(':')
-    kw:dict = dict(ridge=settings.ridge, strict=settings.strict, template=recipe.template)
+    kw:dict = dict(ridge=settings.ridge, strict=settings.strict, patches=settings.patches, template=recipe.template)
     if settings.random: kw |= dict(names='random', seed=recipe.train.seed)
     network = _pretrained_network(recipe)
     if kind == 'clip': return NameClassifier.fit(network, load_clip(str(recipe.names)), classes, **kw)

@@ -49,7 +49,7 @@ class DataSettings:
 @dataclass
 class ModelSettings:
     "Which model, backbone and semantics"
-    model:str = 'cprfl' # cprfl, erm (linear head), mlgcn, coop (learned context), clip (zero-shot), or registered
+    model:str = 'cprfl' # cprfl, erm (linear head), mlgcn, coop, clip (zero-shot), clip-patches, or registered
     model_args:dict = field(default_factory=dict) # more keywords of the model
     backbone:str = 'resnet101' # resnet50, torchvision:resnet101, clip:RN50/openai, wheel:efficientnet-lite0, ...
     backbone_args:dict = field(default_factory=dict) # more keywords of the backbone
@@ -58,6 +58,7 @@ class ModelSettings:
     normalize:bool = True # normalise images as the weights expect
     frozen:bool = False # keep the backbone as it is, and cache its features
     tune:int = 0 # how many of the last stages of a frozen ResNet still learn
+    lora:int = 0 # rank of adapters; the rest of the backbone stays as it is; 0: none
     cache_images:bool = False # decode the images once and keep their pixels, for backbones that learn
     views:int = 1 # cached views of each training image
     semantics:str = 'shapes' # clip:ARCH/TAG, file:PATH, glove:PATH, or (no download) package, words, shapes, random
@@ -73,6 +74,7 @@ class NameSettings:
     k:float|None = 20. # images at which a class listens to both equally; 0: to the model alone; None: to its name
     ridge:float = 1. # lambda of the map from embeddings to classifiers
     per_image:bool = True # standardise the names' scores over the classes of an image first
+    patches:float = 1. # share of an image's patches that count, those with the highest scores
     strict:bool = True # leave out those names of ImageNet that are a class's own
     random:bool = False # random vectors in place of the embeddings: the control
     semantics:str|None = None # source of the classes' own embeddings; that of the recipe when left out
@@ -80,12 +82,13 @@ class NameSettings:
     def __post_init__(self):
         check_fields(self)
         check_range('ridge', self.ridge, above=0)
+        check_range('patches', self.patches, above=0, high=1)
         if self.k is not None: check_range('k', self.k, low=0)
 
 # %% ../../nbs/runs/recipe.ipynb #cd337681
 _RANGES = dict(
     purity=dict(low=0), data_seed=dict(low=0), held_out=dict(low=0, below=1), image_size=dict(low=1),
-    tune=dict(low=0), views=dict(low=1), semantics_norm=dict(above=0))
+    tune=dict(low=0), lora=dict(low=0), views=dict(low=1), semantics_norm=dict(above=0))
 
 @dataclass
 class Recipe(ModelSettings, DataSettings, RunSettings):
@@ -121,6 +124,8 @@ class Recipe(ModelSettings, DataSettings, RunSettings):
         if self.tune and not self.frozen:
             raise ValueError(f'tune: {self.tune} learning stages of a frozen backbone need frozen=True; '
                              'without it all stages learn')
+        if self.lora and self.frozen:
+            raise ValueError('lora: adapters learn, so the features of the backbone cannot be cached; leave frozen out')
         if self.views > 1 and not self.frozen:
             raise ValueError(f'views: {self.views} cached views need frozen=True')
 
@@ -194,6 +199,10 @@ _FROZEN = Recipe(
     benchmark=None, train_file='train.txt', backbone='resnet50', pretrained=True, image_size=224,
     frozen=True, views=6, semantics='clip:RN50/openai', semantics_norm=24.,
     train=TrainConfig(epochs=15, lr=4e-4, ema=0.99, precision='bf16'))
+_TOWER = Recipe( # tower, patches and distillation of HP-DVAL; rate, sampling and loss of LM-CLIP
+    model='clip-patches', model_args=dict(k=32, share=0.4), backbone='clip:ViT-B-16/openai',
+    backbone_args=dict(pooled=True), semantics='clip:ViT-B-16/openai', image_size=224,
+    train=TrainConfig(lr=1e-3, backbone_lr=1e-3, distill=0.1, sampler='class_aware', precision='bf16', num_workers=8))
 
 # %% ../../nbs/runs/recipe.ipynb #02a28aba
 _ALL = (
@@ -205,8 +214,14 @@ _ALL = (
     _SHAPES.with_(name='shapes-erm-bce', about='ResNet with a linear head and plain BCE on Shapes-LT',
                   model='erm', loss='bce'),
     _SHAPES.with_(name='shapes-clip', about='zero-shot prediction by the CLIP in the package', model='clip'),
+    _SHAPES.with_(name='shapes-patches', about='the CLIP tower in the package, fine-tuned; its patches count',
+                  model='clip-patches', backbone_args=dict(pooled=True)),
     _PAPER.with_(name='voc-lt', about="the paper's CPRFL on VOC-LT; one GPU", benchmark='voc-lt'),
     _PAPER.with_(name='coco-lt', about="the paper's CPRFL on COCO-LT; one GPU", benchmark='coco-lt', lr=1e-5),
+    _TOWER.with_(name='voc-lt-clip', about='a CLIP tower fine-tuned on VOC-LT; one GPU',
+                 benchmark='voc-lt', sampler_power=1.35),
+    _TOWER.with_(name='coco-lt-clip', about='a CLIP tower fine-tuned on COCO-LT; one GPU',
+                 benchmark='coco-lt', sampler_power=1.6),
     _FROZEN.with_(name='frozen-cprfl', about='CPRFL on cached features of your own images; a laptop',
                   model_args=_MEDIUM_HEAD),
     _FROZEN.with_(name='frozen-global',

@@ -101,7 +101,7 @@ def stored_logits(
     predictions = run.predictions
     if predictions.iloc[:, 0].tolist() != list(map(str, dataset.paths)):
         raise ValueError(f"{run.folder} was tested on other images than the dataset's")
-    return torch.from_numpy(predictions[dataset.classes].to_numpy()).float()
+    return torch.tensor(predictions[dataset.classes].to_numpy()).float()
 
 def _images_of(recipe):
     "The settings that say which images a recipe is tested on"
@@ -144,7 +144,7 @@ _INPUT = ('benchmark', 'train_file', 'test_file', 'held_out', 'image_size')
 _SCHEDULE = (
     'backbone', 'backbone_args', 'pretrained', 'weights', 'normalize', 'frozen', 'tune', 'views', 'epochs',
     'batch_size', 'accumulate', 'lr', 'backbone_lr', 'prompt_lr', 'weight_decay', 'warmup', 'ema', 'clip_grad',
-    'augment', 'sampler', 'precision', 'select')
+    'augment', 'sampler', 'sampler_power', 'layer_decay', 'distill', 'lora', 'precision', 'select')
 
 def _settings_of(
     recipe:Recipe # of a run

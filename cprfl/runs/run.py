@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -24,7 +25,7 @@ from ..checks import some
 from ..files import Owner, read_tensors, reading, write_atomic, write_json, write_tensors, write_text
 from ..metrics import multilabel_report
 from ..model.cprfl import CPRFL
-from ..model.names import NameClassifier, NamedModel, NamedParts
+from ..model.names import NameClassifier, NamedModel
 from ..model.registry import MODELS
 from .build import Splits, build_model, build_names, build_names_backbone, check_logits
 from .recipe import Recipe
@@ -99,17 +100,18 @@ class Run:
         which:str='auto' # 'best', 'last', or the one that the recipe selects
     ) -> torch.nn.Module:
         "The trained model, in eval mode; with names, if the recipe has them"
-        model = self._without_names(which)
+        model = self._plain_model(which)
         return self._with_names(model).eval() if self.recipe.names else model
 
     def _with_names(self, model):
         with self._file('names.safetensors', 'it is not finished') as file: state = read_tensors(file)
-        settings, names = self.recipe.name_settings, NameClassifier(torch.zeros_like(state['names.weight']))
+        settings = self.recipe.name_settings
+        names = NameClassifier(torch.zeros_like(state['names.weight']), patches=settings.patches)
         named = NamedModel(model, names, self.class_counts, settings.k, settings.per_image,
                            build_names_backbone(self.recipe))
         return named.load_names(state)
 
-    def _without_names(self, which):
+    def _plain_model(self, which):
         check_recorded(self.config.registered)
         if not self.recipe.learns: return build_model(self.recipe, self.classes).eval()
         if which == 'auto': which = 'last' if self.recipe.train.select == 'last' else 'best'
@@ -228,40 +230,47 @@ def _check_same_images(path, data):
 # %% ../../nbs/runs/run.ipynb #ef1bc82d
 _OF_NAMES = 'name', 'about', 'names', 'names_args'
 
+def _data_of(folder):
+    "What config.json says of the training images"
+    with reading(folder / 'config.json') as file: return json.loads(file.read_text()).get('data')
+
 def _trained_beside(recipe, path):
-    "A finished run in the same folder whose training is the same, or None"
+    "A finished run without names in the same folder, whose training is the same, or None"
+    if not recipe.names or recipe.prior or saved_states(path): return None
     def training(settings): return {name: value for name, value in settings.items() if name not in _OF_NAMES}
     wanted = training(_as_in_file(recipe))
     for run in open_runs(path.parent, having='report.json'):
-        if run.folder != path and training(_as_in_file(run.recipe)) == wanted: return run
+        same = run.recipe.names is None and training(_as_in_file(run.recipe)) == wanted
+        if same and _data_of(run.folder) == _data_of(path): return run
     return None
 
-def _taken_over(recipe, path):
-    "What `_fit` gives, of a run that differs in its names only; None if there is none"
-    if not recipe.names or recipe.prior or saved_states(path): return None
-    run = _trained_beside(recipe, path)
-    if run is None: return None
+def _taken_over(run, path):
+    "What `_fit` gives, from a finished run, whose weights are copied"
     for name in ('metrics.csv', 'prompts.safetensors', 'best.safetensors', 'last.safetensors', 'purity.csv'):
         if is_main() and (run.folder / name).is_file(): shutil.copy(run.folder / name, path / name)
-    accelerator = build_accelerator(recipe.train)
-    return run._without_names('auto').to(accelerator.device), accelerator, run.report['seconds']
+    accelerator = build_accelerator(run.recipe.train)
+    return run.model().to(accelerator.device), accelerator, run.report['seconds']
 
-def _with_added(path, test, parts, writes):
-    "Logits [N, C] from both parts [N, 2C]; what the names add to them is kept in a file"
-    logits, added = parts.chunk(2, 1)
-    if writes: write_atomic(path / 'from_names.parquet', _predictions(test.paths, added, test.classes).to_parquet)
-    return logits + added
-
-def _named(recipe, model, train, accelerator, progress):
+def _named(recipe, model, train, ask):
     "The trained model with its names, measured on the training images"
-    settings, backbone = recipe.name_settings, build_names_backbone(recipe)
-    names = build_names(recipe, train.classes)
-    named = NamedModel(model, names, train.class_counts, settings.k, settings.per_image, backbone)
+    settings, names = recipe.name_settings, build_names(recipe, train.classes)
+    named = NamedModel(model, names, train.class_counts, settings.k, settings.per_image, build_names_backbone(recipe))
     named.to(next(model.parameters()).device)
-    by_name = names if backbone is None else torch.nn.Sequential(backbone, names)
-    kw = dict(batch_size=2 * recipe.train.batch_size, accelerator=accelerator, num_workers=recipe.train.num_workers,
-              progress=progress)
-    return named.standardise(predict(model, train, **kw), predict(by_name, train, **kw))
+    return named.standardise(ask(model, train), ask(named.by_name, train))
+
+def _write_added(path, test, named, logits, by_name, writes):
+    "What the names add to logits [N, C]; also kept in a file"
+    named = named.cpu()
+    added = named.added(logits, by_name)
+    if writes: write_atomic(path / 'from_names.parquet', _predictions(test.paths, added, test.classes).to_parquet)
+    return added
+
+def _logits_of(run, test):
+    "Logits [N, C] of a finished run on its test images"
+    predictions = run.predictions
+    if predictions.iloc[:, 0].tolist() != list(map(str, test.paths)):
+        raise ValueError(f'{run.folder} was tested on other images; remove it, or choose another folder')
+    return torch.tensor(predictions.iloc[:, 1:].to_numpy()).float()
 
 # %% ../../nbs/runs/run.ipynb #86bfff9b
 def run_recipe(
@@ -289,16 +298,17 @@ def run_recipe(
             _check_resumable(path, recipe, resume, speaks=False) # it may be another command's
             _start_folder(path, recipe, data)
         data = data.cached(recipe, model, cache or Path(folder) / 'cache', progress)
-        fitted = _taken_over(recipe, path)
-        model, accelerator, earlier = fitted or _fit(recipe, model, data, owner, callbacks, resume, progress)
-        if recipe.names:
-            model = _named(recipe, model, data.train, accelerator, progress)
-            if writes: write_tensors(path / 'names.safetensors', model.names_state())
+        beside = _trained_beside(recipe, path)
+        if beside: model, accelerator, earlier = _taken_over(beside, path)
+        else: model, accelerator, earlier = _fit(recipe, model, data, owner, callbacks, resume, progress)
+        c = recipe.train
+        ask = partial(predict, batch_size=2 * c.batch_size, accelerator=accelerator, num_workers=c.num_workers,
+                      progress=progress)
+        named = _named(recipe, model, data.train, ask) if recipe.names else None
+        if named and writes: write_tensors(path / 'names.safetensors', named.names_state())
         if data.test is not None:
-            c = recipe.train
-            tested = NamedParts(model) if recipe.names else model
-            logits = predict(tested, data.test, 2 * c.batch_size, accelerator, c.num_workers, progress)
-            if recipe.names: logits = _with_added(path, data.test, logits, writes)
+            logits = _logits_of(beside, data.test) if beside else ask(model, data.test)
+            if named: logits += _write_added(path, data.test, named, logits, ask(named.by_name, data.test), writes)
             if writes: _write_report(path, data.test, logits, time.perf_counter() - began + earlier)
         if accelerator: accelerator.wait_for_everyone()
     return Run(path)

@@ -40,12 +40,13 @@ class Protocol:
     tower:bool = True # whether the source 'clip' has an image tower, for zero-shot CLIP and CoOp
     names:str|None = None # classifiers from names, see `Recipe`; None: no such rows
     names_args:dict = field(default_factory=dict) # how they are mixed with a model, see `NameSettings`
+    names_tried:dict = field(default_factory=dict) # label -> other settings of the names, tried on held-out images
     trials:Trials = field(default_factory=Trials) # rows whose best settings are searched with the same effort
 
     def __post_init__(self):
         if isinstance(self.trials, dict): self.trials = from_dict(Trials, self.trials, 'trials')
         check_fields(self)
-        for name, kind in dict(sources=str, loss_args=dict, inputs=dict).items():
+        for name, kind in dict(sources=str, loss_args=dict, inputs=dict, names_tried=dict).items():
             for key, value in getattr(self, name).items(): check_type(f'{name}: {key}', value, kind)
         if 'clip' not in self.sources:
             given = some(self.sources) or 'none'
@@ -112,6 +113,7 @@ _NEEDS = {
     'image tower': lambda p: p.tower,
     'frozen': lambda p: p.recipe.frozen,
     'learning': lambda p: not p.recipe.frozen,
+    'learning tower': lambda p: p.tower and not p.recipe.frozen and p.recipe.backbone == p.recipe.semantics,
     '16 bits': lambda p: p.recipe.train.precision != 'fp32'}
 
 @dataclass(frozen=True)
@@ -196,12 +198,27 @@ _ABLATIONS = {
 _OPPONENTS = {
     'asl-regularised': _linear('asl', model_args=dict(dropout=0.5), head_decay=0.3),
     'asl-la': _linear('la_asl'),
+    'erm-la': _linear('la_bce'),
     'topk': Row('topk', 'asl'),
     'decoder': Row('decoder', 'asl'),
     'decoder-learned': Row('decoder', 'asl', head=dict(queries='learned')),
     'cprfl-la': Row(loss='la_asl')}
 
 ROWS = _METHODS | _ABLATIONS | _OPPONENTS
+
+# %% ../../nbs/runs/tables.ipynb #0324f04d
+_PARTS:dict[str, dict] = dict(
+    decay=dict(layer_decay=0.7), distill=dict(distill=0.1), power=dict(sampler='class_aware', sampler_power=1.35))
+_ALL_PARTS = {name: value for part in _PARTS.values() for name, value in part.items()}
+
+def _tower(*, head=None, **changes):
+    return Row('clip-patches', None, head or {}, dict(backbone_args=dict(pooled=True)) | changes, 'learning tower')
+
+ROWS |= {
+    'clip-image': _tower(head=dict(share=0.)),
+    'clip-patches': _tower(),
+    **{f'clip-{name}': _tower(**part) for name, part in _PARTS.items()},
+    'clip-all': _tower(**_ALL_PARTS)}
 
 # %% ../../nbs/runs/tables.ipynb #b40bbdd6
 OWN_ROWS:dict[str, str] = {} # key -> label
@@ -268,21 +285,21 @@ _SEARCH = {
 # %% ../../nbs/runs/tables.ipynb #bbfc146d
 _NAMED = 'asl', 'cprfl', 'global'
 
-_NAMES_TRIED = {f'k {k:g}': dict(k=k) for k in (5., 10., 20., 40., 80.)}
-_NAMES_TRIED |= {f'ridge {ridge:g}': dict(ridge=ridge) for ridge in (0.1, 0.3, 1., 3., 10.)}
-_NAMES_TRIED |= {'standardised per image': dict(per_image=True), 'not standardised per image': dict(per_image=False)}
-
 def _name_rows(protocol, rows):
     "Rows with classifiers from names; key -> recipe"
     if not protocol.names: return {}
-    def named(key, **args): return rows[key].with_(names=protocol.names, names_args=protocol.names_args | args)
+    def named(key, names=protocol.names, **args):
+        return rows[key].with_(names=names, names_args=protocol.names_args | args)
     made = {f'{key}-names': named(key) for key in dict.fromkeys([*_NAMED, *protocol.trials.rows])}
     made |= {'names': named('asl', k=None), 'names-random': named('asl', k=None, random=True)}
     made |= {'global-names-random': named('global', random=True), 'global-names-all': named('global', strict=False)}
+    args, in_map = protocol.names_args, ('semantics', 'ridge', 'strict')
+    of_map = {name: args[name] for name in in_map if name in args}
     for key in ('cprfl', 'global'):
-        recipe = named(key, k=0.)
-        made[f'{key}-prior'] = recipe.with_(model_args=recipe.model_args | dict(prior=True))
-    return made | {f'global-names@{slug(label)}': named('global', **args) for label, args in _NAMES_TRIED.items()}
+        head = rows[key].model_args | dict(prior=True)
+        made[f'{key}-prior'] = rows[key].with_(model_args=head, names=protocol.names, names_args=of_map | dict(k=0.))
+    for label, args in protocol.names_tried.items(): made[f'global-names@{slug(label)}'] = named('global', **args)
+    return made
 
 # %% ../../nbs/runs/tables.ipynb #cb850542
 def all_rows(
@@ -352,7 +369,8 @@ def _semantics_rows(protocol):
 # %% ../../nbs/runs/tables.ipynb #1e8066ca
 _OPPONENT_LABELS = {
     'asl': 'linear head, ASL', 'asl-regularised': 'linear head, dropout and decay',
-    'asl-la': 'linear head, logit adjustment', 'topk': 'linear head and its best patches',
+    'asl-la': 'linear head, logit adjustment', 'erm-la': 'linear head, BCE with logit adjustment',
+    'topk': 'linear head and its best patches',
     'decoder': 'decoder, names as queries', 'decoder-learned': 'decoder, learned queries', 'coop': 'CoOp',
     'cprfl': 'CPRFL', 'cprfl-la': 'CPRFL, logit adjustment', 'global': 'CPRFL + global head'}
 
@@ -443,9 +461,18 @@ def _compared_with_names(trials):
 def _name_tables(protocol):
     if not protocol.names: return {}
     tried = _rows(('global', 'CPRFL + global head'), *(
-        (f'global-names@{slug(label)}', f'+ names, {label}') for label in _NAMES_TRIED))
-    search = {'names-search': Table('Settings of the names, one at a time', tried)}
+        (f'global-names@{slug(label)}', f'+ names, {label}') for label in protocol.names_tried))
+    search = {'names-search': Table('Settings of the names, one at a time', tried)} if protocol.names_tried else {}
     return {'names': _NAMES} | _compared_with_names(protocol.trials) | search
+
+# %% ../../nbs/runs/tables.ipynb #eb4ab747
+_VARIANTS |= dict(towers=Table('Fine-tuned CLIP, part by part', _rows(
+    ('clip', 'zero-shot CLIP'), ('probe', 'linear head on the frozen tower'), ('asl', 'linear head, the tower learns'),
+    ('cprfl', 'CPRFL, the tower learns'), ('clip-image', 'names, the tower learns'),
+    ('clip-patches', '+ patches'), ('clip-decay', '+ patches, rates by layer'),
+    ('clip-distill', '+ patches, distillation'), ('clip-power', '+ patches, rare classes drawn more often'),
+    ('clip-all', '+ all of these')),
+    compares=('backbone_args', 'frozen', 'views', 'epochs', *_ALL_PARTS)))
 
 # %% ../../nbs/runs/tables.ipynb #9b7f98fa
 def default_workers() -> int:

@@ -9,7 +9,7 @@ __all__ = ['slug', 'trial_key', 'Trials']
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..checks import check_choice, check_fields, check_type, some
+from ..checks import check_choice, check_fields, check_type
 from .stored import read_frame
 
 # %% ../../nbs/runs/trials.ipynb #3ea63585
@@ -74,14 +74,20 @@ class Trials:
     def best(self,
         rows:dict # key -> `Recipe`
     ) -> dict: # key -> `Recipe`
-        "The compared rows, at the settings of their best trials"
-        if not self.results or not Path(self.results).exists(): return {}
-        totals = read_frame(self.results, ('key',), ('total',)).groupby('key')['total'].mean()
-        return {key: _best(self.of_row(key, rows), key, totals, self.results) for key in self.rows}
+        "The compared rows whose trials are all there, at the settings of the best"
+        totals = self._totals()
+        tried = {key: {trial_key(key, label): recipe for label, recipe in self.of_row(key, rows).items()}
+                 for key in self.rows}
+        complete = {key: recipes for key, recipes in tried.items() if recipes and recipes.keys() <= totals.keys()}
+        return {key: recipes[max(recipes, key=totals.get)] for key, recipes in complete.items()}
 
-def _best(tried, key, totals, file):
-    "The recipe whose trial has the highest mAP"
-    keys = {trial_key(key, label): recipe for label, recipe in tried.items()}
-    if missing := [name for name in keys if name not in totals]:
-        raise ValueError(f'{file}: expected all {len(keys)} trials of {key}, but {some(missing, 3)} is missing')
-    return keys[max(keys, key=totals.get)]
+    def missing(self,
+        rows:dict # key -> `Recipe`
+    ) -> list: # of keys
+        "The trials that have no result"
+        return [key for row, label, _ in self.recipes(rows) if (key := trial_key(row, label)) not in self._totals()]
+
+    def _totals(self):
+        "mAP by trial"
+        if not self.results or not Path(self.results).exists(): return {}
+        return read_frame(self.results, ('key',), ('total',)).groupby('key')['total'].mean().to_dict()

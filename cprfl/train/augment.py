@@ -62,12 +62,32 @@ def random_shift(
     return x[image[:, None, None], :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
 
 # %% ../../nbs/train/augment.ipynb #dafe7002
-def _rand_augment(x, generator):
+def _draws(x, seed):
+    "Names and strengths of the two operations of each image, as torchvision draws them; nothing is applied"
     from torchvision.transforms import v2
-    op, seed = v2.RandAugment(), int(torch.randint(2**31, (), generator=generator))
+    op, drawn = v2.RandAugment(), []
+
+    def note(image, name, strength, **kw):
+        drawn.append((name, strength))
+        return image
+
+    op._apply_image_or_video_transform = note
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return torch.stack([op(image) for image in x])
+        for image in x: op(image)
+    return drawn[::2], drawn[1::2]
+
+def _rand_augment(x, generator):
+    "RandAugment of each image, by groups of images with the same operation"
+    from torchvision.transforms import v2
+    op, images = v2.RandAugment(), list(x)
+    for drawn in _draws(x, int(torch.randint(2**31, (), generator=generator))):
+        for name, strength in dict.fromkeys(drawn):
+            rows = [i for i, of_image in enumerate(drawn) if of_image == (name, strength)]
+            group = torch.stack([images[i] for i in rows])
+            after = op._apply_image_or_video_transform(group, name, strength, op.interpolation, op._fill)
+            for i, image in zip(rows, after): images[i] = image
+    return torch.stack(images)
 
 # %% ../../nbs/train/augment.ipynb #dafe7004
 POLICIES = {

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import contextmanager
 
 import torch
 
@@ -164,6 +165,15 @@ class OneCycle(Callback):
                       f'is not that of one training of {epochs} epochs', stacklevel=2)
 
 # %% ../../nbs/train/callbacks.ipynb #d73ee910
+@contextmanager
+def _without_backbone(*models):
+    "Inside, the models have no backbone"
+    backbones = [model.backbone for model in models]
+    for model in models: model.backbone = None
+    try: yield
+    finally:
+        for model, backbone in zip(models, backbones): model.backbone = backbone
+
 class EMA(Callback):
     "Evaluates a moving average of the weights, with the decay `config.ema`"
     order = -50
@@ -172,9 +182,11 @@ class EMA(Callback):
         from timm.utils import ModelEmaV3
         self.model = trainer.accelerator.unwrap_model(trainer.model)
         self.ema = ModelEmaV3(self.model, trainer.config.ema, use_warmup=True, warmup_power=1., warmup_gamma=10.)
+        self.frozen = (self.model, self.ema.module) if trainer.frozen else ()
         trainer.evaluated = self.ema.module
 
-    def after_step(self, trainer): self.ema.update(self.model, step=trainer.steps_done)
+    def after_step(self, trainer):
+        with _without_backbone(*self.frozen): self.ema.update(self.model, step=trainer.steps_done)
 
     def state(self, trainer): return trainer.trained_state(self.ema.module)
 

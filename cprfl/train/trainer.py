@@ -340,7 +340,8 @@ class Weights(Parts):
     ) -> dict: # name -> tensor
         "Weights and statistics of a model, without a frozen backbone"
         state = (model or self.evaluated).state_dict()
-        return {k: v for k, v in state.items() if not (self.frozen and k.startswith('backbone.'))}
+        left_out = 'backbone.' if self.frozen else None
+        return {name: v for name, v in state.items() if left_out is None or not name.startswith(left_out)}
 
     def load_trained(self,
         model:torch.nn.Module, # where to put them

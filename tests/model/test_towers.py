@@ -1,10 +1,12 @@
 "CLIP's image towers: their features in the space of the names, and how they are fine-tuned"
+from copy import deepcopy
+
 import pytest
 import torch
 
 from cprfl.model.backbones import TunedBackbone, build_backbone
 from cprfl.model.semantics import load_clip
-from cprfl.model.towers import PatchCLIP, layer_depths
+from cprfl.model.towers import PatchCLIP, add_lora, layer_depths, training_cost
 
 NAMES = 'tiny-cprfl-rn', 'tiny-cprfl-vit'
 PATCHES = {'tiny-cprfl-rn': 4, 'tiny-cprfl-vit': 16}  # of an image of 64 x 64 pixels
@@ -97,7 +99,13 @@ def test_scores_add_the_image_and_its_best_patches():
     cosines = f @ t.T
     best = cosines[:, 1:].sort(1, descending=True).values[:, :32].mean(1)
     expected = 100 * (0.6 * cosines[:, 0] + 0.4 * best - 0.2)
-    assert torch.allclose(PatchCLIP(None, NAMES_OF_CLASSES)(features()), expected, atol=1e-4)
+    assert torch.allclose(PatchCLIP(None, NAMES_OF_CLASSES, k=32)(features()), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize('v, sixth', [(40, 6), (196, 32), (4, 1)])
+def test_a_sixth_of_the_patches_counts(v, sixth):
+    scores = (PatchCLIP(None, NAMES_OF_CLASSES, k=k)(features(v=v)) for k in (0, sixth))
+    assert torch.equal(*scores)
 
 
 def test_fewer_patches_than_k_all_count():
@@ -150,3 +158,65 @@ def test_the_stages_of_a_tuned_backbone_have_depths():
     tuned = TunedBackbone(build_backbone('resnet18'), 2)
     depths = layer_depths(tuned)
     assert {depths[name] for name, p in tuned.named_parameters() if p.requires_grad} == {0, 1}
+
+
+# ---- adapters
+
+def learned(module): return {name for name, p in module.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', NAMES)
+def test_adapters_change_nothing_at_first(clip_sources, name):
+    tower = build_backbone(clip_sources[name], pooled=True).eval()
+    before = tower(images())
+    assert torch.allclose(add_lora(tower, 2)(images()), before, atol=1e-5)
+
+
+def test_adapters_reach_attention_and_mlp(clip_sources):
+    tower = add_lora(build_backbone(clip_sources['tiny-cprfl-vit'], pooled=True), 2)
+    block = 'net.visual.transformer.resblocks.0.'
+    of_block = {name.removeprefix(block).rsplit('.parametrizations.')[0] for name in learned(tower) if block in name}
+    assert of_block == {'attn', 'attn.out_proj', 'mlp.c_fc', 'mlp.c_proj'}
+
+
+def test_only_adapters_learn(clip_sources):
+    tower = add_lora(build_backbone(clip_sources['tiny-cprfl-vit'], pooled=True), 2)
+    assert {name.rsplit('.')[-1] for name in learned(tower)} == {'A', 'B'}
+    PatchCLIP(tower, NAMES_OF_CLASSES)(images()).square().sum().backward()
+    grads = [p.grad for name, p in tower.named_parameters() if name.endswith('.B')]
+    assert all(grad.abs().sum() > 0 for grad in grads)
+
+
+def test_a_copy_of_a_tower_with_adapters_is_the_same(clip_sources):
+    tower = add_lora(build_backbone(clip_sources['tiny-cprfl-vit'], pooled=True), 2).eval()
+    assert torch.equal(deepcopy(tower)(images()), tower(images()))
+
+
+def test_adapters_lie_in_the_layers_of_their_weights(clip_sources):
+    tower = add_lora(build_backbone(clip_sources['tiny-cprfl-vit'], pooled=True), 2)
+    depths = layer_depths(tower)
+    assert {depths[name] for name in learned(tower) if 'resblocks.0' in name} == {1}
+
+
+def test_a_network_without_linear_layers_has_no_adapters():
+    with pytest.raises(ValueError, match='expected a backbone with linear layers'):
+        add_lora(build_backbone('resnet10t'), 2)
+
+
+# ---- cost
+
+def test_the_cost_of_a_tower_is_that_of_its_parts(clip_sources):
+    model = PatchCLIP(build_backbone(clip_sources['tiny-cprfl-vit'], pooled=True), NAMES_OF_CLASSES)
+    plain, average, held = (training_cost(model, 64, average=a, distill=d)
+                            for a, d in ((False, False), (True, False), (False, True)))
+    assert plain.weights == plain.learned == sum(p.numel() for p in model.parameters())
+    assert average.fixed - plain.fixed == 4 * plain.weights
+    assert held.operations > plain.operations == average.operations
+    assert plain.memory(8) - plain.memory(4) == 4 * plain.per_image
+
+
+def test_counting_leaves_no_gradients(clip_sources):
+    model = PatchCLIP(build_backbone(clip_sources['tiny-cprfl-vit'], pooled=True), NAMES_OF_CLASSES)
+    training_cost(model, 64)
+    assert all(p.grad is None for p in model.parameters())

@@ -196,3 +196,31 @@ def test_what_names_add_is_kept(here, named):
     run = Run(here / 'runs' / 'small')
     expected = run.predictions.iloc[:, 1:] + named.from_names.iloc[:, 1:]
     np.testing.assert_allclose(named.predictions.iloc[:, 1:], expected, atol=1e-3)
+
+
+@pytest.fixture(scope='module')
+def explorer(here, named):
+    from cprfl.look.explorers import PredictionExplorer
+    return PredictionExplorer(dict(plain=Run(here / 'runs' / 'small'), named=named))
+
+
+def test_an_explorer_shows_the_scores_without_names(explorer):
+    table = explorer.table().set_index(['model', 'class'])
+    i, p = explorer.image, explorer.predictions
+    name = table.loc['named'].index[0]
+    c = p.classes.index(name)
+    expected = 1 / (1 + np.exp(p.added['named'][i, c] - p.logits['named'][i, c]))
+    assert table.loc[('named', name), 'without_names'] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_model_without_names_has_no_such_score(explorer):
+    table = explorer.table()
+    assert table[table['model'] == 'plain']['without_names'].isna().all()
+
+
+def test_names_are_in_the_scores_of_images_of_your_own(here, explorer):
+    before = len(explorer)
+    explorer.compared.add([here / 'image.png'])
+    p = explorer.predictions
+    assert len(p.logits['named']) == len(p.added['named']) == before + 1
+    assert np.abs(p.added['named'][-1]).max() > 0

@@ -64,3 +64,25 @@ def test_rows_are_not_compared_before_the_trials(protocol_file, capsys):
 def test_trials_stay_off_the_test_set(protocol_file, capsys):
     with pytest.raises(SystemExit): cprfl_table(['--protocol', protocol_file, '--tables', 'trials'])
     assert 'add --held-out' in capsys.readouterr().err
+
+
+def test_trials_that_were_cut_off_go_on(tmp_path):
+    "A protocol with some of its results is read all the same, and its rows keep their settings"
+    (tmp_path/'results.csv').write_text('key,total\nasl@low,40\nasl@high,30\ncprfl@low,40\n')
+    part = protocol(str(tmp_path/'results.csv'))
+    assert part.trials.missing(all_rows(part)) == ['cprfl@high']
+    assert all_rows(part)['cprfl'] == all_rows(protocol())['cprfl']
+
+
+def test_rows_are_not_compared_before_all_trials(protocol_file, tmp_path, capsys):
+    (tmp_path/'found').mkdir()
+    (tmp_path/'found'/'results.csv').write_text('key,total\nerm@low,40\n')
+    with pytest.raises(SystemExit): cprfl_table(['--protocol', protocol_file, '--tables', 'compared'])
+    assert 'lacks the trials asl@low' in capsys.readouterr().err
+
+
+def test_trials_of_a_row_go_before_those_of_its_model():
+    trials = dict(rows=['asl', 'erm'], tried=dict(TRIED, asl={'a': dict(lr=0.1), 'b': {}}))
+    rows = all_rows(Protocol('x', get_recipe('shapes-cprfl'), sources=dict(clip='shapes'), trials=trials))
+    assert {'asl@a', 'asl@b', 'erm@low', 'erm@high'} <= set(rows)
+    assert 'asl@low' not in rows

@@ -1,9 +1,10 @@
 "Augmentation: what each operation does, and that every draw repeats itself"
 import pytest
 import torch
+from torchvision.transforms import v2
 from toys import paint
 
-from cprfl.train.augment import POLICIES, BatchAugment, random_cutout, random_flip, random_shift
+from cprfl.train.augment import POLICIES, BatchAugment, _rand_augment, random_cutout, random_flip, random_shift
 
 
 def generator(): return torch.Generator().manual_seed(0)
@@ -103,3 +104,29 @@ def test_cutout_of_all_images():
 
 def test_cutout_of_no_image():
     assert not random_cutout(torch.zeros_like(batch(64)), generator(), p=0.).any()
+
+
+# ---- RandAugment
+
+def one_by_one(x, generator):
+    "RandAugment as torchvision applies it, image by image"
+    seed = int(torch.randint(2**31, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return torch.stack([v2.RandAugment()(image) for image in x])
+
+
+def test_rand_augment_of_a_batch_is_that_of_its_images():
+    "Bit for bit: the batch is so large that every operation is drawn, in both directions"
+    x = torch.randint(256, (200, 3, 32, 40), generator=generator(), dtype=torch.uint8)
+    assert torch.equal(_rand_augment(x, generator()), one_by_one(x, generator()))
+
+
+def test_rand_augment_applies_each_operation_once(monkeypatch):
+    calls = []
+    apply = v2.RandAugment._apply_image_or_video_transform
+    note = lambda op, x, name, strength, *a: calls.append((name, strength)) or apply(op, x, name, strength, *a)
+    monkeypatch.setattr(v2.RandAugment, '_apply_image_or_video_transform', note)
+    _rand_augment(batch(500), generator())
+    first, second = calls[:23], calls[23:]
+    assert len(set(first)) == len(set(second)) == 23

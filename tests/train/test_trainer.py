@@ -188,6 +188,15 @@ def test_ema_is_the_average_that_one_computes_by_hand():
     assert not torch.allclose(average, seen[-1], atol=1e-4)
 
 
+def test_a_frozen_backbone_changes_nothing_in_the_average():
+    with_backbone = Head()
+    with_backbone.backbone = nn.Linear(4, 4).requires_grad_(False)
+    a, b = toy(model=with_backbone, ema=0.6), toy(ema=0.6)
+    assert a.frozen
+    assert torch.equal(a.evaluated.fc.weight, b.evaluated.fc.weight)
+    assert a.evaluated.backbone is not None
+
+
 def test_without_ema_the_model_itself_is_evaluated():
     trainer = toy(ema=0)
     assert trainer.evaluated is trainer.model
