@@ -308,7 +308,9 @@ def run_recipe(
         if named and writes: write_tensors(path / 'names.safetensors', named.names_state())
         if data.test is not None:
             logits = _logits_of(beside, data.test) if beside else ask(model, data.test)
-            if named: logits += _write_added(path, data.test, named, logits, ask(named.by_name, data.test), writes)
+            if named:
+                by_name = ask(named.by_name, data.test)
+                logits = logits + _write_added(path, data.test, named, logits, by_name, writes)
             if writes: _write_report(path, data.test, logits, time.perf_counter() - began + earlier)
         if accelerator: accelerator.wait_for_everyone()
     return Run(path)
