@@ -258,12 +258,12 @@ def _named(recipe, model, train, ask):
     named.to(next(model.parameters()).device)
     return named.standardise(ask(model, train), ask(named.by_name, train))
 
-def _write_added(path, test, named, logits, by_name, writes):
-    "What the names add to logits [N, C]; also kept in a file"
+def _with_added(path, test, named, logits, by_name, writes):
+    "Logits [N, C] with what the names add, which is also kept in a file"
     named = named.cpu()
     added = named.added(logits, by_name)
     if writes: write_atomic(path / 'from_names.parquet', _predictions(test.paths, added, test.classes).to_parquet)
-    return added
+    return logits + added
 
 def _logits_of(run, test):
     "Logits [N, C] of a finished run on its test images"
@@ -308,9 +308,7 @@ def run_recipe(
         if named and writes: write_tensors(path / 'names.safetensors', named.names_state())
         if data.test is not None:
             logits = _logits_of(beside, data.test) if beside else ask(model, data.test)
-            if named:
-                by_name = ask(named.by_name, data.test)
-                logits = logits + _write_added(path, data.test, named, logits, by_name, writes)
+            if named: logits = _with_added(path, data.test, named, logits, ask(named.by_name, data.test), writes)
             if writes: _write_report(path, data.test, logits, time.perf_counter() - began + earlier)
         if accelerator: accelerator.wait_for_everyone()
     return Run(path)

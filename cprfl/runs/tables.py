@@ -442,7 +442,7 @@ _NAMES = Table('With classifiers from names', _rows(
     ('cprfl-names', 'CPRFL + names'), ('global', 'CPRFL + global head'),
     ('global-names', 'CPRFL + global head + names'), ('global-names-random', 'CPRFL + global head + random names'),
     ('cprfl-prior', 'CPRFL, prompts from names'), ('global-prior', 'CPRFL + global head, prompts from names'),
-    ('global-names-all', "CPRFL + global head + names, the classes' own among them"), ('names', 'names alone'),
+    ('global-names-all', 'CPRFL + global head + all names'), ('names', 'names alone'),
     ('names-random', 'random names alone')),
     pairs=(('asl-names', 'asl'), ('cprfl-names', 'cprfl'), ('global-names', 'global'),
            ('global-names-random', 'global'), ('cprfl-prior', 'cprfl'), ('global-prior', 'global')))
