@@ -219,4 +219,4 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
 def test_an_unknown_benchmark_is_refused(capsys):
     with pytest.raises(SystemExit) as stop: cprfl_bench(['speed'])
     assert stop.value.code == 2
-    assert 'expected some of train, levers' in capsys.readouterr().err
+    assert 'expected some of train, operations, levers' in capsys.readouterr().err

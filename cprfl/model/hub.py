@@ -54,13 +54,14 @@ def _is_of_disk(e):
     if not isinstance(e, OSError): return False
     return e.errno in _NO_ROOM or (e.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and e.filename is not None)
 
+def _is_of_network(e): return isinstance(e, OSError) or type(e).__module__.split('.')[0] in _NETWORK
+
 def _in_words(what, e, advice):
     "What an error means, and what to do"
     disk = next(filter(_is_of_disk, _behind(e)), None)
     if disk: return f'{what} could not be stored: {disk}'
     why = f'{type(e).__name__}: {first_line(e)}'
-    of_network = isinstance(e, OSError) or type(e).__module__.split('.')[0] in _NETWORK
-    if not of_network: return f'{what} could not be built ({why})'
+    if not any(map(_is_of_network, _behind(e))): return f'{what} could not be built ({why})'
     return f'{what} could not be fetched ({why}). With a network it is downloaded once. {advice}'
 
 def fetched(

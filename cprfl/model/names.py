@@ -57,7 +57,7 @@ def plain_name(
 _LAST_LAYERS = 'fc', 'head.fc', 'head', 'classifier', 'classifier.1', '_fc'
 
 def last_layer(
-    network:str|Path|nn.Module|torch.Tensor # with its last layer; a file of its weights; or the layer itself
+    network:str|Path|nn.Module|torch.Tensor # with its last layer; a file of its weights; or the layer [n, D] itself
 ) -> torch.Tensor: # [n, D], a row for each output
     "The classifiers of a network's own classes"
     if isinstance(network, torch.Tensor): return network.detach().float()
@@ -295,7 +295,7 @@ class ClassScale(nn.Module):
     ) -> torch.Tensor: # [N, C]
         return (scores - self.mean) / self.std
 
-def _per_image(scores):
+def _of_each_image(scores):
     "Scores at mean 0 and deviation 1 in each image"
     std = scores.std(1, correction=0, keepdim=True).clamp(min=1e-6)
     return (scores - scores.mean(1, keepdim=True)) / std
@@ -322,7 +322,7 @@ class NamedModel(nn.Module):
 
     def _standardised(self, scores):
         "The names' scores [B, C] at deviation 1 in each class"
-        return self.of_names(_per_image(scores) if self.per_image else scores)
+        return self.of_names(_of_each_image(scores) if self.per_image else scores)
 
     @torch.no_grad()
     def standardise(self,
@@ -334,7 +334,7 @@ class NamedModel(nn.Module):
         self.names.offset += centre
         self.of_head.fit(head_scores)
         centred = name_scores - centre
-        self.of_names.fit(_per_image(centred) if self.per_image else centred)
+        self.of_names.fit(_of_each_image(centred) if self.per_image else centred)
         return self
 
     @property

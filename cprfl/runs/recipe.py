@@ -199,7 +199,7 @@ _FROZEN = Recipe(
     benchmark=None, train_file='train.txt', backbone='resnet50', pretrained=True, image_size=224,
     frozen=True, views=6, semantics='clip:RN50/openai', semantics_norm=24.,
     train=TrainConfig(epochs=15, lr=4e-4, ema=0.99, precision='bf16'))
-_TOWER = Recipe( # tower, patches and distillation of HP-DVAL; rate, sampling and loss of LM-CLIP
+_TOWER = Recipe( # tower, patches and distillation of HP-DVAL; rate and sampling of LM-CLIP
     model='clip-patches', model_args=dict(k=32, share=0.4), backbone='clip:ViT-B-16/openai',
     backbone_args=dict(pooled=True), semantics='clip:ViT-B-16/openai', image_size=224,
     train=TrainConfig(lr=1e-3, backbone_lr=1e-3, distill=0.01, sampler='class_aware', precision='bf16', num_workers=8))

@@ -92,7 +92,7 @@ def test_with_all_patches_both_curves_are_the_score_of_the_image():
     assert torch.allclose(deletion[:, 1], whole)
 
 
-def test_no_order_is_better_than_their_own_scores_for_a_linear_head():
+def test_a_linear_head_is_best_ordered_by_its_own_scores():
     torch.manual_seed(0)
     model = ERM(Backbone(nn.Conv2d(3, 8, 8, 8), 8), 3)
     noise = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)

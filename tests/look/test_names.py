@@ -110,7 +110,7 @@ FIGURES = { # each public function that draws: a call, and the names that must b
     'plot_pointing': (lambda: model_plots.plot_pointing(scores(), NASTY[4]), [*MODELS, NASTY[4]]),
     'grouped_bars': (lambda: own(style.grouped_bars, by_group(MODELS)), MODELS),
     'heat_map': (lambda: own(style.heat_map, pd.DataFrame(random(4, 4), MODELS, NASTY[4:8])), NASTY[:8]),
-    'draw_best': (lambda: own(explorers.draw_best, [(n, 0.5, True) for n in NASTY[:3]], NASTY[3]), NASTY[:4]),
+    'draw_best': (lambda: own(explorers.draw_best, [(n, 0.5, True, None) for n in NASTY[:3]], NASTY[3]), NASTY[:4]),
     'draw_predictions': (
         lambda: explorers.draw_predictions(best(), PIXELS, dict(zip(NASTY, NASTY)), dict(zip(MODELS, MODELS))), MODELS),
     'draw_paths': (lambda: own(explorers.draw_paths, XY, 2, 0, {n: [c] for c, n in enumerate(NASTY)}), NASTY[:3]),

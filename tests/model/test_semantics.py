@@ -147,7 +147,8 @@ def test_unknown_sources_say_what_there_is(source, words):
 
 
 def test_every_advertised_source_is_tested_here():
-    assert set(SOURCES) == {'clip:ARCH/TAG', 'shapes', 'file:PATH', 'glove:PATH', 'words', 'random', 'random:m'}
+    assert set(SOURCES) == {'clip:ARCH/TAG', 'shapes', 'file:PATH', 'glove:PATH', 'words', 'random', 'random:m',
+                            'package'}
 
 
 @pytest.mark.parametrize('kind', ['file', 'glove'])

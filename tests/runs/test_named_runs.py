@@ -94,7 +94,8 @@ def test_a_learning_backbone_gets_a_second_one_for_its_names(here):
     inner, own = run.model().model.backbone, run.model().backbone
     assert not all(a.equal(b) for a, b in zip(inner.state_dict().values(), own.state_dict().values()))
     before = Recipe.with_(recipe, names=None)
-    assert run.recipe.name_settings.k == 20 and before.names_args == {}
+    assert run.recipe.name_settings.k == 20
+    assert before.names_args == {}
 
 
 def test_tuned_stages_get_a_second_backbone_as_well(here):

@@ -110,7 +110,7 @@ def test_no_decay_over_layers_has_the_groups_of_always(model):
     assert len(decayed) > len(plain)
 
 
-def test_a_model_without_a_backbone_may_have_a_rate_for_each_layer():
+def test_layers_have_rates_without_a_backbone_as_well():
     assert param_groups(feature_model(), TrainConfig(layer_decay=0.5))
 
 

@@ -25,7 +25,7 @@ def start_of(pictures, distill):
     return float(distance_to(before, after))
 
 
-def test_distance_is_the_sum_over_dimensions_and_the_mean_over_images():
+def test_distance_is_summed_over_dimensions_not_images():
     a, b = torch.tensor([[1., 0.], [0., 1.]]), torch.tensor([[0., 1.], [0., 1.]])
     assert distance_to(a, b) == 1.
 
