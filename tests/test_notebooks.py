@@ -145,6 +145,7 @@ def run_here(name, said, env):
     "Run a notebook in this process, which ends with it"
     os.chdir(ROOT)
     os.environ.update(env)
+    sys.argv = ['nbdev_test'] # which takes its options from there
     with open(said, 'w') as file:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -152,7 +153,7 @@ def run_here(name, said, env):
     from nbdev.test import nbdev_test
     try: nbdev_test(path=str(NBS / name), n_workers=0)
     finally:
-        for child in multiprocessing.active_children(): child.terminate() # joblib's, which would be waited for
+        for child in multiprocessing.active_children(): child.terminate() # which would be waited for
 
 
 @pytest.fixture(scope='module')
