@@ -202,7 +202,7 @@ _FROZEN = Recipe(
 _TOWER = Recipe( # tower, patches and distillation of HP-DVAL; rate and sampling of LM-CLIP
     model='clip-patches', model_args=dict(k=32, share=0.4), backbone='clip:ViT-B-16/openai',
     backbone_args=dict(pooled=True), semantics='clip:ViT-B-16/openai', image_size=224,
-    train=TrainConfig(lr=1e-3, backbone_lr=1e-3, distill=0.01, sampler='class_aware', precision='bf16', num_workers=8))
+    train=TrainConfig(lr=1e-3, backbone_lr=1e-3, distill=0.1, sampler='class_aware', precision='bf16', num_workers=8))
 
 # %% ../../nbs/runs/recipe.ipynb #02a28aba
 _ALL = (
