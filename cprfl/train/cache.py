@@ -135,18 +135,21 @@ def _check_finite(values, batch, paths):
 
 # %% ../../nbs/train/cache.ipynb #ca5e0004
 def _fill(rows, missing, compute, dataset, batch_size, num_workers, bar):
-    "Write the rows [views, N] that are missing; `compute` starts on images, a view and the number of the batch"
+    "Write the rows [views, N] that are missing; `compute` starts on images, a view and the number of the batch, and returns a function for each part"
     starts = range(0, len(dataset), batch_size)
     batches = [range(start, min(start + batch_size, len(dataset))) for start in starts]
     todo = [batch for batch in batches if missing[:, batch].any()]
     under_way:deque = deque()
 
-    def store(batch, view, values):
-        values, here = values(), slice(batch.start, batch.stop)
-        _check_finite(values, batch, dataset.paths)
-        if rows.array is None: rows.open(values.shape[1:], values.dtype)
-        rows.write((view, here) if len(rows.lead) == 2 else here, values)
-        bar.update(int(missing[view, here].sum()))
+    def store(batch, view, parts):
+        start = batch.start
+        for part in parts: # written as soon as it is there, so that a kill loses little
+            values = part()
+            here = slice(start, start := start + len(values))
+            _check_finite(values, range(here.start, here.stop), dataset.paths)
+            if rows.array is None: rows.open(values.shape[1:], values.dtype)
+            rows.write((view, here) if len(rows.lead) == 2 else here, values)
+            bar.update(int(missing[view, here].sum()))
 
     for batch, images in zip(todo, _batches(dataset, todo, num_workers)):
         for view in map(int, np.flatnonzero(missing[:, batch].any(1))):
@@ -179,6 +182,7 @@ def _cache_file(folder, kind, facts, dataset, lead, fill, progress):
 
 # %% ../../nbs/train/cache.ipynb #8688ff0f
 _MOST_PARTS = 8 # of a batch; with more, they would be too small to be fast
+_PART = 8 # images in a part at most, on a CPU; larger parts are no faster, and a kill would lose more
 
 @contextmanager
 def _sharing(device):
@@ -193,19 +197,20 @@ def _sharing(device):
 
 # %% ../../nbs/train/cache.ipynb #dafe8009
 def _feature_function(backbone, maps, device, precision, pool, parts):
-    "From a batch of uint8 images, a view and the number of the batch to a function that waits for a float16 array"
+    "From a batch of uint8 images, a view and the number of the batch to functions that wait for its parts, in float16"
     features = backbone if maps else backbone.patches
 
     @torch.inference_mode()
     def forward(images):
         images = images.to(device).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16'): f = features(images)
-        return f.cpu().to(torch.float16)
+        return f.cpu().to(torch.float16).numpy()
 
     def compute(images, view, step):
         if view: images = random_view(images, seed=view * 1_000_003 + step)
-        running = [pool.submit(forward, part) for part in images.chunk(parts)]
-        return lambda: torch.cat([part.result() for part in running]).numpy()
+        size = -(-len(images) // parts)
+        if device.type == 'cpu': size = min(size, _PART)
+        return [pool.submit(forward, part).result for part in images.split(size)]
 
     return compute
 
@@ -262,7 +267,7 @@ class CachedImages(_StoredDataset):
 def _as_bytes(images, view, step):
     if images.dtype != torch.uint8:
         raise ValueError(f'cache_images: expected a transform that keeps uint8 images, got {images.dtype}')
-    return images.numpy # nothing to wait for
+    return [images.numpy] # nothing to wait for
 
 def cache_images(
     dataset:MultiLabelDataset, # images, all of one size

@@ -27,6 +27,7 @@ def compute(args, folder, started):
     from cprfl.data.dataset import from_list, resize
     from cprfl.model.backbones import build_backbone
     from cprfl.train.cache import cache_features
+    multiprocessing.set_start_method('fork', force=True) # as in a process of one's own, where it is the default
     torch.manual_seed(0) # random weights, which are as fast as trained ones
     backbone = build_backbone(args.backbone)
     images = from_list(args.list, args.classes, args.root, transform=resize(args.size), check='none')
@@ -95,7 +96,7 @@ def main():
     parser.add_argument('--size', type=int, default=224)
     parser.add_argument('--views', type=int, default=1)
     parser.add_argument('--batch', type=int, default=64)
-    parser.add_argument('--precision', default='fp32')
+    parser.add_argument('--precision', default='bf16')
     parser.add_argument('--workers', type=int, default=2)
     args = parser.parse_args()
     args.classes = args.classes or Path(args.list).with_name('classes.txt')
