@@ -108,6 +108,19 @@ class MultiLabelDataset(Dataset):
             elif old is not None: setattr(new, name, [old[i] for i in keep])
         return new
 
+    def without(self,
+        hidden:Sequence, # class indices
+    ):
+        "The same images without some classes; the others keep their groups"
+        new, left = copy.copy(self), np.setdiff1d(np.arange(len(self.classes)), np.asarray(hidden, int))
+        new.targets, new.classes = self.targets[:, left], [self.classes[c] for c in left]
+        place = {int(old): i for i, old in enumerate(left)}
+        def of_left(indices): return np.array([place[int(c)] for c in indices if int(c) in place], int)
+        new.groups = {name: of_left(members) for name, members in self.groups.items()}
+        if boxes := getattr(self, 'boxes', None):
+            new.boxes = [[(place[c], *box) for c, *box in of_image if c in place] for of_image in boxes]
+        return new
+
     def __repr__(self):
         groups = ', '.join(f'{name} {len(ids)}' for name, ids in self.groups.items())
         unknown = int((self.targets < 0).sum())
