@@ -313,20 +313,23 @@ def _pretrained_network(recipe):
 def build_names(
     recipe:Recipe, # with `names`
     classes:list, # C class names
-    all_classes:list|None=None # C names and the hidden ones, in the order of files; None: nothing is hidden
-) -> NameClassifier:
+    all_classes:list|None=None, # C names and the hidden ones, in the order of files; None: nothing is hidden
+    added:Sequence=(), # names of n more classes
+    added_semantics:torch.Tensor|None=None # [n, m] their embeddings; a text tower makes them itself
+) -> NameClassifier: # of C + n names
     "The recipe's classifiers from names, before anything is measured on images"
     settings = recipe.name_settings
     kind, _, files = str(recipe.names).partition(':')
     kw:dict = dict(ridge=settings.ridge, strict=settings.strict, patches=settings.patches, template=recipe.template)
     if settings.random: kw |= dict(names='random', seed=recipe.train.seed)
-    network = _pretrained_network(recipe)
-    if kind == 'clip': return NameClassifier.fit(network, load_clip(str(recipe.names)), classes, **kw)
+    network, every = _pretrained_network(recipe), [*classes, *added]
+    if kind == 'clip': return NameClassifier.fit(network, load_clip(str(recipe.names)), every, **kw)
     names_file, _, vectors_file = files.partition('=')
     if kind != 'file' or not vectors_file:
         raise ValueError(f'names: expected clip:ARCH/TAG or file:NAMES=VECTORS, got {recipe.names!r}')
     own = semantics_of(classes, settings.semantics or recipe.semantics, all_classes, template=recipe.template)
-    return NameClassifier.fit(network, read_vocabulary(names_file, vectors_file), classes, own, **kw)
+    if added_semantics is not None: own = torch.cat([own, added_semantics])
+    return NameClassifier.fit(network, read_vocabulary(names_file, vectors_file), every, own, **kw)
 
 def build_names_backbone(
     recipe:Recipe # with `names`

@@ -27,10 +27,12 @@ from ..metrics import multilabel_report
 from ..model.cprfl import CPRFL
 from ..model.names import NameClassifier, NamedModel
 from ..model.registry import MODELS
+from ..model.unseen import ExtendedModel
 from .build import Splits, build_model, build_names, build_names_backbone, check_logits
 from .recipe import Recipe
 from .registered import check_recorded, recorded
 from .stored import RunConfig, read_metrics, read_report
+from .unseen import add_classes
 from ..train.alignment import PurificationRecorder
 from ..train.callbacks import NonFiniteLoss
 from ..train.checkpoint import data_key, not_finite, saved_states
@@ -102,6 +104,13 @@ class Run:
         "The trained model, in eval mode; with names, if the recipe has them"
         model = self._plain_model(which)
         return self._with_names(model).eval() if self.recipe.names else model
+
+    def add_classes(self,
+        names:Sequence, # of n new classes
+        **kw # see `add_classes`
+    ) -> ExtendedModel: # in eval mode
+        "The model with n more classes, whose classifiers come from their names"
+        return add_classes(self, names, **kw)
 
     def _with_names(self, model):
         with self._file('names.safetensors', 'it is not finished') as file: state = read_tensors(file)
