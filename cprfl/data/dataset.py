@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 # %% ../../nbs/data/dataset.ipynb #323de5fb
 import numpy as np
@@ -112,7 +113,8 @@ class MultiLabelDataset(Dataset):
         hidden:Sequence, # class indices
     ):
         "The same images without some classes; the others keep their groups"
-        new, left = copy.copy(self), np.setdiff1d(np.arange(len(self.classes)), np.asarray(hidden, int))
+        new:Any = copy.copy(self)
+        left = np.setdiff1d(np.arange(len(self.classes)), np.asarray(hidden, int))
         new.targets, new.classes = self.targets[:, left], [self.classes[c] for c in left]
         place = {int(old): i for i, old in enumerate(left)}
         def of_left(indices): return np.array([place[int(c)] for c in indices if int(c) in place], int)

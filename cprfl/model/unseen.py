@@ -16,6 +16,7 @@ from ..checks import check_range, did_you_mean, some
 from .cprfl import CPRFL
 from .names import ClassScale, NameClassifier, NamedModel, Vocabulary, plain_name, read_vocabulary
 from .semantics import TEMPLATE, category_semantics, package_semantics
+from .vsi import VisualSemanticInteraction
 
 # %% ../../nbs/model/unseen.ipynb #bd791c6e
 def semantics_of(
@@ -96,7 +97,7 @@ def new_semantics( # noqa: PLR0913 - settings of a recipe
 
 # %% ../../nbs/model/unseen.ipynb #b353ea99
 def attend_as_added(
-    vsi:nn.Module, # trained on patches and C prompts
+    vsi:VisualSemanticInteraction, # trained on patches and C prompts
     features:torch.Tensor, # [B, v, d] patches
     prompts:torch.Tensor, # [C, d] of the training
     new:torch.Tensor # [n, d] that nothing attends to
@@ -136,6 +137,7 @@ class _Flat(nn.Module):
 # %% ../../nbs/model/unseen.ipynb #4a1f12a5
 class ExtendedModel(nn.Module):
     "A trained model of C classes, and n new ones by their names; images or patches to logits [B, C + n]"
+    semantics: torch.Tensor|None
     offset: torch.Tensor
     level: torch.Tensor
     spread: torch.Tensor
@@ -158,7 +160,7 @@ class ExtendedModel(nn.Module):
         self.register_buffer('semantics', semantics)
         n = len(self.added)
         self.of_old, self.of_fused = ClassScale(len(self.classes)), ClassScale(n)
-        self.scales = nn.ModuleDict({name: ClassScale(n) for name in self.ways})
+        self.scales: Any = nn.ModuleDict({name: ClassScale(n) for name in self.ways})
         for name, size in dict(offset=n, level=1, spread=1).items(): self.register_buffer(name, torch.zeros(size))
 
     @property
