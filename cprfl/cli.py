@@ -406,6 +406,8 @@ class PredictOptions:
     run:Positional[Annotated[str, arg(metavar='RUN')]] # a run's folder
     images:Positional[Annotated[list[str], arg(metavar='IMAGE [IMAGE ...]', help_behavior_hint='(required)')]] # files
     k:int = 3 # categories to show
+    also:str = '' # names of more categories, with commas between; they were not in the training
+    cache:str|None = None # with --also: folder of cached features; `cache` beside the run when left out
     out:str|None = None # .csv for the scores of all categories, which are not shown then
     threshold:float|None = None # score from which --out says that a category is there; 0.5 but for zero-shot CLIP
     batch_size:int = 64 # images per forward pass
@@ -422,7 +424,8 @@ class PredictOptions:
         if not Path(self.out).parent.is_dir(): raise ValueError(f'out: there is no folder {Path(self.out).parent}')
 
 @console(PredictOptions, 'cprfl_predict runs/mine holiday.jpg kitchen.jpg\n'
-         'cprfl_predict runs/mine photos --out predictions.csv')
+         'cprfl_predict runs/mine photos --out predictions.csv\n'
+         'cprfl_predict runs/mine holiday.jpg --also "zebra,fire hydrant"')
 def predict(o:PredictOptions):
     "The most likely categories of images and of folders with images, or a table of all scores"
     from cprfl.runs.predict import check_replaceable, find_images, predict_images, write_predictions
@@ -430,15 +433,18 @@ def predict(o:PredictOptions):
     if not o.images: raise ValueError('give one or more image files or folders')
     leave_busy_cores()
     run, files = Run(o.run), find_images(o.images)
-    if o.out: check_replaceable(o.out, run.classes)
-    predictions = predict_images(run, files, o.batch_size, o.num_workers, o.device, bool(o.out))
+    also = [name.strip() for name in o.also.split(',')] if o.also else []
+    model = run.add_classes(also, cache=o.cache, device=o.device) if also else None
+    classes = [*run.classes, *also]
+    if o.out: check_replaceable(o.out, classes)
+    predictions = predict_images(run, files, o.batch_size, o.num_workers, o.device, bool(o.out), model)
     problems:list = []
     sound = _without_problems(predictions, problems)
     threshold = 0.5 if o.threshold is None and run.recipe.model != 'clip' else o.threshold
     if o.out:
-        write_predictions(o.out, sound, run.classes, threshold)
+        write_predictions(o.out, sound, classes, threshold)
         print(f'predictions of {len(files) - len(problems):,} images: {o.out}')
-    else: _show_predictions(sound, run, o.k)
+    else: _show_predictions(sound, run, o.k, classes)
     if problems:
         raise ValueError(f'{len(problems)} of {len(files)} images could not be read; ' + '\n'.join(problems))
 
@@ -447,15 +453,16 @@ def _without_problems(predictions, problems):
         if isinstance(scores, str): problems.append(scores)
         else: yield file, scores
 
-def _show_predictions(predictions, run, k):
+def _show_predictions(predictions, run, k, classes):
     from cprfl.data.longtail import group_names
-    groups = group_names(run.groups, len(run.classes))
+    added = len(classes) - len(run.classes)
+    groups = [*group_names(run.groups, len(run.classes)), *['by its name'] * added]
     kind = 'cosine similarity' if run.recipe.model == 'clip' else 'sigmoid' + ', with names' * bool(run.recipe.names)
     print(f'scores: {kind}')
     for file, scores in predictions:
         print(visible(file))
         for score, i in zip(*scores.topk(min(k, len(scores)))):
-            print(f'  {score:7.3f}  {visible(run.classes[i])}  ({groups[i]})')
+            print(f'  {score:7.3f}  {visible(classes[i])}  ({groups[i]})')
 
 # %% ../nbs/cli.ipynb #96c6b138
 @dataclass
