@@ -377,26 +377,12 @@ class EvaluateOptions:
 @console(EvaluateOptions, 'cprfl_evaluate runs/mine --list more.csv')
 def evaluate(o:EvaluateOptions):
     "Test a run: mAP by group, precision and recall"
-    from cprfl.metrics import format_report
-    from cprfl.runs.build import read_test_file
     from cprfl.runs.run import Run
     from cprfl.scoring import SCORE_RULES
-    from cprfl.train.trainer import evaluate as score
     check_choice('score_rule', o.score_rule, SCORE_RULES)
     leave_busy_cores()
     run = Run(o.run)
-    if o.list:
-        files = dict(benchmark=None, train_file=run.recipe.train_file or o.list, test_file=None, root=o.root)
-        test = read_test_file(run.recipe.with_(**files, held_out=0.), o.list, run.classes, run.groups)
-    else: test = run.test_set()
-    if test is None: raise ValueError(f'{run.folder} has no test set of its own; give one with --list')
-    if test.classes != run.classes:
-        theirs, ours = test.classes[:3], run.classes[:3]
-        raise ValueError(f'these images have other classes now ({theirs}...) than the run ({ours}...)')
-    test.groups = run.groups
-    if o.list and test.notes: print('\n'.join(test.notes))
-    model = run.model().to(choose_device(o.device))
-    print(format_report(score(model, test, o.score_rule, batch_size=o.batch_size, progress=True)))
+    print(run.evaluate(o.list, o.root, o.score_rule, o.batch_size, o.device, progress=True))
     print(f'\nrun: {run.folder}')
 
 # %% ../nbs/cli.ipynb #ab3fcb79
