@@ -68,6 +68,26 @@ def _optional(info):
         is_instance=lambda given: given is None or spec.is_instance(given),
         str_from_instance=lambda given: ['None'] if given is None else spec.str_from_instance(given))
 
+# %% ../nbs/cli.ipynb #85e13776
+_INSIDE = re.compile(r'--(?:train|(\w+[-_]args))\.([\w-]+)(?:=(.*))?', re.DOTALL)
+_RENAMED = {'--purity': '--alignment-images'} # of version 0.1
+
+def _flat(argv):
+    "Words without settings inside others: --train.epochs becomes --epochs, --names-args.k 5 becomes --names-args k=5"
+    words, inside, left = [], {}, iter(argv)
+    for word in left:
+        found = _INSIDE.fullmatch(word)
+        if not found: words.append(_RENAMED.get(word, word))
+        elif found[1] is None: words.append(word.replace('train.', '', 1))
+        else:
+            value = next(left, '') if found[3] is None else found[3]
+            name = found[2].replace('-', '_')
+            inside.setdefault(f"--{found[1].replace('_', '-')}", []).append(f'{name}={value}')
+    for option, pairs in inside.items():
+        at = words.index(option) if option in words else len(words)
+        words[at:at + 1] = [option, *pairs]
+    return words
+
 # %% ../nbs/cli.ipynb #c21b70cf
 def _is_rule(line): return line.startswith(('──', '----')) # of dashes where the output is not UTF-8
 
@@ -137,7 +157,7 @@ def console(
         @wraps(func, assigned=('__module__', '__name__', '__qualname__', '__doc__'))
         def command(argv:list|None=None): # arguments; those of the process when left out
             os.environ.setdefault('OMP_WAIT_POLICY', 'passive') # is read when PyTorch is loaded
-            argv = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
+            argv = _flat(map(str, sys.argv[1:] if argv is None else argv))
             try:
                 _register(options, argv)
                 start = dict(default=default(argv)) if default else {}

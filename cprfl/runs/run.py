@@ -317,8 +317,8 @@ def run_recipe(
 def _fit(recipe, model, data, owner, callbacks, resume, progress):
     "The trained model, the accelerator that trained it, and seconds of training before it was stopped, if it was"
     if not recipe.learns: return model.to(choose_device(recipe.train.device)), None, 0. # ready as it is
-    if isinstance(model, CPRFL) and recipe.purity and data.test is not None:
-        callbacks = [*callbacks, PurificationRecorder(data.test, recipe.purity, Path(owner))]
+    if isinstance(model, CPRFL) and recipe.alignment_images and data.test is not None:
+        callbacks = [*callbacks, PurificationRecorder(data.test, recipe.alignment_images, Path(owner))]
     valid = data.test if recipe.train.select == 'test' else None
     began = time.perf_counter()
     trainer = Trainer(model, data.train, valid, recipe.train, callbacks, owner, progress=progress).fit(resume)
