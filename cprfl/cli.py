@@ -282,6 +282,7 @@ class RunOptions(RunSettings):
     out:str = 'runs' # folder for runs
     cache:str|None = None # folder of cached features and images; OUT/cache when left out
     resume:bool = False # go on with an unfinished run
+    log:str = '' # where to log the loss: csv, tensorboard, wandb, or several with commas between
 
 @dataclass
 class TrainOptions:
@@ -363,9 +364,11 @@ def train(o:TrainOptions):
     base = _start(o.recipe, o.data.train_file, o.data.benchmark)
     recipe = _recipe(o, base)
     from cprfl.runs.run import is_main, run_recipe
+    from cprfl.train.loggers import build_loggers
+    loggers = build_loggers(o.run.log)
     leave_busy_cores()
     if is_main() and (kept := _kept(recipe, base)): print(kept)
-    run = run_recipe(recipe, o.run.out, resume=o.run.resume, cache=o.run.cache)
+    run = run_recipe(recipe, o.run.out, resume=o.run.resume, cache=o.run.cache, callbacks=loggers)
     if is_main(): _show(run)
 
 def _show(run):

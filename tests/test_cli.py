@@ -136,10 +136,10 @@ NEW_OPTIONS = [
     ('--no-normalize', 'normalize', False), ('--loss-args gamma_neg=2', 'train.loss_args', dict(gamma_neg=2)),
     ('--model-args tau=1e-1', 'model_args.tau', 0.1), ('--backbone-args stage=2', 'backbone_args.stage', 2),
     ('--pretrained', 'pretrained', True), ('--data-seed 3', 'data_seed', 3),
-    ('--alignment-images 7', 'alignment_images', 7), ('--purity 0', 'alignment_images', 0), ('--train.epochs 3', 'train.epochs', 3),
+    ('--alignment-images 7', 'alignment_images', 7), ('--purity 0', 'alignment_images', 0),
+    ('--train.epochs 3', 'train.epochs', 3),
     ('--loss-args.gamma-neg 2', 'train.loss_args', dict(gamma_neg=2)),
-    ('--model-args.tau=1e-1', 'model_args.tau', 0.1),
-    ('--template {}', 'template', '{}'), ('--recipe frozen-cprfl --no-frozen --views 1', 'frozen', False),
+    ('--model-args.tau=1e-1', 'model_args.tau', 0.1), ('--template {}', 'template', '{}'), ('--recipe frozen-cprfl --no-frozen --views 1', 'frozen', False),
     ('--benchmark voc-lt', 'benchmark', 'voc-lt')]
 
 
@@ -195,7 +195,17 @@ def test_a_setting_may_be_none(asked):
 
 def test_without_an_option_the_recipe_is_what_it_is(asked):
     quiet(cli.train, '--recipe', 'shapes-cprfl')
-    assert {k: v for k, v in asked.items() if k not in ('out', 'cache', 'resume')} == asdict(RECIPES['shapes-cprfl'])
+    keywords = 'out', 'cache', 'resume', 'callbacks'
+    assert {k: v for k, v in asked.items() if k not in keywords} == asdict(RECIPES['shapes-cprfl'])
+
+
+def test_loggers_are_callbacks(asked):
+    quiet(cli.train, '--log', 'csv,tensorboard')
+    assert [type(logger).__name__ for logger in asked['callbacks']] == ['CSVLogger', 'TensorBoardLogger']
+
+
+def test_an_unknown_logger_is_refused(shell):
+    assert 'expected one of csv, tensorboard, wandb' in bad(shell(cli.train, '--log', 'excel'))
 
 
 def test_a_list_alone_starts_from_frozen_cprfl(asked):

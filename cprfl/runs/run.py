@@ -36,6 +36,7 @@ from ..train.alignment import PurificationRecorder
 from ..train.callbacks import NonFiniteLoss
 from ..train.checkpoint import data_key, not_finite, saved_states
 from ..train.config import MAY_CHANGE_ON_RESUME, choose_device
+from ..train.loggers import build_loggers
 from ..train.trainer import Trainer, build_accelerator, predict
 
 # %% ../../nbs/runs/run.ipynb #3f295363
@@ -351,10 +352,12 @@ def train(
     recipe:Recipe|str|Path, # what to run, the name of a recipe, or a YAML file
     folder:str|Path='runs', # where its folder is, or will be
     cache:str|Path|None=None, # folder of cached features and images; `<folder>/cache` when left out
-    callbacks:Sequence=(), # for the trainer
+    log:str='', # where to log the loss: csv, tensorboard, wandb, or several with commas between
+    callbacks:Sequence=(), # more, for the trainer
     progress:bool=True, # show bars
     **settings # of the recipe, or of its training
 ) -> Run:
     "Train and test what a recipe describes, or open the run if it is there"
     chosen = recipe if isinstance(recipe, Recipe) else get_recipe(str(recipe))
+    callbacks = [*build_loggers(log), *callbacks]
     return run_or_open(chosen.with_(**settings), folder, cache=cache, callbacks=callbacks, progress=progress)
