@@ -68,6 +68,26 @@ def _optional(info):
         is_instance=lambda given: given is None or spec.is_instance(given),
         str_from_instance=lambda given: ['None'] if given is None else spec.str_from_instance(given))
 
+# %% ../nbs/cli.ipynb #85e13776
+_INSIDE = re.compile(r'--(?:train|(\w+[-_]args))\.([\w-]+)(?:=(.*))?', re.DOTALL)
+_RENAMED = {'--purity': '--alignment-images'} # of version 0.1
+
+def _flat(argv):
+    "Words without settings inside others: --train.epochs becomes --epochs, --names-args.k 5 becomes --names-args k=5"
+    words, inside, left = [], {}, iter(argv)
+    for word in left:
+        found = _INSIDE.fullmatch(word)
+        if not found: words.append(_RENAMED.get(word, word))
+        elif found[1] is None: words.append(word.replace('train.', '', 1))
+        else:
+            value = next(left, '') if found[3] is None else found[3]
+            name = found[2].replace('-', '_')
+            inside.setdefault(f"--{found[1].replace('_', '-')}", []).append(f'{name}={value}')
+    for option, pairs in inside.items():
+        at = words.index(option) if option in words else len(words)
+        words[at:at + 1] = [option, *pairs]
+    return words
+
 # %% ../nbs/cli.ipynb #c21b70cf
 def _is_rule(line): return line.startswith(('──', '----')) # of dashes where the output is not UTF-8
 
@@ -137,7 +157,7 @@ def console(
         @wraps(func, assigned=('__module__', '__name__', '__qualname__', '__doc__'))
         def command(argv:list|None=None): # arguments; those of the process when left out
             os.environ.setdefault('OMP_WAIT_POLICY', 'passive') # is read when PyTorch is loaded
-            argv = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
+            argv = _flat(map(str, sys.argv[1:] if argv is None else argv))
             try:
                 _register(options, argv)
                 start = dict(default=default(argv)) if default else {}
@@ -262,6 +282,7 @@ class RunOptions(RunSettings):
     out:str = 'runs' # folder for runs
     cache:str|None = None # folder of cached features and images; OUT/cache when left out
     resume:bool = False # go on with an unfinished run
+    log:str = '' # where to log the loss: csv, tensorboard, wandb, or several with commas between
 
 @dataclass
 class TrainOptions:
@@ -343,9 +364,11 @@ def train(o:TrainOptions):
     base = _start(o.recipe, o.data.train_file, o.data.benchmark)
     recipe = _recipe(o, base)
     from cprfl.runs.run import is_main, run_recipe
+    from cprfl.train.loggers import build_loggers
+    loggers = build_loggers(o.run.log)
     leave_busy_cores()
     if is_main() and (kept := _kept(recipe, base)): print(kept)
-    run = run_recipe(recipe, o.run.out, resume=o.run.resume, cache=o.run.cache)
+    run = run_recipe(recipe, o.run.out, resume=o.run.resume, cache=o.run.cache, callbacks=loggers)
     if is_main(): _show(run)
 
 def _show(run):
@@ -377,26 +400,12 @@ class EvaluateOptions:
 @console(EvaluateOptions, 'cprfl_evaluate runs/mine --list more.csv')
 def evaluate(o:EvaluateOptions):
     "Test a run: mAP by group, precision and recall"
-    from cprfl.metrics import format_report
-    from cprfl.runs.build import read_test_file
     from cprfl.runs.run import Run
     from cprfl.scoring import SCORE_RULES
-    from cprfl.train.trainer import evaluate as score
     check_choice('score_rule', o.score_rule, SCORE_RULES)
     leave_busy_cores()
     run = Run(o.run)
-    if o.list:
-        files = dict(benchmark=None, train_file=run.recipe.train_file or o.list, test_file=None, root=o.root)
-        test = read_test_file(run.recipe.with_(**files, held_out=0.), o.list, run.classes, run.groups)
-    else: test = run.test_set()
-    if test is None: raise ValueError(f'{run.folder} has no test set of its own; give one with --list')
-    if test.classes != run.classes:
-        theirs, ours = test.classes[:3], run.classes[:3]
-        raise ValueError(f'these images have other classes now ({theirs}...) than the run ({ours}...)')
-    test.groups = run.groups
-    if o.list and test.notes: print('\n'.join(test.notes))
-    model = run.model().to(choose_device(o.device))
-    print(format_report(score(model, test, o.score_rule, batch_size=o.batch_size, progress=True)))
+    print(run.evaluate(o.list, o.root, o.score_rule, o.batch_size, o.device, progress=True))
     print(f'\nrun: {run.folder}')
 
 # %% ../nbs/cli.ipynb #ab3fcb79
