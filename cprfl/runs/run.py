@@ -28,6 +28,7 @@ from ..model.cprfl import CPRFL
 from ..model.names import NameClassifier, NamedModel
 from ..model.registry import MODELS
 from .build import Splits, build_model, build_names, build_names_backbone, check_logits
+from .portable import Portable
 from .recipe import Recipe
 from .registered import check_recorded, recorded
 from .stored import RunConfig, read_metrics, read_report
@@ -38,8 +39,8 @@ from ..train.config import MAY_CHANGE_ON_RESUME, choose_device
 from ..train.trainer import Trainer, build_accelerator, predict
 
 # %% ../../nbs/runs/run.ipynb #3f295363
-class Run:
-    "A run's folder, opened: recipe, metrics, prompts, predictions, model"
+class Run(Portable):
+    "A run's folder, opened: recipe, metrics, prompts, predictions, model; see also `Portable`"
     def __init__(self,
         folder:str|Path # of the run
     ):
@@ -117,7 +118,9 @@ class Run:
         if which == 'auto': which = 'last' if self.recipe.train.select == 'last' else 'best'
         with self._file(f'{which}.safetensors', 'no epoch of a training has ended') as file: state = read_tensors(file)
         if broken := not_finite(state): raise ValueError(f'{file}: weights are not finite: {some(broken, 5)}')
-        without_backbone = self.recipe.frozen and not self.recipe.tune
+        shared = self.folder / 'backbone.safetensors' # of a run that came from others
+        if shared.is_file(): state |= read_tensors(shared)
+        without_backbone = self.recipe.frozen and not self.recipe.tune and not shared.is_file()
         model = build_model(self.recipe, self.classes, state.get('semantics'), load_weights=without_backbone)
         known = model.state_dict()
         if without_backbone: state |= {name: known[name] for name in known if name.startswith('backbone.')}
