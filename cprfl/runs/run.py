@@ -29,6 +29,7 @@ from ..model.names import NameClassifier, NamedModel
 from ..model.registry import MODELS
 from ..model.unseen import ExtendedModel
 from .build import Splits, build_model, build_names, build_names_backbone, check_logits
+from .portable import Portable
 from .recipe import Recipe, get_recipe
 from .registered import check_recorded, recorded
 from .stored import RunConfig, read_metrics, read_report
@@ -42,8 +43,8 @@ from ..train.loggers import build_loggers
 from ..train.trainer import Trainer, build_accelerator, predict
 
 # %% ../../nbs/runs/run.ipynb #3f295363
-class Run(Usable):
-    "A run's folder, opened: recipe, metrics, prompts, predictions, model; see also `Usable`"
+class Run(Usable, Portable):
+    "A run's folder, opened: recipe, metrics, prompts, predictions, model; see also `Usable` and `Portable`"
     def __init__(self,
         folder:str|Path # of the run
     ):
@@ -128,7 +129,9 @@ class Run(Usable):
         if which == 'auto': which = 'last' if self.recipe.train.select == 'last' else 'best'
         with self._file(f'{which}.safetensors', 'no epoch of a training has ended') as file: state = read_tensors(file)
         if broken := not_finite(state): raise ValueError(f'{file}: weights are not finite: {some(broken, 5)}')
-        without_backbone = self.recipe.frozen and not self.recipe.tune
+        shared = self.folder / 'backbone.safetensors' # of a run that came from others
+        if shared.is_file(): state |= read_tensors(shared)
+        without_backbone = self.recipe.frozen and not self.recipe.tune and not shared.is_file()
         model = build_model(self.recipe, self.classes, state.get('semantics'), load_weights=without_backbone)
         known = model.state_dict()
         if without_backbone: state |= {name: known[name] for name in known if name.startswith('backbone.')}
