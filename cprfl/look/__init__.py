@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'prompts': ['prompt_drift', 'class_similarity', 'similarity_change', 'prompt_trajectories',
                 'neighbour_changes'],
     'attention': ['METHODS', 'patch_grid', 'upsample_maps', 'as_model', 'AttentionMaps',
-                  'gives_attention', 'attention_maps', 'grad_cam', 'explain_image', 'box_mask',
+                  'attention_maps', 'grad_cam', 'explain_image', 'box_mask',
                   'strongest_point', 'score_maps',
                   'pair_table', 'pointing_game', 'centre_map', 'pointing_baselines', 'pointing_summary'],
     'faithfulness': ['RANKINGS', 'HIDE', 'patch_attention', 'patch_gradcam', 'patch_alone', 'kept_counts', 'curve_area',
