@@ -6,6 +6,7 @@
 __all__ = ['unseen_results', 'write_unseen', 'unseen_table']
 
 # %% ../../nbs/runs/hidden.ipynb #4b0802d4
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,9 @@ from ..data.longtail import group_names
 from ..files import write_text
 from ..metrics import average_precision
 from .run import Run, open_runs
-from .unseen import extended_model, measured, new_classifiers, stored_images
+from .unseen import extended_model, new_classifiers, raw_scores, some_images, stored_images
 from ..text import csv_text
-from ..train.config import choose_device
-from ..train.trainer import predict
+
 
 # %% ../../nbs/runs/hidden.ipynb #4828cb2e
 _CONTROL = ' (random)' # ending of the names of the control
@@ -47,10 +47,9 @@ def _asked(run, cache, num_images, device, progress):
     hidden = [name for name in run.config.all_classes if name not in run.classes]
     extended = _with_control(run, hidden)
     data = stored_images(run, extended.plain, cache, progress, test=True)
-    measured(extended, data.train, num_images, device, progress)
-    extended.to(choose_device(device))
-    raw = extended.by_way(predict(extended.as_columns, data.all_test, progress=progress))
-    return extended.cpu(), raw, data.all_test
+    ask = partial(raw_scores, extended, config=run.recipe.train, device=device, progress=progress)
+    extended.fit(ask(some_images(data.train, num_images)))
+    return extended, ask(data.all_test), data.all_test
 
 def _rows_of_classes(run, supervised, extended, raw, test):
     "A row for each class, old and hidden"
@@ -114,6 +113,7 @@ def write_unseen(
     folder, classes, rankings = Path(folder), [], []
     for run in open_runs(folder / 'hidden', '*-hidden-s*[0-9]', 'report.json'):
         key, _, seed = run.folder.name.rpartition('-hidden-s')
+        if (run.folder.parent / f'{key}-names-hidden-s{seed}' / 'report.json').is_file(): continue # the same training
         found = unseen_results(run, Run(folder / f'{key}-s{seed}'), **kw)
         for table, rows in zip((classes, rankings), found):
             rows.insert(0, 'key', key)

@@ -443,12 +443,14 @@ def all_tables(
     searched = dict(trials=_trial_table(protocol), compared=_compared_table(protocol)) if protocol.trials.rows else {}
     tables = _with_own(_paper_tables(protocol)) | dict(inputs=inputs)
     tables |= _VARIANTS | {'score-rules': _UNDER_RULES} | searched | _name_tables(protocol)
-    return tables | (dict(unseen=_UNSEEN) if protocol.hide else {})
+    return tables | (dict(unseen=_unseen_table(protocol)) if protocol.hide else {})
 
 # %% ../../nbs/runs/tables.ipynb #7857a089
-_UNSEEN = Table('Hidden while training, and asked for afterwards', _rows(
-    ('cprfl', 'CPRFL'), ('cprfl-hidden', 'CPRFL, classes hidden'), ('cprfl-names', 'CPRFL + names'),
-    ('cprfl-names-hidden', 'CPRFL + names, classes hidden')))
+def _unseen_table(protocol):
+    rows = [('cprfl', 'CPRFL'), ('cprfl-hidden', 'CPRFL, classes hidden')]
+    if protocol.names:
+        rows += [('cprfl-names', 'CPRFL + names'), ('cprfl-names-hidden', 'CPRFL + names, classes hidden')]
+    return Table('Hidden while training, and asked for afterwards', _rows(*rows))
 
 _NAMES = Table('With classifiers from names', _rows(
     ('asl', 'linear head, ASL'), ('asl-names', 'linear head, ASL + names'), ('cprfl', 'CPRFL'),
