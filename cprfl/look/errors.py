@@ -225,8 +225,8 @@ class Filter(NamedTuple):
     kind:str # of error
     right_in:str # a run that does not make the error; '' for any
     group:str # of the class; '' for all
-    category:int|None # class index; None for all
-    pair:tuple|None # class indices of a confused pair
+    category:Any # class index; '' for all
+    pair:Any # class indices of a confused pair; '' for none
     order:str # 'confidence', 'high' or 'low'
 
 def filtered(
@@ -243,7 +243,7 @@ def filtered(
     keep = np.ones(len(table), bool)
     if kind in _SIGNS: keep &= (table['kind'] == kind).to_numpy()
     if wanted.group and kind != _PAIRS: keep &= (table['group'] == wanted.group).to_numpy()
-    if wanted.category is not None and kind != _PAIRS: keep &= table['category'].to_numpy() == wanted.category
+    if wanted.category != '' and kind != _PAIRS: keep &= table['category'].to_numpy() == wanted.category
     if wanted.right_in: keep &= errors.right[wanted.right_in][table['image'], table['category']]
     table = table[keep]
     if wanted.order != 'confidence':
@@ -265,8 +265,8 @@ def kept_table(
 # %% ../../nbs/look/errors.ipynb #b9336495
 class ErrorFilter(Images, Explorer):
     "Which errors of which run are shown, and which of them is chosen"
-    controls:tuple = (('run', 'choice', 'Model'), ('kind', 'choice', 'Errors'), ('pair', 'choice', 'Pair'),
-                ('right_in', 'choice', 'Not made by'), ('group', 'choice', 'Group'), ('category', 'choice', 'Class'),
+    controls:tuple = (('run', 'choice', 'Model'), ('kind', 'choice', 'Errors'), ('worst_pair', 'button', 'Worst pair'),
+                ('pair', 'choice', 'Pair'), ('right_in', 'choice', 'Not made by'), ('group', 'choice', 'Group'), ('category', 'choice', 'Class'),
                 ('order', 'choice', 'Sort'), ('row', 'browse', 'Error'))
     def __init__(self,
         runs:dict, # name -> `Run`; or a table as `Run.predictions` gives it, which asks for `dataset`
@@ -278,8 +278,10 @@ class ErrorFilter(Images, Explorer):
         if not self.known: raise ValueError('ErrorExplorer: expected a dataset with labels, got none that is positive')
         self.runs, self.errors = list(runs), RunErrors(compared.predictions, threshold)
         if len(runs) == 1: self.controls = tuple(c for c in self.controls if c[0] != 'right_in')
-        self.run, self.kind, self.pair, self.right_in = self.runs[-1], _ALL, None, ''
-        self.group, self.category, self.order, self.row = '', None, 'confidence', 1
+        self.pair:Any # class indices; '' for none
+        self.category:Any # class index; '' for all
+        self.run, self.kind, self.pair, self.right_in = self.runs[-1], _ALL, '', ''
+        self.group, self.category, self.order, self.row = '', '', 'confidence', 1
         self.kept:dict = {} # (run, image, category) of errors, in the order of keeping
         self._group = group_names(self.dataset.groups, len(self.labels))
         self._tables = lru_cache(8)(lambda wanted, kept: filtered(self.errors, wanted, dict.fromkeys(kept)))
@@ -300,7 +302,7 @@ class ErrorFilter(Images, Explorer):
         if field == 'kind': return _KINDS
         if field == 'order': return _ORDERS
         if field == 'row': return range(1, max(len(self.table()), 1) + 1)
-        if field == 'pair': return {'-': None} | self.pair_options()
+        if field == 'pair': return {'-': ''} | self.pair_options()
         return self.group_options() if field == 'group' else self.class_options()
 
     def _of_group(self): # bool [C], the classes of the group
@@ -309,14 +311,14 @@ class ErrorFilter(Images, Explorer):
     def pair_options(self) -> dict: # label -> class indices
         "The worst pairs with a class of the filter, each with its number of images"
         pairs, wanted, names = self.errors.pairs(self.run), self._of_group(), self.labels
-        if self.category is not None: wanted = np.arange(len(wanted)) == self.category
+        if self.category != '': wanted = np.arange(len(wanted)) == self.category
         shown = pairs[wanted[pairs['a']] | wanted[pairs['b']]].head(30)
         return {f'{names[p.a]} → {names[p.b]} ({p.count})': (p.a, p.b) for p in shown.itertuples()}
 
     def counts(self) -> np.ndarray: # [C]
         "The errors of each class, or the images of its pairs"
         number = len(self.labels)
-        if self.kind != _PAIRS: return np.bincount(self.table(group='', category=None)['category'], minlength=number)
+        if self.kind != _PAIRS: return np.bincount(self.table(group='', category='')['category'], minlength=number)
         pairs = self.errors.pairs(self.run)
         true, said = (np.bincount(pairs[side], pairs['count'], number) for side in 'ab')
         return (true + said).astype(int)
@@ -330,17 +332,21 @@ class ErrorFilter(Images, Explorer):
         "The classes with errors, those with most of them first"
         count = self.counts() * self._of_group()
         order = [int(c) for c in np.argsort(-count, kind='stable') if count[c] or c == self.category]
-        return {'all classes': None} | {f'{self.labels[c]} ({count[c]})': c for c in order}
+        return {'all classes': ''} | {f'{self.labels[c]} ({count[c]})': c for c in order}
 
     def settle(self, changed):
         if changed.get('pair'): self.kind = _PAIRS
         elif 'pair' in changed and self.kind == _PAIRS: self.kind = _ALL
-        if self.kind != _PAIRS: self.pair = None
-        elif self.pair is None or ({'run', 'group', 'category'} & set(changed) and 'pair' not in changed):
-            self.pair = next(iter(self.pair_options().values()), None)
+        if self.kind != _PAIRS: self.pair = ''
+        elif self.pair == '' or ({'run', 'group', 'category'} & set(changed) and 'pair' not in changed):
+            self.pair = next(iter(self.pair_options().values()), '')
         if self.right_in == self.run: self.right_in = ''
         if 'row' not in changed: self.row = 1
         self.row = min(self.row, max(len(self.table()), 1))
+
+    def worst_pair(self):
+        "Show the pair of classes that the model confuses most"
+        return self.set(kind=_PAIRS, group='', category='', pair='').set(kind=_PAIRS)
 
     def step(self, by:int=1): # errors forward; negative goes back
         "To the next error; after the last comes the first"
@@ -385,7 +391,8 @@ class ErrorExplorer(ErrorFilter):
         shown = self.table().iloc[first:first + _COLUMNS * _ROWS].to_dict('records')
         pixels = self.pixels(now['image'])
         large, (w, _) = fit(pixels, self.width - _COLUMNS * _TILE - 36, 290)
-        boxes = [box for c, *box in self.boxes(now['image']) if c == now['category']]
+        shown_classes = {now['category'], *self.pair[:1]} # of a pair also the class that is missed
+        boxes = [box for c, *box in self.boxes(now['image']) if c in shown_classes]
         frame(large, boxes, SHARP * w / pixels.shape[1])
         tiles = [self._tile(error) for error in shown]
         return draw_errors(tiles, self.row - 1 - first, large, self._lines(now), self.width)
@@ -401,7 +408,7 @@ class ErrorExplorer(ErrorFilter):
         return f"{place}: {self.truth_text(now['image'])}{self._pair_text()}<br>{small}"
 
     def _pair_text(self):
-        if self.pair is None: return ''
+        if self.pair == '': return ''
         a, b = (html_text(self.labels[c]) for c in self.pair)
         pair = self.errors.pairs(self.run).query('a == @self.pair[0] and b == @self.pair[1]').iloc[0]
         return f"<br><b>{a}</b> is taken for <b>{b}</b> in {pair['count']} images ({pair['expected']:.1f} by chance)"
@@ -433,7 +440,7 @@ class ErrorExplorer(ErrorFilter):
 
     def save_selection(self, file:str|Path) -> str: # a sentence
         "Write the errors that were kept, or all that the filter lets pass, as CSV"
-        table = self.table(kind=_KEPT, group='', category=None, right_in='') if self.kept else self.table()
+        table = self.table(kind=_KEPT, group='', category='', right_in='') if self.kept else self.table()
         if not len(table): raise ValueError('there is no error to save')
         paths, y = [self.name(i) for i in table['image']], self.dataset.targets[table['image'], table['category']]
         names = ['path', 'class', 'run', 'group', 'kind', 'score', 'label']
@@ -451,7 +458,7 @@ class ErrorExplorer(ErrorFilter):
         index = {name: c for c, name in enumerate(self.dataset.classes)}
         new = {(row['run'], self._place_of[row['path']], index[row['class']]): True for row in rows}
         self.kept = self.kept | new
-        return self.set(kind=_KEPT, group='', category=None, **{} if len(self.runs) == 1 else dict(right_in=''))
+        return self.set(kind=_KEPT, group='', category='', **{} if len(self.runs) == 1 else dict(right_in=''))
 
     def take_up(self, files:dict) -> str: # name -> bytes; gives a sentence
         "Keep the errors of a file that is uploaded"

@@ -166,7 +166,7 @@ class Fields:
                 self._check(field, value)
                 setattr(self, field, value)
             self.settle(changes)
-        except ValueError:
+        except (ValueError, ImportError):
             self.__dict__.update(before)
             raise
         self.refresh()
@@ -410,7 +410,7 @@ class View:
         import ipywidgets as w
         self.explorer, self.busy = explorer, False
         self.fields:dict = {} # name of a field -> its control
-        size = dict(width='100%', max_width=f'{1.2 * explorer.width:.0f}px', align_self='flex-start')
+        size = dict(width='calc(100% - 4px)', max_width=f'{1.2 * explorer.width:.0f}px', align_self='flex-start')
         self.picture, self.caption, self.message = w.Image(format='png', layout=size), w.HTML(), w.HTML()
         line = dict(flex_flow='row wrap', align_items='center', grid_gap='4px 14px', overflow='visible')
         controls = w.Box([self._add(*control) for control in explorer.controls] + [save_menu(self)], layout=line)
@@ -446,7 +446,7 @@ class View:
         if self.busy: return
         try: said = action(*args, **kw)
         except Exception as e:
-            said = str(e) if isinstance(e, (ValueError, OSError)) else f'{type(e).__name__}: {e}'
+            said = str(e) if isinstance(e, (ValueError, OSError, ImportError)) else f'{type(e).__name__}: {e}'
             self._sync()
         self.say(said if isinstance(said, str) else '')
 
