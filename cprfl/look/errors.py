@@ -266,7 +266,8 @@ def kept_table(
 class ErrorFilter(Images, Explorer):
     "Which errors of which run are shown, and which of them is chosen"
     controls:tuple = (('run', 'choice', 'Model'), ('kind', 'choice', 'Errors'), ('worst_pair', 'button', 'Worst pair'),
-                ('pair', 'choice', 'Pair'), ('right_in', 'choice', 'Not made by'), ('group', 'choice', 'Group'), ('category', 'choice', 'Class'),
+                ('pair', 'choice', 'Pair'), ('right_in', 'choice', 'Not made by'), ('group', 'choice', 'Group'),
+                ('category', 'choice', 'Class'),
                 ('order', 'choice', 'Sort'), ('row', 'browse', 'Error'))
     def __init__(self,
         runs:dict, # name -> `Run`; or a table as `Run.predictions` gives it, which asks for `dataset`
@@ -346,7 +347,9 @@ class ErrorFilter(Images, Explorer):
 
     def worst_pair(self):
         "Show the pair of classes that the model confuses most"
-        return self.set(kind=_PAIRS, group='', category='', pair='').set(kind=_PAIRS)
+        pairs = self.errors.pairs(self.run)
+        if not len(pairs): raise ValueError(f'there is no confused pair of {self.run}')
+        return self.set(group='', category='', pair=(pairs['a'][0], pairs['b'][0]))
 
     def step(self, by:int=1): # errors forward; negative goes back
         "To the next error; after the last comes the first"

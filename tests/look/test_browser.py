@@ -49,7 +49,7 @@ CELLS = dict(
         errors = ErrorExplorer({'confused': confused, 'CPRFL': runs['cprfl']}, test)
         shared = Selection(errors, AttentionExplorer(runs['cprfl'], test))
         errors""",
-    errors_shared="shared.explorers[1]",
+    errors_shared='shared.explorers[1]',
     monitor="TrainingMonitor('growing', every=0.3)",
     evil=f"""
         evil = {EVIL!r}

@@ -120,6 +120,11 @@ def test_the_worst_pair_comes_first(explorer):
     assert 'is taken for' in explorer.caption()
 
 
+def test_a_button_shows_the_worst_pair_whatever_is_filtered(explorer):
+    explorer.set(kind='miss', group='tail', category=2).worst_pair()
+    assert explorer.pair == (0, 3)
+
+
 def test_another_model_begins_with_its_own_worst_pair(explorer):
     explorer.set(kind='pair')
     assert explorer.set(run='guesses').pair == next(iter(explorer.pair_options().values()))
