@@ -248,7 +248,7 @@ def test_predictions(page, artefacts):
 
 def test_predictions_with_the_keyboard_alone(page):
     own = cell(page, 'predictions')
-    show, number = own.locator('select'), own.locator('input[type=number]')
+    show, number = own.locator('select').first, own.locator('input[type=number]')
     show.focus()
     page.keyboard.press('Home') # the first filter: all images
     own.get_by_text('of 1000)').wait_for()
