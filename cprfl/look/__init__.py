@@ -10,7 +10,7 @@ import lazy_loader
 
 # %% ../../nbs/look/index.ipynb #a40ef7b4
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    'predictions': ['KINDS', 'Predictions', 'is_table', 'first_run', 'align_predictions', 'top_k_table',
+    'predictions': ['KINDS', 'Predictions', 'is_table', 'first_run', 'align_predictions', 'as_scores', 'top_k_table',
                     'top_k_mask', 'top_k_report', 'flip_table', 'rare_group', 'telling_images', 'load_images'],
     'prompts': ['prompt_drift', 'class_similarity', 'similarity_change', 'prompt_trajectories',
                 'neighbour_changes'],
@@ -21,6 +21,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'faithfulness': ['RANKINGS', 'HIDE', 'patch_attention', 'patch_gradcam', 'patch_alone', 'kept_counts', 'curve_area',
                      'patch_order', 'removal_curves', 'score_of_patches', 'score_of_pixels', 'faithfulness',
                      'faithfulness_summary', 'measure_faithfulness'],
+    'errors': ['FALSE_POSITIVE', 'MISS', 'error_table', 'confused_pairs', 'label_errors', 'RunErrors', 'Tile',
+               'tile_at', 'draw_errors', 'write_selection', 'read_selection', 'Filter', 'filtered', 'kept_table',
+               'ErrorFilter', 'ErrorExplorer'],
     'choice': ['folder_of_runs', 'is_random', 'choose_runs'],
     'style': ['GroupStyle', 'NO_GROUP', 'WITH_TOTAL', 'GROUP_COLOURS', 'INK', 'RIGHT', 'WRONG',
               'UNKNOWN', 'TEXT', 'FAINT', 'FILLINGS', 'in_order', 'group_styles', 'legend_of', 'signed',
@@ -31,11 +34,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'model_plots': ['MEASURES', 'PLACES', 'PALEST', 'plot_top_k', 'plot_top_k_report', 'plot_flips', 'plot_by_epoch',
                     'plot_by_class', 'plot_alignment', 'plot_similarity', 'plot_trajectories', 'plot_map',
                     'times_mean', 'plot_maps', 'plot_heads', 'plot_pointing'],
-    'explorer': ['SHARP', 'SHOW', 'BROWSE', 'UPLOAD', 'new_figure', 'panel', 'to_png', 'shorten',
-                 'class_labels', 'write', 'with_caption', 'Fields', 'Explorer', 'View', 'OwnImages',
-                 'own_dataset', 'Images', 'fit', 'ImageExplorer'],
-    'explorers': ['image_size', 'ComparedRuns', 'draw_best', 'draw_predictions', 'PredictionExplorer',
-                  'ModelMaps', 'overlay', 'frame', 'draw_attention', 'AttentionExplorer', 'draw_paths',
+    'explorer': ['SHARP', 'SHOW', 'BROWSE', 'UPLOAD', 'STEPS', 'FORMATS', 'FILES', 'ACTIONS', 'new_figure', 'panel',
+                 'to_png', 'save_picture', 'shorten', 'class_labels', 'write', 'with_caption', 'Fields', 'Explorer',
+                 'Selection', 'listen', 'free_name', 'save_menu', 'View', 'OwnImages', 'own_dataset', 'Images',
+                 'fitted', 'fit', 'ImageExplorer'],
+    'explorers': ['image_size', 'ComparedRuns', 'draw_best', 'room_for_best', 'place_of_best', 'draw_predictions',
+                  'TELLING', 'by_score', 'PredictionExplorer', 'ModelMaps', 'overlay', 'frame', 'room_for_maps',
+                  'patch_at', 'draw_attention', 'AttentionExplorer', 'draw_paths',
                   'draw_names', 'draw_neighbours', 'DriftExplorer'],
     'monitor': ['WatchedFolder', 'draw_alignment', 'draw_training', 'Follower', 'TrainingMonitor'],
 })
