@@ -37,5 +37,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'explorers': ['image_size', 'ComparedRuns', 'draw_best', 'draw_predictions', 'PredictionExplorer',
                   'ModelMaps', 'overlay', 'frame', 'draw_attention', 'AttentionExplorer', 'draw_paths',
                   'draw_names', 'draw_neighbours', 'DriftExplorer'],
+    'living': ['chosen_images', 'write_page', 'explorer_page'],
+    'run_page': ['html_table', 'run_page'],
     'monitor': ['WatchedFolder', 'draw_alignment', 'draw_training', 'Follower', 'TrainingMonitor'],
 })
