@@ -156,8 +156,7 @@ def section(page, i): return page.locator('.living').nth(i)
 
 
 def picture(page, i, canvas=0):
-    return page.evaluate('([i, j]) => document.querySelectorAll(".living")[i].querySelectorAll("canvas")[j].toDataURL()',
-                         [i, canvas])
+    return section(page, i).locator('canvas').nth(canvas).evaluate('canvas => canvas.toDataURL()')
 
 
 def test_image_and_filter(page):
