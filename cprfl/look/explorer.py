@@ -228,6 +228,14 @@ class Explorer(Fields):
         "The picture of this state with its caption, for pages where no widgets run"
         return with_caption(self.png(), self.caption())
 
+    def to_html(self,
+        file:str|Path, # .html
+        **kw # of `write_page`, such as `images=20`
+    ) -> list: # the files
+        "Write this explorer into a page that works without a kernel; see `explorer_page`"
+        from cprfl.look.living import explorer_page
+        return explorer_page(self, file, **kw)
+
     def refresh(self):
         "Bring the widgets, if there are any, in line with the state"
         if self._view is not None: self._view.refresh()
