@@ -17,12 +17,13 @@ BARS = ( # height, colour
 
 
 def favicon():
-    "A long tail on a rounded square, 64 by 64"
+    "A long tail on a rounded square"
     bars = ''.join(
         f'<rect x="{11 + 11 * i}" y="{54 - h}" width="9" height="{h}" rx="1.5" fill="{colour}"/>'
         for i, (h, colour) in enumerate(BARS))
     square = f'<rect width="64" height="64" rx="13" fill="{NIGHT}"/>'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64">{square}{bars}</svg>\n'
+    size = 'width="32" height="32" viewBox="0 0 64 64"' # without a width, a navbar gives it none
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{square}{bars}</svg>\n'
 
 
 def rare_scenes(train, n):
