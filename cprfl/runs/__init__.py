@@ -23,6 +23,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
                'Table', 'all_tables', 'default_workers', 'seeded', 'run_many'],
     'predict': ['find_images', 'Pictures', 'predict_images', 'check_replaceable', 'write_predictions'],
     'report': ['FORMATS', 'collect', 'intervals', 'stored_logits', 'rule_results', 'paper_results', 'make_table',
-               'caption', 'make_rule_table', 'format_table', 'compare_to', 'write_results', 'write_tables', 'Results',
-               'read_tables', 'results_table', 'summarise', 'ensemble_report'],
+               'caption', 'make_rule_table', 'format_table', 'compare_to', 'difference_table', 'write_results',
+               'write_tables', 'Results', 'read_tables', 'results_table', 'summarise', 'ensemble_report'],
 })
