@@ -119,7 +119,7 @@ def write(
 
 def with_caption(
     png:bytes, # a picture
-    caption:str # HTML, as the `caption` of an explorer gives it
+    caption:str # HTML, as an explorer's caption gives it
 ) -> bytes:
     "A picture with its caption underneath, as PNG"
     picture, lines = Image.open(BytesIO(png)).convert('RGB'), []
