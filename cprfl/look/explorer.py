@@ -14,6 +14,7 @@ import textwrap
 from base64 import b64encode
 from functools import lru_cache
 from html import unescape
+from importlib import import_module
 from io import BytesIO
 from itertools import count
 from pathlib import Path
@@ -233,8 +234,7 @@ class Explorer(Fields):
         **kw # of `write_page`, such as `images=20`
     ) -> list: # the files
         "Write this explorer into a page that works without a kernel; see `explorer_page`"
-        from cprfl.look.living import explorer_page
-        return explorer_page(self, file, **kw)
+        return import_module('cprfl.look.living').explorer_page(self, file, **kw) # which knows all explorers
 
     def refresh(self):
         "Bring the widgets, if there are any, in line with the state"

@@ -21,7 +21,7 @@ from ..files import write_text
 from .attention import ZeroShotCLIP
 from .explorer import Explorer, ImageExplorer
 from .explorers import AttentionExplorer, DriftExplorer, PredictionExplorer, _colours
-from .predictions import _scores
+from .predictions import as_scores
 from .prompts import class_similarity
 from .style import group_styles, legend_of
 from ..text import html_text, visible
@@ -75,8 +75,8 @@ def _model_scores(explorer, name, images):
     "Scores of a model, and those without names if it has them"
     p = explorer.predictions
     logits, softmax = p.logits[name][images], name in p.softmax
-    out = dict(title=visible(name) + ' (softmax)' * softmax, scores=_rounded(_scores(logits, softmax)))
-    if name in p.added: out['without'] = _rounded(_scores(logits - p.added[name][images], False))
+    out = dict(title=visible(name) + ' (softmax)' * softmax, scores=_rounded(as_scores(logits, softmax)))
+    if name in p.added: out['without'] = _rounded(as_scores(logits - p.added[name][images], False))
     return out
 
 def _predictions(explorers, images):
@@ -120,7 +120,7 @@ def _image_maps(explorer, i, page_images, with_cam):
     budget = len(logits) if heads is None else _MAP_BYTES // (page_images * len(heads) * heads[0, 0].size)
     categories = _categories(explorer, i, logits, _CAMS if heads is None else budget)
     cosine = isinstance(maps.model, ZeroShotCLIP)
-    scores = logits[categories] if cosine else _scores(logits[categories], False)
+    scores = logits[categories] if cosine else as_scores(logits[categories], False)
     ranks = [int((logits > logits[c]).sum()) + 1 for c in categories]
     cams = _cams_of(maps, i, categories[:len(truth) + _CAMS]) if with_cam else {}
     out = dict(grid=list(grid), categories=categories, scores=_rounded(scores), ranks=ranks, gradcam=cams)
