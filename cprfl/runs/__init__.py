@@ -32,6 +32,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'export': ['OUTPUTS', 'TOLERANCE', 'ExportModel', 'describe_model', 'ModelFile', 'compare_exported',
                'export_model'],
     'report': ['FORMATS', 'collect', 'intervals', 'stored_logits', 'rule_results', 'paper_results', 'make_table',
-               'caption', 'make_rule_table', 'format_table', 'compare_to', 'write_results', 'write_tables', 'Results',
-               'read_tables', 'results_table', 'summarise', 'ensemble_report'],
+               'caption', 'make_rule_table', 'format_table', 'compare_to', 'difference_table', 'write_results',
+               'write_tables', 'Results', 'read_tables', 'results_table', 'summarise', 'ensemble_report'],
 })
