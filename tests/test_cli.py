@@ -139,7 +139,8 @@ NEW_OPTIONS = [
     ('--alignment-images 7', 'alignment_images', 7), ('--purity 0', 'alignment_images', 0),
     ('--train.epochs 3', 'train.epochs', 3),
     ('--loss-args.gamma-neg 2', 'train.loss_args', dict(gamma_neg=2)),
-    ('--model-args.tau=1e-1', 'model_args.tau', 0.1), ('--template {}', 'template', '{}'), ('--recipe frozen-cprfl --no-frozen --views 1', 'frozen', False),
+    ('--model-args.tau=1e-1', 'model_args.tau', 0.1), ('--template {}', 'template', '{}'),
+    ('--recipe frozen-cprfl --no-frozen --views 1', 'frozen', False),
     ('--benchmark voc-lt', 'benchmark', 'voc-lt')]
 
 
