@@ -17,7 +17,7 @@ from PIL import Image
 TABLES_ONLY = {f'analysis/{name}.ipynb' for name in (
     'losses', 'components', 'semantics', 'ablations', 'names', 'opponents', # they read results
     'faithfulness', 'top3_photos')} # and these have saved ones
-NEED_RUNS = ['analysis/top3.ipynb', 'analysis/attention.ipynb', 'analysis/prompt_drift.ipynb']
+NEED_RUNS = ['analysis/top3.ipynb', 'analysis/errors.ipynb', 'analysis/attention.ipynb', 'analysis/prompt_drift.ipynb']
 RUN = [name for name in NOTEBOOKS if not name.startswith('analysis/') or name in TABLES_ONLY]
 MOST = 150_000 # bytes of outputs that a reference page may keep
 

@@ -121,12 +121,13 @@ def predict_images( # noqa: PLR0913 - the options of the command
     batch_size:int=64, # images per forward pass
     num_workers:int=0, # processes that decode
     device:str='auto', # auto, cpu, cuda or mps
-    progress:bool=True # show a bar
+    progress:bool=True, # show a bar
+    model:torch.nn.Module|None=None # in place of the run's own, such as one with more classes
 ) -> Iterator: # of (what was given, scores [C] on the CPU, or why the image could not be read)
     "Scores of every category for each image, in their order"
     from tqdm.auto import tqdm
     where = choose_device(device)
-    model = run.model().to(where)
+    model = (run.model() if model is None else model).to(where)
     loader = DataLoader(Pictures(files, run.recipe), batch_size, num_workers=num_workers, collate_fn=list)
     left = iter(files)
     with tqdm(total=len(files), desc='predict', unit='img', disable=not progress) as bar:

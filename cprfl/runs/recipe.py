@@ -45,6 +45,7 @@ class DataSettings:
     skip_bad:bool = False # leave bad rows out and record them, instead of stopping
     held_out:float = 0. # share of the training images that replaces the test set, for choosing settings
     image_size:int|None = None # edge that images are squashed to, pixels; None leaves them as they are
+    hide:list[str] = field(default_factory=list) # classes or groups to leave out of the training, with their images
 
 # %% ../../nbs/runs/recipe.ipynb #d14522af
 @dataclass

@@ -27,10 +27,13 @@ from ..metrics import multilabel_report
 from ..model.cprfl import CPRFL
 from ..model.names import NameClassifier, NamedModel
 from ..model.registry import MODELS
+from ..model.unseen import ExtendedModel
 from .build import Splits, build_model, build_names, build_names_backbone, check_logits
+from .portable import Portable
 from .recipe import Recipe, get_recipe
 from .registered import check_recorded, recorded
 from .stored import RunConfig, read_metrics, read_report
+from .unseen import add_classes
 from .usable import Usable
 from ..train.alignment import PurificationRecorder
 from ..train.callbacks import NonFiniteLoss
@@ -40,8 +43,8 @@ from ..train.loggers import build_loggers
 from ..train.trainer import Trainer, build_accelerator, predict
 
 # %% ../../nbs/runs/run.ipynb #3f295363
-class Run(Usable):
-    "A run's folder, opened: recipe, metrics, prompts, predictions, model; see also `Usable`"
+class Run(Usable, Portable):
+    "A run's folder, opened: recipe, metrics, prompts, predictions, model; see also `Usable` and `Portable`"
     def __init__(self,
         folder:str|Path # of the run
     ):
@@ -105,6 +108,13 @@ class Run(Usable):
         model = self._plain_model(which)
         return self._with_names(model).eval() if self.recipe.names else model
 
+    def add_classes(self,
+        names:Sequence, # of n new classes
+        **kw # see `add_classes`
+    ) -> ExtendedModel: # in eval mode
+        "The model with n more classes, whose classifiers come from their names"
+        return add_classes(self, names, **kw)
+
     def _with_names(self, model):
         with self._file('names.safetensors', 'it is not finished') as file: state = read_tensors(file)
         settings = self.recipe.name_settings
@@ -119,7 +129,9 @@ class Run(Usable):
         if which == 'auto': which = 'last' if self.recipe.train.select == 'last' else 'best'
         with self._file(f'{which}.safetensors', 'no epoch of a training has ended') as file: state = read_tensors(file)
         if broken := not_finite(state): raise ValueError(f'{file}: weights are not finite: {some(broken, 5)}')
-        without_backbone = self.recipe.frozen and not self.recipe.tune
+        shared = self.folder / 'backbone.safetensors' # of a run that came from others
+        if shared.is_file(): state |= read_tensors(shared)
+        without_backbone = self.recipe.frozen and not self.recipe.tune and not shared.is_file()
         model = build_model(self.recipe, self.classes, state.get('semantics'), load_weights=without_backbone)
         known = model.state_dict()
         if without_backbone: state |= {name: known[name] for name in known if name.startswith('backbone.')}
@@ -171,7 +183,7 @@ def _start_folder(path, recipe, data):
         recipe=asdict(recipe), classes=data.classes,
         groups={name: [int(i) for i in ids] for name, ids in data.train.groups.items()},
         class_counts=[int(n) for n in data.train.class_counts], num_train=len(data.train),
-        data=data_key(data.train), registered=recorded(recipe),
+        data=data_key(data.train), registered=recorded(recipe), all_classes=data.all_classes if recipe.hide else None,
         versions=dict(cprfl=__version__, torch=torch.__version__)))
 
 def _predictions(paths, logits, classes):
@@ -253,9 +265,9 @@ def _taken_over(run, path):
     accelerator = build_accelerator(run.recipe.train)
     return run.model().to(accelerator.device), accelerator, run.report['seconds']
 
-def _named(recipe, model, train, ask):
+def _named(recipe, model, train, all_classes, ask):
     "The trained model with its names, measured on the training images"
-    settings, names = recipe.name_settings, build_names(recipe, train.classes)
+    settings, names = recipe.name_settings, build_names(recipe, train.classes, all_classes)
     named = NamedModel(model, names, train.class_counts, settings.k, settings.per_image, build_names_backbone(recipe))
     named.to(next(model.parameters()).device)
     return named.standardise(ask(model, train), ask(named.by_name, train))
@@ -293,7 +305,7 @@ def run_recipe(
         data = Splits.read(recipe)
         if resume: _check_same_images(path, data)
         if progress and writes: data.announce(recipe)
-        model = build_model(recipe, data.classes, targets=data.train.targets)
+        model = build_model(recipe, data.classes, targets=data.train.targets, all_classes=data.all_classes)
         if recipe.model not in MODELS.kit: check_logits(model, recipe, len(data.classes))
         if writes: # a new folder is made now, so that it is not among the images
             owned.enter_context(owner)
@@ -306,7 +318,7 @@ def run_recipe(
         c = recipe.train
         ask = partial(predict, batch_size=2 * c.batch_size, accelerator=accelerator, num_workers=c.num_workers,
                       progress=progress)
-        named = _named(recipe, model, data.train, ask) if recipe.names else None
+        named = _named(recipe, model, data.train, data.all_classes, ask) if recipe.names else None
         if named and writes: write_tensors(path / 'names.safetensors', named.names_state())
         if data.test is not None:
             logits = _logits_of(beside, data.test) if beside else ask(model, data.test)
