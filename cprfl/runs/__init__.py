@@ -16,6 +16,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'registered': ['REGISTRIES', 'recorded', 'check_recorded', 'packed', 'unpack'],
     'build': ['read_test_file', 'Splits', 'load_data', 'build_model', 'build_names', 'build_names_backbone',
               'check_logits'],
+    'decided': ['held_out_images', 'held_out_logits', 'Decided', 'decision_words', 'figures_of', 'tested',
+                'measure_decisions'],
     'run': ['Run', 'find_runs', 'open_runs', 'read_runs', 'is_main', 'run_recipe', 'run_or_open'],
     'workers': ['GRACE', 'why_it_failed', 'serve', 'Worker', 'side_by_side'],
     'trials': ['slug', 'trial_key', 'Trials'],

@@ -28,6 +28,7 @@ from ..model.cprfl import CPRFL
 from ..model.names import NameClassifier, NamedModel
 from ..model.registry import MODELS
 from .build import Splits, build_model, build_names, build_names_backbone, check_logits
+from .decided import Decided
 from .recipe import Recipe
 from .registered import check_recorded, recorded
 from .stored import RunConfig, read_metrics, read_report
@@ -38,8 +39,8 @@ from ..train.config import MAY_CHANGE_ON_RESUME, choose_device
 from ..train.trainer import Trainer, build_accelerator, predict
 
 # %% ../../nbs/runs/run.ipynb #3f295363
-class Run:
-    "A run's folder, opened: recipe, metrics, prompts, predictions, model"
+class Run(Decided):
+    "A run's folder, opened: recipe, metrics, prompts, predictions, model; see also `Decided`"
     def __init__(self,
         folder:str|Path # of the run
     ):
@@ -322,7 +323,14 @@ def _fit(recipe, model, data, owner, callbacks, resume, progress):
     began = time.perf_counter()
     trainer = Trainer(model, data.train, valid, recipe.train, callbacks, owner, progress=progress).fit(resume)
     earlier = sum(row['seconds'] for row in trainer.history) - (time.perf_counter() - began)
+    if recipe.train.select == 'valid': _keep_validation(trainer, Path(owner))
     return trainer.evaluated, trainer.accelerator, max(0., earlier)
+
+def _keep_validation(trainer, path):
+    "The logits of the images that chose the epoch, for decisions"
+    logits, valid = trainer.predict(trainer.valid), trainer.valid
+    frame = _predictions(valid.paths, logits, valid.classes)
+    if is_main(): write_atomic(path / 'validation.parquet', frame.to_parquet)
 
 # %% ../../nbs/runs/run.ipynb #3eaf7d1b
 def _is_finished(run, recipe):
