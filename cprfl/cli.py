@@ -494,6 +494,8 @@ class TableOptions:
     format:str = 'text' # of what is printed: text, csv, markdown or latex
     no_run:bool = False # only make the tables, from the runs that are there
     list:bool = False # show the tables and their rows, and stop
+    source:Annotated[str, arg(name='from')] = '' # folder of tables that were made before, which are printed again
+    columns:str = '' # of what is printed, with commas between; all when left out
     plugin:str|None = None # FILE.py or module that registers models and rows of your own
 
     def __post_init__(self):
@@ -502,10 +504,12 @@ class TableOptions:
 
 SEARCHES = 'search', 'trials', 'names-search' # tables that choose settings, on held-out images
 
+def _split(names): return [name.strip() for name in names.split(',')] if names else []
+
 def _chosen_tables(o, tables):
     "Those that were asked for"
     names = list(tables)
-    if o.tables: chosen = o.tables.replace(' ', '').split(',')
+    if o.tables: chosen = _split(o.tables)
     elif o.list: chosen = names
     elif o.held_out: chosen = ['search']
     else: chosen = [name for name in names if name not in SEARCHES]
@@ -530,6 +534,17 @@ def _check_trials(trials, rows, chosen):
                      f'{some(missing, 3)}; make them with --tables trials --held-out 0.33 --seeds 1 '
                      f'--out {Path(trials.results).parent}')
 
+def _print_tables(o):
+    "Tables of a bundle, or of an earlier command, which need neither runs nor images"
+    from cprfl.runs.report import format_table, read_tables, unfinished
+    stored = read_tables(o.source)
+    chosen = _split(o.tables) or list(stored.tables)
+    for name in chosen:
+        check_choice('tables', name, stored.tables)
+        notes = [] if stored.tables[name].rules else unfinished(stored.tables[name], stored.results)
+        print(f'\n{stored.caption(name)}\n\n{format_table(stored.table(name), o.format, _split(o.columns), notes)}')
+    print(f'\ntables: {o.source}')
+
 def _list_tables(protocol, tables, rows):
     training = f'{protocol.recipe.train.epochs} epochs of {protocol.recipe.backbone}'
     print(f'protocol: {protocol.title}, {training}; another one: --protocol FILE\n')
@@ -547,6 +562,7 @@ def table(o:TableOptions):
     from cprfl.runs.report import FORMATS, write_results, write_tables
     from cprfl.runs.tables import all_rows, all_tables, get_protocol, run_many, seeded
     check_choice('format', o.format, FORMATS)
+    if o.source: return _print_tables(o)
     protocol = get_protocol(o.protocol)
     if o.held_out:
         title = f'{protocol.title}, {o.held_out:.0%} of the training images in place of the test set'
@@ -561,7 +577,7 @@ def table(o:TableOptions):
         kept = _keep_results(out, write_results)
         failed = {} if o.no_run else run_many(recipes, out, o.workers, o.cache, on_done=kept)
         for name, why in failed.items(): _complain(f'failed: {name}: {why}')
-        for text in write_tables(out, protocol, tables, o.format): print(f'\n{text}')
+        for text in write_tables(out, protocol, tables, o.format, _split(o.columns)): print(f'\n{text}')
     print(f'\nruns and tables: {out}')
     if failed: raise RuntimeError(f'{len(failed)} of the runs failed; the same command tries them again')
 
