@@ -348,8 +348,8 @@ def test_a_table_in_every_format(losses, name):
     assert '40.1 ± 0.1' in format_table(losses, name)
 
 
-def test_a_table_in_latex_has_the_best_in_bold(losses):
-    assert r'\textbf{40.1 $\pm$ 0.1}' in format_table(losses, 'latex')
+def test_a_table_in_latex_has_its_signs(losses):
+    assert r'40.1 $\pm$ 0.1' in format_table(losses, 'latex')
 
 
 @pytest.mark.parametrize('name', ['text', 'csv', 'markdown', 'latex'])
