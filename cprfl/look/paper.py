@@ -118,7 +118,7 @@ def bundle(
     results, classes = collect_runs(runs)
     rows = {key: (labels or {}).get(key, key) for key in dict.fromkeys(results['key'])}
     one = runs[0].recipe
-    images = one.benchmark or Path(one.train_file).name
+    images = one.benchmark or Path(str(one.train_file)).name
     folder.mkdir(parents=True, exist_ok=True)
     write_table_files(folder, images, dict(runs=Table('Runs', tuple((*row, '') for row in rows.items()))),
                       results, classes)

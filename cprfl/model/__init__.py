@@ -29,6 +29,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'names': ['imagenet_names', 'plain_name', 'last_layer', 'Vocabulary', 'read_vocabulary', 'pair_names',
               'own_outputs', 'NamePairs', 'name_pairs', 'ridge_map', 'NameClassifier', 'share_of_names', 'fuse', 'KS',
               'choose_k', 'ClassScale', 'NamedModel'],
+    'unseen': ['semantics_of', 'rows_of_vocabulary', 'new_semantics', 'attend_as_added', 'prompt_scores',
+               'ExtendedModel', 'check_new_names'],
     'released': ['load_released'],
     'registry': ['MODELS', 'register_model'],
 })
