@@ -623,7 +623,7 @@ def table(o:TableOptions):
 @dataclass
 class BenchOptions:
     "The options of `cprfl_bench`"
-    # some of train,operations,levers,head,features,eval,metrics,classes,data,sharing
+    # some of train,operations,levers,head,features,eval,metrics,classes,export,data,sharing
     what:Positional[Annotated[str, arg(metavar='WHAT')]]
     out:str = '' # folder for a CSV of each table; nothing is written when left out
     backbone:str = 'resnet50' # with random weights, which are as fast as trained ones

@@ -44,7 +44,7 @@ def _write_figures(folder, runs, labels, results):
     folder.mkdir(exist_ok=True)
     figures = _figures(runs, labels, results)
     for name, figure in figures.items():
-        save(figure, folder / name, columns=2 if name == 'training' else 1)
+        save(figure, folder / name, columns=2)
         plt.close(figure)
     return list(figures)
 
@@ -80,6 +80,7 @@ _PAGE = r"""\documentclass{article}
 \usepackage[T1]{fontenc}
 \usepackage[margin=2cm]{geometry}
 \usepackage{booktabs,graphicx}
+\setlength{\belowcaptionskip}{6pt}
 \begin{document}
 \begin{table}[h]\centering\small
 \caption{%(caption)s}
@@ -134,6 +135,9 @@ def _write_table(folder, stored, columns):
     table = stored.table('runs')
     short = list(table)[:list(table).index('seeds') + 1]
     notes = unfinished(stored.tables['runs'], stored.results)
+    if 'settings' in table:
+        own = (f'{name}: {settings}' for name, settings in table['settings'].items())
+        notes.append(f'Settings that differ: {"; ".join(own)}.')
     write_text(folder / 'runs.tex', format_table(table, 'latex', columns or short, notes))
     for kind, ending in dict(csv='csv', markdown='md').items():
         write_text(folder / f'runs.{ending}', format_table(table, kind) + '\n')
