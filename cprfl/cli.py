@@ -587,6 +587,8 @@ class TableOptions:
     format:str = 'text' # of what is printed: text, csv, markdown or latex
     no_run:bool = False # only make the tables, from the runs that are there
     list:bool = False # show the tables and their rows, and stop
+    source:Annotated[str, arg(name='from')] = '' # folder of tables that were made before, which are printed again
+    columns:str = '' # of what is printed, with commas between; all when left out
     plugin:str|None = None # FILE.py or module that registers models and rows of your own
 
     def __post_init__(self):
@@ -603,10 +605,12 @@ def _show_unseen(out, o):
     print('\nThe hidden classes, asked for by their names: mAP in percent, and its share of the supervised mAP\n')
     print(unseen_table(classes).round(1).to_string(index=False))
 
+def _split(names): return [name.strip() for name in names.split(',')] if names else []
+
 def _chosen_tables(o, tables):
     "Those that were asked for"
     names = list(tables)
-    if o.tables: chosen = o.tables.replace(' ', '').split(',')
+    if o.tables: chosen = _split(o.tables)
     elif o.list: chosen = names
     elif o.held_out: chosen = ['search']
     else: chosen = [name for name in names if name not in _WHEN_NAMED]
@@ -631,6 +635,17 @@ def _check_trials(trials, rows, chosen):
                      f'{some(missing, 3)}; make them with --tables trials --held-out 0.33 --seeds 1 '
                      f'--out {Path(trials.results).parent}')
 
+def _print_tables(o):
+    "Tables of a bundle, or of an earlier command, which need neither runs nor images"
+    from cprfl.runs.report import format_table, read_tables, unfinished
+    stored = read_tables(o.source)
+    chosen = _split(o.tables) or list(stored.tables)
+    for name in chosen:
+        check_choice('tables', name, stored.tables)
+        notes = [] if stored.tables[name].rules else unfinished(stored.tables[name], stored.results)
+        print(f'\n{stored.caption(name)}\n\n{format_table(stored.table(name), o.format, _split(o.columns), notes)}')
+    print(f'\ntables: {o.source}')
+
 def _list_tables(protocol, tables, rows):
     training = f'{protocol.recipe.train.epochs} epochs of {protocol.recipe.backbone}'
     print(f'protocol: {protocol.title}, {training}; another one: --protocol FILE\n')
@@ -648,6 +663,7 @@ def table(o:TableOptions):
     from cprfl.runs.report import FORMATS, write_results, write_tables
     from cprfl.runs.tables import all_rows, all_tables, get_protocol, run_many, seeded
     check_choice('format', o.format, FORMATS)
+    if o.source: return _print_tables(o)
     protocol = get_protocol(o.protocol)
     if o.held_out:
         title = f'{protocol.title}, {o.held_out:.0%} of the training images in place of the test set'
@@ -664,7 +680,7 @@ def table(o:TableOptions):
         failed = {} if o.no_run else run_many(whole, out, o.workers, o.cache, on_done=kept)
         if not o.no_run and hidden: failed |= run_many(hidden, out / 'hidden', o.workers, o.cache or out / 'cache')
         for name, why in failed.items(): _complain(f'failed: {name}: {why}')
-        for text in write_tables(out, protocol, tables, o.format): print(f'\n{text}')
+        for text in write_tables(out, protocol, tables, o.format, _split(o.columns)): print(f'\n{text}')
         if hidden: _show_unseen(out, o)
     print(f'\nruns and tables: {out}')
     if failed: raise RuntimeError(f'{len(failed)} of the runs failed; the same command tries them again')
@@ -673,7 +689,7 @@ def table(o:TableOptions):
 @dataclass
 class BenchOptions:
     "The options of `cprfl_bench`"
-    # some of train,operations,levers,head,features,eval,metrics,classes,data,sharing
+    # some of train,operations,levers,head,features,eval,metrics,classes,export,data,sharing
     what:Positional[Annotated[str, arg(metavar='WHAT')]]
     out:str = '' # folder for a CSV of each table; nothing is written when left out
     backbone:str = 'resnet50' # with random weights, which are as fast as trained ones

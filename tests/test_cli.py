@@ -178,6 +178,8 @@ def test_underscores_are_as_good_as_dashes(asked, given, where, value):
     ('evaluate', 'RUN --list --root --score-rule --batch-size --device'),
     ('predict', 'RUN IMAGE --k --device'),
     ('table', '--protocol --tables --held-out --seeds --out --cache --workers --format --no-run --list'),
+    ('table', '--from --columns'),
+    ('export', 'RUN FILE --which --batch'),
     ('bench', 'WHAT --out --backbone --size --classes --batch --d --heads --head-dim --ffn-dim --device --repeats')])
 def test_the_other_commands_have_their_options(shell, command, options):
     text = good(shell(getattr(cli, command), '--help'))

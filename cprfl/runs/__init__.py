@@ -12,7 +12,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'recipe': ['GLOBAL_HEAD', 'RECIPES', 'RunSettings', 'DataSettings', 'ModelSettings', 'NameSettings',
                'field_names', 'Recipe', 'get_recipe'],
-    'stored': ['RunConfig', 'read_report', 'check_numeric', 'read_frame', 'read_metrics'],
+    'stored': ['RunConfig', 'read_report', 'check_numeric', 'read_frame', 'read_metrics',
+               'without_paths'],
     'registered': ['REGISTRIES', 'recorded', 'check_recorded', 'packed', 'unpack'],
     'build': ['read_test_file', 'hidden_classes', 'Splits', 'load_data', 'build_model', 'build_names',
               'build_names_backbone', 'check_logits'],
@@ -33,7 +34,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'hub': ['model_card', 'write_shared', 'HubRun'],
     'export': ['OUTPUTS', 'TOLERANCE', 'ExportModel', 'describe_model', 'ModelFile', 'compare_exported',
                'export_model'],
-    'report': ['FORMATS', 'collect', 'intervals', 'stored_logits', 'rule_results', 'paper_results', 'make_table',
-               'caption', 'make_rule_table', 'format_table', 'compare_to', 'difference_table', 'write_results',
-               'write_tables', 'Results', 'read_tables', 'results_table', 'summarise', 'ensemble_report'],
+    'latex': ['chosen_columns', 'latex_table'],
+    'report': ['FORMATS', 'collect', 'collect_runs', 'intervals', 'stored_logits', 'rule_results', 'paper_results',
+               'make_table', 'caption', 'unfinished', 'make_rule_table', 'format_table', 'compare_to',
+               'difference_table', 'write_results', 'write_table_files', 'write_tables', 'Results', 'read_tables',
+               'results_table', 'summarise', 'ensemble_report'],
 })
