@@ -137,7 +137,7 @@ ACTIONS = (*FILES, 'button') # controls that call a method and hold no value
 
 class Fields:
     "A state that can be set, field by field, to what exists"
-    controls:tuple[tuple[str, str, str], ...] = () # (field, kind, label) of each control
+    controls:tuple = () # (field, kind, label) of each control
 
     def options(self, field:str): raise NotImplementedError
     def settle(self, changed:dict): "Hook: adjust other fields after a change; a ValueError refuses it"
