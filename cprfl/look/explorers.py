@@ -141,6 +141,7 @@ def draw_best(
         ax.barh(y + 0.58, max(score, 0.004), 0.24, edgecolor=INK, linewidth=0.6, **style)
         if without == without: ax.vlines(without, y + 0.42, y + 0.74, color=INK, linewidth=1.6) # no nan
 
+# %% ../../nbs/look/explorers.ipynb #67e62d0e
 def room_for_best(
     models:int, # that are shown
     k:int # labels of each
@@ -234,8 +235,9 @@ class PredictionExplorer(ImageExplorer):
         if field == 'category': return by_score(self.predictions.logits[self.model][self.image], self.labels)
         rare = visible(rare_group(self.predictions.groups))
         filters = {'all images': 'all', f'only {visible(self.model)} is right': 'fixed', f'a {rare} label': 'tail',
-                   'labels that no model finds': 'all_fail', 'with this category': 'category'}
-        return filters | self.own_filter()
+                   'labels that no model finds': 'all_fail'}
+        known = {'with this category': 'category'} if self.known else {}
+        return filters | known | self.own_filter()
 
     def order(self):
         if self.images == 'category': return np.flatnonzero(self.dataset.targets[:, self.category] > 0)
@@ -351,6 +353,7 @@ def frame(
         for colour, out, width in (('black', 1, 5), ('white', 0, 3)):
             draw.rectangle((x0 - out, y0 - out, x1 - 1 + out, y1 - 1 + out), outline=colour, width=width)
 
+# %% ../../nbs/look/explorers.ipynb #b804ceb6
 def room_for_maps(
     width:int # of the picture, pixels on the screen
 ) -> tuple: # pixels for the width and the height of one image

@@ -438,7 +438,8 @@ def test_names_stay_names(page, artefacts):
     own = cell(page, 'evil')
     options = own.locator('select').nth(1).inner_text() + unescape(own.inner_html())
     assert EVIL[0] in options
-    for i in (1, 2): changed(page, own, pick(page, own, 'Category', i))
+    now = own.locator('select').nth(1).evaluate('list => list.selectedIndex')
+    for i in {0, 1, 2} - {now}: changed(page, own, pick(page, own, 'Category', i))
     changed(page, own, own.get_by_text('Next ›').click)
     assert EVIL[2] in own.inner_text()
     assert '<b onclick=x>' in own.inner_text()
