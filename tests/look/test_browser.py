@@ -403,6 +403,17 @@ def test_a_click_on_an_error_shows_it_in_all_explorers(page, artefacts):
     snapshots(page, artefacts, other, 'errors_shared')
 
 
+def test_a_double_click_zooms(page):
+    pytest.importorskip('anywidget', reason='it hears clicks (pip install anywidget)')
+    shown = cell(page, 'errors').locator(PICTURE)
+    def width(): return shown.bounding_box()['width']
+    before = width()
+    shown.dblclick(position=dict(x=before - 30, y=60)) # beside the images
+    assert width() == pytest.approx(2 * before, rel=0.01)
+    shown.dblclick(position=dict(x=before - 30, y=60))
+    assert width() == before
+
+
 def test_no_explorer_needs_a_sideways_scroll_bar(page):
     wide = "c => [...c.querySelectorAll('*')].filter(e => e.scrollWidth > e.clientWidth + 1" \
            " && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX)).map(e => e.className)"
