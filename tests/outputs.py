@@ -1,13 +1,17 @@
 "Run notebooks and keep their outputs: `python tests/outputs.py nbs/index.ipynb ...`; of reference pages, the pictures"
 import os
+import re
 import sys
 from base64 import b64decode, b64encode
 from io import BytesIO
 from pathlib import Path
 
 import nbformat
+from bs4 import BeautifulSoup
 from nbclient import NotebookClient
 from PIL import Image, ImageChops, ImageStat
+
+from cprfl.text import markdown_text
 
 NEEDED = {'top3_photos.ipynb': 'CPRFL_PHOTO_RUNS'} # runs that are not made here: without them the page stays as it is
 WIDGET = 'application/vnd.jupyter.widget-view+json'
@@ -22,10 +26,47 @@ class Client(NotebookClient):
         return await super().async_execute_cell(cell, cell_index, **kw)
 
 
+def rows_of(part):
+    "Texts of the rows of a table; a cell over several rows is written in the first of them"
+    below = []
+    for row in part('tr'):
+        texts, cells = [], list(row(['th', 'td']))
+        while cells or any(below[len(texts):]):
+            column = len(texts)
+            below += [0] * (column + 1 - len(below))
+            if below[column]:
+                below[column] -= 1
+                texts.append('')
+            else:
+                cell = cells.pop(0)
+                below[column] = int(cell.get('rowspan', 1)) - 1
+                texts.append(markdown_text(cell.get_text(' ', strip=True)).replace(' ± ', '\u00a0±\u00a0'))
+        yield texts
+
+
+def heading(rows):
+    "One line of names: pandas writes the name of the index below those of the columns"
+    return [next(filter(None, names), '') for names in zip(*rows)]
+
+
+NUMBER = re.compile(r'([-+−]?[\d,.]+(e[-+]?\d+)?%?(\s±\s[\d.]+)?|nan|NaN|-)?')
+
+
+def markdown_table(html):
+    "A table of pandas as Markdown, numbers to the right"
+    table = BeautifulSoup(html, 'html.parser').table
+    names, rows = heading(rows_of(table.thead)), list(rows_of(table.tbody))
+    right = [all(map(NUMBER.fullmatch, column)) for column in zip(*rows)]
+    lines = [names, ['--:' if r else ':--' for r in right], *rows]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
 def presentable(outputs):
-    "Without progress bars, warnings and widgets; the picture of an explorer stays"
+    "Without progress bars, warnings and widgets; the picture of an explorer stays, a table is Markdown"
     for o in outputs:
         if 'image/png' in o.get('data', {}): o.data.pop(WIDGET, None)
+        if '<table' in o.get('data', {}).get('text/html', ''):
+            o.data = nbformat.from_dict({'text/markdown': markdown_table(o.data['text/html'])})
     return [o for o in outputs if o.get('name') != 'stderr' and WIDGET not in o.get('data', {})]
 
 

@@ -1,4 +1,5 @@
 "The site, without Quarto: pages, links, anchors, symbols, pictures and their words"
+import ast
 import configparser
 import dataclasses
 import inspect
@@ -15,8 +16,9 @@ import nbformat
 import pytest
 import yaml
 from fastcore.docments import docments
-from helpers import MODULES, NBS, ROOT, VARIADIC, copy_project, made_once, public_symbols
+from helpers import MODULES, NBS, REFERENCE, ROOT, VARIADIC, copy_project, made_once, public_symbols
 from helpers import NOTEBOOKS as PAGES
+from IPython.core.inputtransformer2 import TransformerManager
 from PIL import Image
 
 from cprfl._modidx import d as index
@@ -79,6 +81,11 @@ def test_every_page_is_processed(processed, record_property):
     print(f'\npages: {len(processed)}')
 
 
+def test_quarto_gets_the_other_files(site):
+    names = '404.qmd', HTML['include-before-body'], *HTML['filters'], HTML['css']
+    assert not [name for name in names if not (site / '_proc' / name).is_file()]
+
+
 def test_nbdev_warns_of_nothing(site): assert 'Warning' not in (site / 'stderr.txt').read_text()
 
 
@@ -106,18 +113,27 @@ def test_first_cells_lose_nothing(page):
 def sidebar(contents):
     for item in contents:
         if isinstance(item, str): yield item
-        else: yield from sidebar(item['contents'])
+        elif 'contents' in item: yield from sidebar(item['contents'])
+        else: yield item['href']
 
 
-CONTENTS = yaml.safe_load((NBS / 'sidebar.yml').read_text())['website']['sidebar']['contents']
+SIDEBARS = yaml.safe_load((NBS / 'sidebar.yml').read_text())['website']['sidebar']
 
 
-def test_the_sidebar_shows_every_page_once(): assert sorted(sidebar(CONTENTS)) == PAGES
+def test_the_sidebars_show_every_page_but_the_first_once():
+    listed = [page for bar in SIDEBARS for page in sidebar(bar['contents'])]
+    assert sorted([*listed, 'index.ipynb']) == PAGES
 
 
-def test_the_sidebar_has_a_section_for_each_kind_of_page():
-    sections = [item['section'] for item in CONTENTS if isinstance(item, dict)]
-    assert sections == ['Tutorials', 'Analyses', 'Explanation', 'Reference']
+def test_there_is_a_sidebar_for_each_kind_of_page():
+    assert [bar['title'] for bar in SIDEBARS] == ['Tutorials', 'Analyses', 'Explanation', 'Reference']
+    assert [bar['id'] for bar in SIDEBARS] == ['tutorials', 'analyses', 'explanation', 'reference']
+
+
+def test_the_navbar_leads_into_each_sidebar():
+    "Quarto marks the item whose page is in the sidebar that a page shows"
+    items = {item['text']: item['href'] for item in SITE['navbar']['left']}
+    assert not [bar['title'] for bar in SIDEBARS if items[bar['title']] not in sidebar(bar['contents'])]
 
 
 def test_nbdev_looks_for_the_site_where_quarto_writes_it():
@@ -132,6 +148,7 @@ def test_the_site_knows_its_repository():
 def test_quarto_finds_its_files():
     files = [SITE['favicon'], SITE['navbar']['logo'], HTML['css'], HTML['include-after-body'], *HTML['theme'].values()]
     files += [*QUARTO['project']['resources'], *QUARTO['metadata-files']]
+    files += [HTML['include-before-body'], *HTML['filters'], '404.qmd']
     files += [item['href'] for item in SITE['navbar']['left']]
     assert not [name for name in files if not (NBS / name).is_file()]
 
@@ -143,6 +160,27 @@ def test_a_shared_link_has_a_picture_with_words(kind):
 
 
 def test_equations_need_no_other_host(): assert HTML['html-math-method'] == 'mathml'
+
+
+def test_quarto_writes_nothing_but_html():
+    "A second format fails in Quarto 1.9, and 1.10 warns on it"
+    assert list(QUARTO['format']) == ['html']
+
+
+def test_pages_are_as_wide_as_code_of_100_characters():
+    widths = {name: int(width.removesuffix('px')) for name, width in HTML['grid'].items()}
+    assert widths['body-width'] >= 100 * 8.5
+    assert sum(widths.values()) <= 1320, 'a laptop has 1280 to 1440 px'
+
+
+def test_columns_are_as_wide_as_their_cells(): assert HTML['tbl-colwidths'] is False
+
+
+def test_the_logo_has_a_size():
+    assert re.search(r'<svg [^>]*width="32" height="32"', (NBS / SITE['navbar']['logo']).read_text())
+
+
+def test_a_reader_chooses_the_colour_scheme(): assert HTML['respect-user-color-scheme'] is True
 
 
 @pytest.mark.parametrize('name', [HTML['css'], *HTML['theme'].values()])
@@ -508,6 +546,91 @@ def test_headings_are_spelt_right():
     assert unknown == set(), 'a misspelling, or a word for RIGHT'
 
 
+# ---- what a page shows badly
+
+WIDEST = 100 # characters of code that fit beside two columns
+PROSE = [page for page in PAGES if page not in REFERENCE]
+LOADS = r'<(?:script|img|link|iframe|source)\b[^>]*\b(?:src|href)=["\']?(?:https?:)?//'
+OTHER_HOST = re.compile(rf'{LOADS}|!\[[^\]]*\]\(https?:')
+NESTED = re.compile(r'\[[^\[\]]*\[`[^`]*`\]\([^()]*\)[^\[\]]*\]\(')
+
+
+def code_shown(page):
+    "Lines of code that a reader sees: those of code cells, and of blocks in Markdown"
+    for cell in read(page).cells:
+        if re.search(r'^#\| *(echo: *false|hide|hide_input)\b', cell.source, re.M): continue
+        blocks = [cell.source] if cell.cell_type == 'code' else [found[0] for found in CODE_BLOCK.finditer(cell.source)]
+        yield from (line for block in blocks for line in block.splitlines() if not line.startswith('#|'))
+
+
+@pytest.mark.parametrize('page', PROSE)
+def test_code_fits_the_page(page): assert not [line for line in code_shown(page) if len(line) > WIDEST]
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_no_output_is_html(page):
+    "Quarto loads jQuery and RequireJS from another host for it: `make outputs` turns tables into Markdown"
+    outputs = [(cell.id, out) for cell in read(page).cells for out in cell.get('outputs', [])]
+    assert not [cell for cell, out in outputs if 'text/html' in out.get('data', {})]
+
+
+@pytest.mark.parametrize('text, finds', [
+    ('<script src="https://x.org/a.js">', True), ('<img alt="a" src=//x.org/a.png>', True),
+    ('![a](http://x.org/a.png)', True), ('<img src="a.png">', False), ('[a](https://x.org)', False),
+    ('<a href="https://x.org">', False)])
+def test_what_needs_another_host_is_found(text, finds): assert bool(OTHER_HOST.search(text)) is finds
+
+
+def test_pages_need_no_other_host(processed):
+    texts = [(page, text) for page, (_, nb) in processed.items() for text in cell_texts(nb)]
+    assert not [(page, found[0]) for page, text in texts if (found := OTHER_HOST.search(text))]
+
+
+@pytest.mark.parametrize('text, finds', [
+    ('[[`a`](b.html)](c.ipynb)', True), ('[see [`a`](b.html) there](c.ipynb)', True), ('[`a`](b.html)', False)])
+def test_a_link_in_a_link_is_found(text, finds): assert bool(NESTED.search(text)) is finds
+
+
+def test_no_link_is_inside_a_link(processed):
+    "nbdev makes links of symbols in backticks, also where they are the text of a link: write that without backticks"
+    texts = [(page, prose(text)) for page, (_, nb) in processed.items() for text in cell_texts(nb)]
+    assert not [(page, found[0]) for page, text in texts if (found := NESTED.search(text))]
+
+
+def test_signatures_name_no_module_of_a_notebook(processed):
+    texts = [(page, text) for page, (_, nb) in processed.items() for text in cell_texts(nb)]
+    assert not [page for page, text in texts if '__main__.' in text]
+
+
+def test_code_of_pages_is_whole(processed):
+    "No line of a cell is lost, such as the only one below an `if`"
+    shell = TransformerManager()
+    for page, (_, nb) in processed.items():
+        for cell in nb.cells:
+            if cell.cell_type == 'code' and not cell.source.startswith('%%'):
+                compile(shell.transform_cell(cell.source), page, 'exec', flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+def test_settings_are_a_table_of_fields(processed):
+    text = '\n'.join(cell_texts(processed['train/config.ipynb'][1]))
+    assert '| lr | float | `5e-05` | peak learning rate' in text
+
+
+def used_names():
+    "Names of arguments, fields and methods, which in backticks may be meant instead of a function of that name"
+    for name, thing in CALLABLES:
+        yield from (arg for arg, _, _ in arguments(thing))
+        yield from (method.rpartition('.')[2] for method, _ in methods(name, thing))
+
+
+def test_a_link_leads_to_what_is_meant(processed):
+    "A plain word that also names an argument, a field or a method is a link on its own page only"
+    ambiguous = {name for name in used_names() if name.islower() and '_' not in name}
+    found = [(page, *link) for page, (_, nb) in processed.items() for cell in nb.cells if cell.cell_type == 'markdown'
+             for link in re.findall(rf'\[`(\w+)`\]\({SITE_URL}/([\w/]+)\.html', cell.source)]
+    assert not [(page, name) for page, name, at in found if name in ambiguous and page != f'{at}.ipynb']
+
+
 # ---- workflow and make
 
 STEPS = yaml.safe_load((ROOT / '.github' / 'workflows' / 'ci.yml').read_text())['jobs']['docs']['steps']
@@ -520,8 +643,18 @@ def render():
     return step
 
 
-def test_the_workflow_installs_quarto():
-    assert [step for step in STEPS if 'quarto-actions/setup' in step.get('uses', '')]
+def test_the_workflow_installs_a_quarto_that_can_render_the_site():
+    [step] = [step for step in STEPS if 'quarto-actions/setup' in step.get('uses', '')]
+    assert step['with']['version'] == '1.10.18'
+
+
+def test_the_workflow_keeps_the_site_of_a_pull_request():
+    kept = [step['with']['path'] for step in STEPS if 'upload-artifact' in step.get('uses', '')]
+    assert '_docs' in kept
+
+
+def test_the_workflow_opens_the_site_in_a_browser():
+    assert [step for step in STEPS if 'tests/browse.py _docs' in step.get('run', '')]
 
 
 def test_the_workflow_ends_at_a_failure_in_a_pipe(render):

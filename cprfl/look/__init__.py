@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'prompts': ['prompt_drift', 'class_similarity', 'similarity_change', 'prompt_trajectories',
                 'neighbour_changes'],
     'attention': ['METHODS', 'patch_grid', 'upsample_maps', 'as_model', 'AttentionMaps',
-                  'gives_attention', 'attention_maps', 'grad_cam', 'explain_image', 'box_mask',
+                  'attention_maps', 'grad_cam', 'explain_image', 'box_mask',
                   'strongest_point', 'score_maps',
                   'pair_table', 'pointing_game', 'centre_map', 'pointing_baselines', 'pointing_summary'],
     'faithfulness': ['RANKINGS', 'HIDE', 'patch_attention', 'patch_gradcam', 'patch_alone', 'kept_counts', 'curve_area',
@@ -42,5 +42,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
                   'TELLING', 'by_score', 'PredictionExplorer', 'ModelMaps', 'overlay', 'frame', 'room_for_maps',
                   'patch_at', 'draw_attention', 'AttentionExplorer', 'draw_paths',
                   'draw_names', 'draw_neighbours', 'DriftExplorer'],
+    'living': ['chosen_images', 'write_page', 'explorer_page'],
+    'run_page': ['html_table', 'run_page'],
     'monitor': ['WatchedFolder', 'draw_alignment', 'draw_training', 'Follower', 'TrainingMonitor'],
 })

@@ -14,6 +14,7 @@ import textwrap
 from base64 import b64encode
 from functools import lru_cache
 from html import unescape
+from importlib import import_module
 from io import BytesIO
 from itertools import count
 from pathlib import Path
@@ -119,7 +120,7 @@ def write(
 
 def with_caption(
     png:bytes, # a picture
-    caption:str # HTML, as the `caption` of an explorer gives it
+    caption:str # HTML, as an explorer's caption gives it
 ) -> bytes:
     "A picture with its caption underneath, as PNG"
     picture, lines = Image.open(BytesIO(png)).convert('RGB'), []
@@ -227,6 +228,13 @@ class Explorer(Fields):
     def static(self) -> bytes:
         "The picture of this state with its caption, for pages where no widgets run"
         return with_caption(self.png(), self.caption())
+
+    def to_html(self,
+        file:str|Path, # .html
+        **kw # of `write_page`, such as `images=20`
+    ) -> list: # the files
+        "Write this explorer into a page that works without a kernel; see `explorer_page`"
+        return import_module('cprfl.look.living').explorer_page(self, file, **kw) # which knows all explorers
 
     def refresh(self):
         "Bring the widgets, if there are any, in line with the state"

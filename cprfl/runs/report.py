@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'collect', 'intervals', 'stored_logits', 'rule_results', 'paper_results', 'make_table', 'caption',
-           'make_rule_table', 'format_table', 'compare_to', 'write_results', 'write_tables', 'Results', 'read_tables',
-           'results_table', 'summarise', 'ensemble_report']
+           'make_rule_table', 'format_table', 'compare_to', 'difference_table', 'write_results', 'write_tables',
+           'Results', 'read_tables', 'results_table', 'summarise', 'ensemble_report']
 
 # %% ../../nbs/runs/report.ipynb #dccf1360
 import re
@@ -234,10 +234,21 @@ def _plain(table, as_text):
     shown = table.map(lambda cell: as_text(cell) if isinstance(cell, str) else cell)
     return shown.rename(index=as_text, columns=as_text)
 
+# a number, a mean with its deviation, an interval, or nothing
+_FIGURE = re.compile(r'([+-]?[\d.,]+( ± [\d.]+| to [+-]?[\d.]+)?|-)?')
+
+def _markdown(table):
+    "Figures to the right, and no line break around a ±"
+    columns = [table.index, *(table.iloc[:, i] for i in range(table.shape[1]))]
+    figures = [all(_FIGURE.fullmatch(str(cell)) for cell in column) for column in columns]
+    align = ['right' if right else 'left' for right in figures]
+    text = _plain(table, markdown_text).to_markdown(disable_numparse=True, colalign=align)
+    return text.replace(' ± ', '\u00a0±\u00a0')
+
 FORMATS = dict(
     text=lambda table: _plain(table, visible).to_string(),
     csv=lambda table: _plain(table, csv_text).to_csv(),
-    markdown=lambda table: _plain(table, markdown_text).to_markdown(disable_numparse=True),
+    markdown=_markdown,
     latex=lambda table: _plain(table, latex_text).to_latex(escape=False))
 _ENDINGS = dict(text='txt', csv='csv', markdown='md', latex='tex')
 
@@ -256,17 +267,44 @@ def _labels(table):
     for key, label, _ in table.rows: labels.setdefault(key, label)
     return labels
 
+def _pairs(table, results, reference):
+    "Label of each other row, and its differences to the reference"
+    labels = _labels(table)
+    frame = results.assign(method=results['key'].map(labels)).dropna(subset='method').set_index('method')
+    if labels.get(reference) not in frame.index: return []
+    others = [label for key, label in labels.items() if key != reference and label in frame.index]
+    return [(label, paired_seeds(frame, labels[reference], label)) for label in others]
+
 def compare_to(
     table:Table, # which rows
     results:pd.DataFrame, # as `collect` gives it
     reference:str='cprfl' # key of the row that the others are compared with
 ) -> list: # a sentence per row
     "How each row differs from the reference, by differences between runs of the same seed"
-    labels = _labels(table)
-    frame = results.assign(method=results['key'].map(labels)).dropna(subset='method').set_index('method')
-    if labels.get(reference) not in frame.index: return []
-    others = [label for key, label in labels.items() if key != reference and label in frame.index]
-    return [verdict(paired_seeds(frame, labels[reference], label)) for label in others]
+    return [verdict(pair) for _, pair in _pairs(table, results, reference)]
+
+_LEVEL = '95 % interval'
+
+def _difference_row(pair):
+    "Difference and interval of total and tail, and which of them is clear of 0"
+    row, clear = {}, []
+    for group in [name for name in ('total', 'tail') if name in pair.index]:
+        difference, low, high = pair.loc[group, ['difference', 'low', 'high']]
+        interval = '-' if np.isnan(low) else f'{low:+.1f} to {high:+.1f}'
+        row |= {group: f'{difference:+.1f}', f'{group}, {_LEVEL}': interval}
+        if low > 0 or high < 0: clear.append(group)
+    return row | {'clear of 0': ', '.join(clear) or 'none'}
+
+def difference_table(
+    table:Table, # which rows
+    results:pd.DataFrame, # as `collect` gives it
+    reference:str='cprfl' # key of the row that the others are compared with
+) -> pd.DataFrame: # a row per other method: reference minus method, in points of mAP
+    "What the reference is ahead by, with Student's intervals over seeds"
+    pairs = _pairs(table, results, reference)
+    heading = f'{_labels(table).get(reference, reference)} compared with'
+    rows = [{heading: label} | _difference_row(pair) for label, pair in pairs]
+    return pd.DataFrame(rows or {heading: []}).set_index(heading)
 
 # %% ../../nbs/runs/report.ipynb #74daa97e
 def _write_frame(file, frame): write_text(file, frame.map(csv_text).to_csv(index=False))
@@ -371,6 +409,13 @@ class Results:
     ) -> list: # a sentence per row
         "How each row differs from the reference"
         return compare_to(self.tables[name], self.results, reference)
+
+    def differences(self,
+        name:str, # of a table
+        reference:str='cprfl' # key of the row that the others are compared with
+    ) -> pd.DataFrame: # a row per other method
+        "What the reference is ahead by"
+        return difference_table(self.tables[name], self.results, reference)
 
 _TEXTS = dict(
     results=('key',), classes=('key', 'name', 'group'), intervals=('key', 'group'), rules=('key', 'rule'))

@@ -232,7 +232,7 @@ def build_loader(
 
 def states_to_resume(
     callbacks:list, # whose `Checkpoint`, if any, knows a folder
-    source:bool|str|Path|None # None, True or a file, see `fit`
+    source:bool|str|Path|None # None, True or a file, see Trainer.fit
 ) -> list: # of files, the best first
     "The saved states from which a training can go on"
     if not source: return []
@@ -484,7 +484,7 @@ class Trainer(Loop):
     def __init__(self, # noqa: PLR0913 - the parts of a training, each with its default
         model:torch.nn.Module, # images or features in, logits [B, C] out
         train:MultiLabelDataset, # training set, with `targets`, `class_counts`, `groups`
-        valid:MultiLabelDataset|None=None, # validation set; split off `train` if one is needed and left out
+        valid:MultiLabelDataset|None=None, # validation set; split off the training set if one is needed and left out
         config:TrainConfig|None=None, # settings
         callbacks:Sequence[Callback]=(), # in addition to the `default_callbacks`
         folder:str|os.PathLike|None=None, # the run's folder, or its `Owner`; None writes nothing

@@ -1,5 +1,8 @@
-"The icon, the social card and the first page's picture, drawn by the kit: `python nbs/assets/make_assets.py [RUN]`"
+"The icon, the card and the first page's pictures, drawn by the kit: `python nbs/assets/make_assets.py [RUN]`"
+import json
 import sys
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib
@@ -17,12 +20,13 @@ BARS = ( # height, colour
 
 
 def favicon():
-    "A long tail on a rounded square, 64 by 64"
+    "A long tail on a rounded square"
     bars = ''.join(
         f'<rect x="{11 + 11 * i}" y="{54 - h}" width="9" height="{h}" rx="1.5" fill="{colour}"/>'
         for i, (h, colour) in enumerate(BARS))
     square = f'<rect width="64" height="64" rx="13" fill="{NIGHT}"/>'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64">{square}{bars}</svg>\n'
+    size = 'width="32" height="32" viewBox="0 0 64 64"' # without a width, a navbar gives it none
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{square}{bars}</svg>\n'
 
 
 def rare_scenes(train, n):
@@ -65,13 +69,14 @@ def card(train):
 
 
 def find_image(test, scores):
-    "The first test image with a head, a medium and a tail category whose categories are the model's best guesses"
+    "The first test image with two or three categories, one frequent and one rare, that are the model's best guesses"
     group = {int(c): g for g, ids in test.groups.items() for c in ids}
     for i, target in enumerate(test.targets):
         there = np.flatnonzero(target).tolist()
         best = np.argsort(-scores[i])[:len(there)].tolist()
-        if {group[c] for c in there} == {'head', 'medium', 'tail'} and set(best) == set(there): return i, there
-    raise ValueError('no test image has a category of each group and all of them among the best guesses')
+        groups = {group[c] for c in there}
+        if {'head', 'tail'} <= groups and len(there) <= 3 and set(best) == set(there): return i, there
+    raise ValueError('no test image has a frequent and a rare category that are the best guesses')
 
 
 def questions(run):
@@ -87,13 +92,75 @@ def questions(run):
     image, size = test[i][0], tuple(test.image(i).shape[-2:])
     group = {int(c): g for g, ids in test.groups.items() for c in ids}
     maps = attention_maps(run.model(), image[None]).mean[0]
-    width = 1.9 * (len(there) + 1)
-    fig, axes = plt.subplots(1, len(there) + 1, figsize=(width, 2.12), dpi=140, layout='constrained', facecolor='white')
+    plt.rcParams['axes.titlesize'] = 11 # 13 pixels where the picture is 880 wide
+    fig, axes = plt.subplots(1, len(there) + 1, figsize=(9.5, 2.65), dpi=150, layout='constrained', facecolor='white')
     plot_map(image, None, axes[0], title='the image')
     for ax, c in zip(axes[1:], there):
         boxes = [box[1:] for box in test.boxes[i] if box[0] == c]
         plot_map(image, maps[c], ax, boxes, size, signed(test.classes[c], group[c]))
     return fig
+
+
+BARS_OF = { # folder or file of results -> row -> label
+    'results/demo.csv': {
+        'shapes-clip': 'zero-shot CLIP', 'shapes-erm': 'linear head', 'shapes-cprfl-random': 'CPRFL, random prompts',
+        'shapes-cprfl': 'CPRFL'},
+    'analysis/results/coco-mini/results.csv': {
+        'erm': 'linear head, BCE', 'asl': 'linear head, ASL', 'cprfl': 'CPRFL', 'global': 'CPRFL + global head'}}
+TITLES = 'Shapes-LT: drawings, the whole network learns', 'COCO-LT: photographs, the backbone is frozen'
+
+
+def bars():
+    "mAP by group, for shapes and for photographs, from the result files"
+    import matplotlib.pyplot as plt
+    import pandas as pd
+    fig, axes = plt.subplots(2, 1, figsize=(9.5, 5.6), dpi=150, layout='constrained', facecolor='white')
+    for ax, title, (file, rows) in zip(axes, TITLES, BARS_OF.items()):
+        frame = pd.read_csv(HERE.parent / file)
+        by_row = frame.groupby('method' if 'method' in frame else 'key')[['head', 'medium', 'tail']]
+        mean, std = by_row.mean().loc[list(rows)], by_row.std().loc[list(rows)]
+        for k, group in enumerate(mean):
+            at = np.arange(len(rows)) + 0.27 * (k - 1)
+            drawn = ax.bar(at, mean[group], 0.25, yerr=std[group], color=GROUP_COLOURS[group], label=group)
+            ax.bar_label(drawn, fmt='%.0f', fontsize=10.5, padding=2)
+        ax.set_xticks(range(len(rows)), rows.values(), fontsize=11)
+        ax.set_title(title, fontsize=12, loc='left')
+        ax.set_ylabel('mAP (%)', fontsize=11)
+        ax.spines[['top', 'right']].set_visible(False)
+        ax.margins(y=0.15)
+    axes[0].legend(frameon=False, fontsize=11, ncols=3, loc='upper left')
+    return fig
+
+
+CARDS = { # name -> page and cell whose picture it shows
+    'top3': ('analysis/top3_photos', None), 'drift': ('analysis/prompt_drift', '689cfcf9'),
+    'attention': ('analysis/attention', '20b3a9e9'), 'losses': ('analysis/losses', '17cf3e55'),
+    'classes': ('tutorials/first_training', 'c3b97622'), 'explorer': ('analysis/top3', 'd534fdfa')}
+
+
+def picture_of(page, cell):
+    "The picture that a cell of a page shows; of the first cell with one, if none is named"
+    for found in json.loads((HERE.parent / f'{page}.ipynb').read_text())['cells']:
+        for out in found.get('outputs', []):
+            kinds = [kind for kind in out.get('data', {}) if kind.startswith('image/')]
+            if kinds and cell in (None, found['id']):
+                return Image.open(BytesIO(b64decode(''.join(out['data'][kinds[0]])))).convert('RGB')
+    raise ValueError(f'{page}: no picture in cell {cell}')
+
+
+def thumbnail(page, cell, size=(480, 320)):
+    "The upper left of a page's picture, as wide as a card"
+    picture = picture_of(page, cell)
+    width = min(picture.width, max(picture.height * 3 // 2, 640))
+    part = picture.crop((0, 0, width, min(picture.height, width * 2 // 3)))
+    part.thumbnail(size)
+    sheet = Image.new('RGB', size, 'white')
+    sheet.paste(part, ((size[0] - part.width) // 2, (size[1] - part.height) // 2))
+    return sheet
+
+
+def save_thumbnail(picture, file):
+    picture.quantize(96, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
 def save(fig, file):
@@ -109,4 +176,6 @@ if __name__ == '__main__':
         from cprfl.runs import Run
         save(questions(Run(sys.argv[1])), HERE / 'questions.png')
     (HERE / 'favicon.svg').write_text(favicon())
+    save(bars(), HERE / 'bars.png')
+    for name, place in CARDS.items(): save_thumbnail(thumbnail(*place), HERE / f'card-{name}.png')
     save(card(shapes_lt('train')), HERE / 'card.png')

@@ -98,7 +98,7 @@ def workplace(chromium, tmp_path_factory):
     folder = tmp_path_factory.mktemp('lab')
     for name, epochs in (('clip', 1), ('erm', 1), ('cprfl', 3)):
         recipe = get_recipe(f'shapes-{name}')
-        recipe = recipe.with_(image_size=32, precision='fp32', batch_size=128, epochs=epochs, purity=0)
+        recipe = recipe.with_(image_size=32, precision='fp32', batch_size=128, epochs=epochs, alignment_images=0)
         run_recipe(recipe, folder / 'runs', progress=False)
     (folder / 'growing').mkdir()
     (folder / 'growing' / 'train_config.json').write_text(json.dumps(dict(epochs=5)))
