@@ -220,6 +220,10 @@ class PredictionExplorer(ImageExplorer):
         self._order = lru_cache(16)(lambda kind, model, k: telling_images(*data, kind, model, len(p.paths), k=k))
 
     @property
+    def _orders(self): # filter -> image indices, the most telling first
+        return {kind: self._order(kind, self.model, self.k) for kind in TELLING}
+
+    @property
     def run(self) -> str: return self.model
     @run.setter
     def run(self, name): self.model = name
