@@ -85,6 +85,7 @@ def _predictions(explorers, images):
     place = {i: j for j, i in enumerate(images)}
     filters = []
     for label, kind in explorer.options('images').items():
+        if kind == 'category': continue # the page has no list of categories to go with it
         order = explorer._orders.get(kind, images)
         filters.append(dict(label=label, images=[place[int(i)] for i in order if int(i) in place]))
     return dict(kind='predictions', k=explorer.k, filters=filters, images=[_image(explorer, i) for i in images],
