@@ -335,7 +335,7 @@ PAGE_URL = f'{SITE_URL}/model/cprfl.html'
 
 
 @pytest.mark.parametrize('link', [
-    'cprfl.ipynb', 'cprfl.ipynb#cprfl', '../index.ipynb#install', SITE_URL, f'{PAGE_URL}#cprfl',
+    'cprfl.ipynb', 'cprfl.ipynb#cprfl', '../index.ipynb#start', SITE_URL, f'{PAGE_URL}#cprfl',
     f'{BLOB}/cprfl/model/cprfl.py#L3'])
 def test_a_right_link_passes(judge, link): assert judge(link, 'nbs/model/vsi.ipynb') is None
 
