@@ -631,6 +631,26 @@ def test_a_link_leads_to_what_is_meant(processed):
     assert not [(page, name) for page, name, at in found if name in ambiguous and page != f'{at}.ipynb']
 
 
+# ---- tutorials elsewhere
+
+TUTORIALS = [page for page in PAGES if page.startswith('tutorials/')]
+
+
+@pytest.mark.parametrize('page', TUTORIALS)
+def test_a_tutorial_opens_elsewhere(page):
+    "Its second cell has buttons, each with the page's own address"
+    at = f'github.com/cprfl/cprfl/blob/main/nbs/{page}'
+    targets = [target for target in links(read(page).cells[1].source) if target.startswith('https:')]
+    colab = f'https://colab.research.google.com/{at.replace("github.com", "github")}'
+    assert targets == [colab, f'https://kaggle.com/kernels/welcome?src=https://{at}']
+
+
+@pytest.mark.parametrize('page', TUTORIALS)
+def test_a_tutorial_installs_what_it_needs(page):
+    code = [cell.source for cell in read(page).cells if cell.cell_type == 'code']
+    assert 'pip install' in code[0]
+
+
 # ---- workflow and make
 
 STEPS = yaml.safe_load((ROOT / '.github' / 'workflows' / 'ci.yml').read_text())['jobs']['docs']['steps']

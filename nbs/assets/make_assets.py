@@ -29,6 +29,13 @@ def favicon():
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{square}{bars}</svg>\n'
 
 
+def badge(words):
+    "A button of a page, which needs no other host"
+    style = f'fill="{PAPER}" font-family="sans-serif" font-size="12" text-anchor="middle"'
+    box = f'<rect width="140" height="24" rx="4" fill="{NIGHT}"/><text x="70" y="16" {style}>{words}</text>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" width="140" height="24" viewBox="0 0 140 24">{box}</svg>\n'
+
+
 def rare_scenes(train, n):
     "Indices of n different training scenes, each with a label of the medium or tail groups"
     ids = [*train.groups['tail'], *train.groups['medium']]
@@ -176,6 +183,7 @@ if __name__ == '__main__':
         from cprfl.runs import Run
         save(questions(Run(sys.argv[1])), HERE / 'questions.png')
     (HERE / 'favicon.svg').write_text(favicon())
+    for name in ('Colab', 'Kaggle'): (HERE / f'{name.lower()}.svg').write_text(badge(f'Open in {name}'))
     save(bars(), HERE / 'bars.png')
     for name, place in CARDS.items(): save_thumbnail(thumbnail(*place), HERE / f'card-{name}.png')
     save(card(shapes_lt('train')), HERE / 'card.png')
