@@ -269,7 +269,7 @@ def with_run(folder):
     from cprfl.runs.run import run_recipe
     head = dict(d=8, heads=2, head_dim=4, ffn_dim=8)
     recipe = get_recipe('shapes-cprfl').with_(
-        name='run', image_size=32, epochs=1, batch_size=500, model_args=head, purity=20, precision='fp32')
+        name='run', image_size=32, epochs=1, batch_size=500, model_args=head, alignment_images=20, precision='fp32')
     with redirect_stdout(io.StringIO()): run_recipe(recipe, folder, progress=False)
 
 

@@ -135,8 +135,12 @@ NEW_OPTIONS = [
     ('--warmup 0.3', 'train.warmup', 0.3), ('--sampler class_aware', 'train.sampler', 'class_aware'),
     ('--no-normalize', 'normalize', False), ('--loss-args gamma_neg=2', 'train.loss_args', dict(gamma_neg=2)),
     ('--model-args tau=1e-1', 'model_args.tau', 0.1), ('--backbone-args stage=2', 'backbone_args.stage', 2),
-    ('--pretrained', 'pretrained', True), ('--data-seed 3', 'data_seed', 3), ('--purity 0', 'purity', 0),
-    ('--template {}', 'template', '{}'), ('--recipe frozen-cprfl --no-frozen --views 1', 'frozen', False),
+    ('--pretrained', 'pretrained', True), ('--data-seed 3', 'data_seed', 3),
+    ('--alignment-images 7', 'alignment_images', 7), ('--purity 0', 'alignment_images', 0),
+    ('--train.epochs 3', 'train.epochs', 3),
+    ('--loss-args.gamma-neg 2', 'train.loss_args', dict(gamma_neg=2)),
+    ('--model-args.tau=1e-1', 'model_args.tau', 0.1), ('--template {}', 'template', '{}'),
+    ('--recipe frozen-cprfl --no-frozen --views 1', 'frozen', False),
     ('--benchmark voc-lt', 'benchmark', 'voc-lt')]
 
 
@@ -192,7 +196,17 @@ def test_a_setting_may_be_none(asked):
 
 def test_without_an_option_the_recipe_is_what_it_is(asked):
     quiet(cli.train, '--recipe', 'shapes-cprfl')
-    assert {k: v for k, v in asked.items() if k not in ('out', 'cache', 'resume')} == asdict(RECIPES['shapes-cprfl'])
+    keywords = 'out', 'cache', 'resume', 'callbacks'
+    assert {k: v for k, v in asked.items() if k not in keywords} == asdict(RECIPES['shapes-cprfl'])
+
+
+def test_loggers_are_callbacks(asked):
+    quiet(cli.train, '--log', 'csv,tensorboard')
+    assert [type(logger).__name__ for logger in asked['callbacks']] == ['CSVLogger', 'TensorBoardLogger']
+
+
+def test_an_unknown_logger_is_refused(shell):
+    assert 'expected one of csv, tensorboard, wandb' in bad(shell(cli.train, '--log', 'excel'))
 
 
 def test_a_list_alone_starts_from_frozen_cprfl(asked):
@@ -205,6 +219,27 @@ def test_a_recipe_from_a_file(asked, tmp_path):
     quiet(cli.train, '--recipe', tmp_path / 'mine.yaml', '--lr', 0.5)
     assert (asked['model'], asked['train']['epochs'], asked['train']['lr']) == ('erm', 7, 0.5)
     assert asked['train']['loss_args'] == dict(gamma=1)
+
+
+def test_a_file_names_settings_as_the_command_line_does(asked, tmp_path):
+    text = 'base: frozen-erm\nlist: photos.csv\ntest-list: more.csv\nalignment-images: 5\ntrain: {epochs: 4}\n'
+    (tmp_path / 'mine.yaml').write_text(text)
+    quiet(cli.train, '--recipe', tmp_path / 'mine.yaml')
+    assert (asked['train_file'], asked['test_file'], asked['alignment_images']) == ('photos.csv', 'more.csv', 5)
+    assert asked['train']['epochs'] == 4
+
+
+def test_a_setting_is_given_once_in_a_file(shell, tmp_path):
+    (tmp_path / 'mine.yaml').write_text('base: frozen-erm\nlist: a.csv\ntrain_file: b.csv\n')
+    assert 'train_file: is given twice' in bad(shell(cli.train, '--recipe', tmp_path / 'mine.yaml'))
+
+
+def test_every_setting_of_a_recipe_is_an_option(shell):
+    text = good(shell(cli.train, '--help'))
+    words = dict(train_file='list', test_file='test-list') | {'about': 'recipe', 'train': 'epochs'}
+    missing = [name for name in asdict(RECIPES['shapes-erm']) | asdict(RECIPES['shapes-erm'].train)
+               if f"--{words.get(name, name.replace('_', '-'))}" not in text and name not in words]
+    assert not missing
 
 
 def test_keywords_go_with_what_they_belong_to(asked, tmp_path):

@@ -17,7 +17,7 @@ from PIL import Image
 TABLES_ONLY = {f'analysis/{name}.ipynb' for name in (
     'losses', 'components', 'semantics', 'ablations', 'names', 'opponents', # they read results
     'faithfulness', 'top3_photos')} # and these have saved ones
-NEED_RUNS = ['analysis/top3.ipynb', 'analysis/attention.ipynb', 'analysis/prompt_drift.ipynb']
+NEED_RUNS = ['analysis/top3.ipynb', 'analysis/errors.ipynb', 'analysis/attention.ipynb', 'analysis/prompt_drift.ipynb']
 RUN = [name for name in NOTEBOOKS if not name.startswith('analysis/') or name in TABLES_ONLY]
 MOST = 150_000 # bytes of outputs that a reference page may keep
 
@@ -189,7 +189,8 @@ def small_runs(folder):
     from cprfl.runs.recipe import get_recipe
     from cprfl.runs.run import run_recipe
     for name in ('shapes-clip', 'shapes-erm', 'shapes-cprfl-random', 'shapes-cprfl'):
-        small = get_recipe(name).with_(name=f'{name}-s0', epochs=1, image_size=32, precision='fp32', purity=40)
+        small = get_recipe(name).with_(name=f'{name}-s0', epochs=1, image_size=32, precision='fp32',
+                                       alignment_images=40)
         run_recipe(small, folder, progress=False)
 
 
@@ -209,7 +210,8 @@ def plain_runs(folder):
     table.assign(path=names).to_csv(folder / 'all.csv', index=False)
     file, head = str(folder / 'all.csv'), dict(d=16, heads=2, head_dim=8, ffn_dim=16)
     recipe = Recipe(train_file=file, test_file=file, image_size=64, backbone='shapes', backbone_args=dict(stage=3),
-                    semantics='words', purity=0, train=TrainConfig(epochs=1, batch_size=6, select='last', device='cpu'))
+                    semantics='words', alignment_images=0,
+                    train=TrainConfig(epochs=1, batch_size=6, select='last', device='cpu'))
     for name in ('one', 'two'): run_recipe(recipe.with_(name=f'{name}-s0', model_args=head), folder, progress=False)
     run_recipe(recipe.with_(name='linear-s0', model='erm'), folder, progress=False)
 

@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 # %% ../../nbs/data/dataset.ipynb #323de5fb
 import numpy as np
@@ -106,6 +107,20 @@ class MultiLabelDataset(Dataset):
             old = getattr(self, name)
             if hasattr(old, 'shape'): setattr(new, name, old[keep])
             elif old is not None: setattr(new, name, [old[i] for i in keep])
+        return new
+
+    def without(self,
+        hidden:Sequence, # class indices
+    ):
+        "The same images without some classes; the others keep their groups"
+        new:Any = copy.copy(self)
+        left = np.setdiff1d(np.arange(len(self.classes)), np.asarray(hidden, int))
+        new.targets, new.classes = self.targets[:, left], [self.classes[c] for c in left]
+        place = {int(old): i for i, old in enumerate(left)}
+        def of_left(indices): return np.array([place[int(c)] for c in indices if int(c) in place], int)
+        new.groups = {name: of_left(members) for name, members in self.groups.items()}
+        if boxes := getattr(self, 'boxes', None):
+            new.boxes = [[(place[c], *box) for c, *box in of_image if c in place] for of_image in boxes]
         return new
 
     def __repr__(self):

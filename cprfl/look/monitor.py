@@ -99,7 +99,7 @@ def draw_alignment(
         ax.plot(mean.index, mean, color=styles[g].colour, label=legend_text(g))
     ax.set(xlabel='epoch', ylabel='alignment (AUC) on test images')
     tidy(ax)
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(loc='upper left', bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
 
 def draw_training(
     watched:WatchedFolder, # what to draw

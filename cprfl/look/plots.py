@@ -95,14 +95,19 @@ def _training_curves(axes, name, metrics, style, validated):
     for g in in_order(groups, with_total=True):
         label = legend_text(' '.join(filter(None, (name, g))))
         axes[1].plot(metrics['epoch'], 100 * metrics[g], style, color=styles[g].colour, label=label)
+    if 'total' not in metrics or metrics['total'].isna().all(): return
+    best = metrics.loc[metrics['total'].idxmax()]
+    label = legend_text(' '.join(filter(None, (name, f"best: epoch {best['epoch']:.0f}"))))
+    ring = dict(s=70, facecolors='none', edgecolors=INK, linewidths=1.6, zorder=4)
+    axes[1].scatter(best['epoch'], 100 * best['total'], label=label, **ring)
 
 def plot_training(
     metrics:pd.DataFrame|dict, # `Run.metrics`; or a dict of name -> metrics to compare
     axes:Any=None # two matplotlib axes
 ):
-    "Loss, and validation mAP (if nothing was validated: the learning rate), by epoch"
+    "Loss, and validation mAP (if nothing was validated: the learning rate), by epoch; a ring marks the best epoch"
     runs = metrics if isinstance(metrics, dict) else {'': metrics}
-    fig, axes = new_axes(axes, (8.5, 3.2), ncols=2)
+    fig, axes = new_axes(axes, (9.5, 3.2), ncols=2)
     validated = any('total' in m for m in runs.values())
     for (name, m), style in zip(runs.items(), ('-', '--', ':', '-.') * 9):
         _training_curves(axes, name, m, style, validated)
@@ -111,8 +116,8 @@ def plot_training(
     for ax in axes:
         tidy(ax)
         ax.xaxis.get_major_locator().set_params(integer=True)
-    if isinstance(metrics, dict): legend_above(axes[0], len(runs))
-    if validated: legend_above(axes[1], len(runs) if len(runs) > 1 else 4)
+    beside = dict(loc='upper left', bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
+    if validated or isinstance(metrics, dict): axes[1].legend(**beside) # the lines at the left are of the same runs
     return fig, axes
 
 # %% ../../nbs/look/plots.ipynb #901f857e

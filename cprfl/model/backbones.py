@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'BACKBONES', 'to_patches', 'load_state', 'load_strictly', 'Backbone', 'PatchModel',
-           'backbone_and_width', 'plain_model', 'preferred_memory_format', 'JointTower', 'TunedBackbone',
-           'register_backbone', 'build_backbone']
+           'backbone_and_width', 'plain_model', 'gives_attention', 'preferred_memory_format', 'JointTower',
+           'TunedBackbone', 'register_backbone', 'build_backbone']
 
 # %% ../../nbs/model/backbones.ipynb #d1246047
 import re
@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -179,6 +180,14 @@ def plain_model(
     for name in ('_orig_mod', 'module'):
         if isinstance(inner := getattr(model, name, None), nn.Module): return plain_model(inner)
     return model
+
+# %% ../../nbs/model/backbones.ipynb #d5889472
+def gives_attention(
+    model:nn.Module # of this kit, or your own
+) -> bool:
+    "Whether a model takes `return_attention`, and then also gives [B, heads, C, v]"
+    calls = getattr(model, 'from_features', model.forward), model.forward
+    return any('return_attention' in signature(call).parameters for call in calls)
 
 # %% ../../nbs/model/backbones.ipynb #b1ea4360
 def preferred_memory_format(

@@ -93,9 +93,11 @@ class CPRFL(_CPRFLParts):
     @property
     def num_classes(self): return len(self.semantics)
 
-    def prompts(self) -> torch.Tensor: # [C, d]
+    def prompts(self,
+        semantics:torch.Tensor|None=None # [n, m] of other names; None: W, those of the C categories
+    ) -> torch.Tensor: # [n, d], or [C, d]
         "The category prompts P as they are now (eq. 2)"
-        W, *names = self.semantics.split(self.columns, 1)
+        W, *names = (self.semantics if semantics is None else semantics).split(self.columns, 1)
         if not names: return self.pi(W)
         return self.pi(W) + self.prior_length * F.normalize(F.linear(names[0], self.fc.weight), dim=1)
 

@@ -109,5 +109,5 @@ class QueryDecoder(PatchModel):
     def from_features(self,
         features:torch.Tensor # [B, v, D] patch features
     ) -> torch.Tensor: # [B, C]
-        start = self.start_queries().expand(len(features), -1, -1)
+        start = self.start_queries().expand(features.shape[0], -1, -1)
         return self.answers(self.decoder(start, self.fc(features)))

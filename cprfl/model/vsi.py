@@ -16,7 +16,7 @@ from ..checks import check_choice, check_range
 def _project(weight, z, shared):
     "Linear map of the tokens z [B, n, d] and of the shared ones [s, d]: [B, n + s, out]"
     if shared is None: return F.linear(z, weight)
-    rest = F.linear(shared, weight).expand(len(z), -1, -1)
+    rest = F.linear(shared, weight).expand(z.shape[0], -1, -1)
     return torch.cat([F.linear(z, weight), rest], 1) if z.shape[1] else rest
 
 # %% ../../nbs/model/vsi.ipynb #3a1f0007
@@ -73,7 +73,7 @@ class PromptAttention(nn.Module):
 # %% ../../nbs/model/vsi.ipynb #b6a62a3e
 def _tokens(z, shared):
     "All tokens [B, n + s, d]"
-    return z if shared is None else torch.cat([z, shared.to(z.dtype).expand(len(z), -1, -1)], 1)
+    return z if shared is None else torch.cat([z, shared.to(z.dtype).expand(z.shape[0], -1, -1)], 1)
 
 class VSILayer(nn.Module):
     "Pre-norm encoder layer FFN(LN(Attention(LN(z)))), by default without residual connections"

@@ -19,7 +19,7 @@ from pandas.api.types import is_numeric_dtype
 from .. import __version__
 from ..checks import brief, check_range, check_type, some
 from ..files import csv_frame, reading
-from .recipe import Recipe
+from .recipe import Recipe, field_names
 from .registered import check_recorded
 from ..settings import check_keys, from_dict, read_json
 
@@ -57,6 +57,7 @@ class RunConfig:
     num_train:int # training images
     registered:dict # what is not of the kit, see `recorded`
     data:str|None = None # fingerprint of the training images, see `data_key`; older files have none
+    all_classes:list|None = None # C names and the hidden ones, in the order of files; None: nothing is hidden
 
     @classmethod
     def read(cls,
@@ -77,7 +78,10 @@ class RunConfig:
         if len(counts) != C: raise ValueError(f'class_counts: expected {C} of them, got {len(counts)}')
         check_recorded(registered := config.get('registered', {}), ('model', 'loss'))
         data = check_type('data', config.get('data'), str|None)
-        return cls(from_dict(Recipe, config['recipe'], 'recipe'), classes, groups, counts, num_train, registered, data)
+        all_classes = config.get('all_classes')
+        if all_classes is not None: all_classes = _check_classes('all_classes', all_classes)
+        recipe = from_dict(Recipe, field_names(check_keys('recipe', config['recipe'])), 'recipe')
+        return cls(recipe, classes, groups, counts, num_train, registered, data, all_classes)
 
 # %% ../../nbs/runs/stored.ipynb #7cd85dc3
 _IN_REPORT = 'total', 'ap', 'num_test', 'seconds'

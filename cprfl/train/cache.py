@@ -135,7 +135,7 @@ def _check_finite(values, batch, paths):
 
 # %% ../../nbs/train/cache.ipynb #ca5e0004
 def _fill(rows, missing, compute, dataset, batch_size, num_workers, bar):
-    "Write the rows [views, N] that are missing; `compute` starts on images, a view and the number of the batch, and returns a function for each part"
+    "Write the rows [views, N] that are missing; `compute` takes images, a view and the number of the batch"
     starts = range(0, len(dataset), batch_size)
     batches = [range(start, min(start + batch_size, len(dataset))) for start in starts]
     todo = [batch for batch in batches if missing[:, batch].any()]

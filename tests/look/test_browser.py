@@ -29,6 +29,8 @@ CELLS = dict(
         import numpy as np, torch
         from cprfl.runs.build import load_data
         from cprfl.runs.run import Run
+        from cprfl.look.errors import ErrorExplorer
+        from cprfl.look.explorer import Selection
         from cprfl.look.explorers import AttentionExplorer, DriftExplorer, PredictionExplorer
         from cprfl.look.monitor import TrainingMonitor
         from cprfl.model.cprfl import CPRFL
@@ -38,6 +40,16 @@ CELLS = dict(
     predictions="PredictionExplorer({'ResNet-50': runs['erm'], 'CLIP': runs['clip'], 'CPRFL': runs['cprfl']})",
     attention="attention = AttentionExplorer(runs['cprfl'], test)\nattention",
     drift="DriftExplorer(runs['cprfl'])",
+    errors="""
+        logits = 6. * test.targets - 3
+        taken = (test.targets[:, 3] > 0) & (test.targets[:, 5] == 0)
+        logits[taken, 3], logits[taken, 5] = -3, 3
+        confused = runs['cprfl'].predictions.copy()
+        confused[test.classes] = logits
+        errors = ErrorExplorer({'confused': confused, 'CPRFL': runs['cprfl']}, test)
+        shared = Selection(errors, AttentionExplorer(runs['cprfl'], test))
+        errors""",
+    errors_shared='shared.explorers[1]',
     monitor="TrainingMonitor('growing', every=0.3)",
     evil=f"""
         evil = {EVIL!r}
@@ -74,7 +86,7 @@ def workplace(chromium, tmp_path_factory):
     folder = tmp_path_factory.mktemp('lab')
     for name, epochs in (('clip', 1), ('erm', 1), ('cprfl', 3)):
         recipe = get_recipe(f'shapes-{name}')
-        recipe = recipe.with_(image_size=32, precision='fp32', batch_size=128, epochs=epochs, purity=0)
+        recipe = recipe.with_(image_size=32, precision='fp32', batch_size=128, epochs=epochs, alignment_images=0)
         run_recipe(recipe, folder / 'runs', progress=False)
     (folder / 'growing').mkdir()
     (folder / 'growing' / 'train_config.json').write_text(json.dumps(dict(epochs=5)))
@@ -236,7 +248,7 @@ def test_predictions(page, artefacts):
 
 def test_predictions_with_the_keyboard_alone(page):
     own = cell(page, 'predictions')
-    show, number = own.locator('select'), own.locator('input[type=number]')
+    show, number = own.locator('select').first, own.locator('input[type=number]')
     show.focus()
     page.keyboard.press('Home') # the first filter: all images
     own.get_by_text('of 1000)').wait_for()
@@ -341,6 +353,36 @@ def test_drift(page, artefacts):
     changed(page, own, pick(page, own, 'Category', 12), 'with the category the picture')
     changed(page, own, own.get_by_text('Without their mean').click, 'without the mean the picture')
     snapshots(page, artefacts, own, 'drift')
+
+
+def test_the_worst_pair_is_found_in_three_clicks(page, artefacts):
+    own = cell(page, 'errors')
+    changed(page, own, pick(page, own, 'Model', 'confused'), 'with the model the picture') # two clicks: list, entry
+    changed(page, own, own.get_by_role('button', name='Worst pair').click, 'with the pair the picture') # the third
+    assert 'yellow star ● is taken for blue triangle ●' in own.inner_text()
+    snapshots(page, artefacts, own, 'errors')
+
+
+def test_a_click_on_an_error_shows_it_in_all_explorers(page, artefacts):
+    pytest.importorskip('anywidget', reason='it hears clicks (pip install anywidget)')
+    own, other = cell(page, 'errors'), cell(page, 'errors_shared')
+    shown = own.locator(PICTURE)
+    third = shown.bounding_box()['width'] / 900 * (2 * 128 + 40)
+    changed(page, other, lambda: shown.click(position=dict(x=third, y=40)))
+    name = own.locator('b').first.inner_text()
+    assert name in other.inner_text()
+    changed(page, other, lambda: page.keyboard.press('ArrowRight')) # no button has the focus
+    assert name not in other.inner_text()
+    snapshots(page, artefacts, other, 'errors_shared')
+
+
+def test_no_explorer_needs_a_sideways_scroll_bar(page):
+    wide = "c => [...c.querySelectorAll('*')].filter(e => e.scrollWidth > e.clientWidth + 1" \
+           " && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX)).map(e => e.className)"
+    for width in (1280, 1920):
+        page.set_viewport_size(dict(width=width, height=1000))
+        for name in ('predictions', 'attention', 'drift', 'errors'):
+            assert not cell(page, name).locator('.jp-OutputArea').evaluate(wide), (name, width)
 
 
 def test_the_monitor_follows_a_folder(page, workplace, artefacts):

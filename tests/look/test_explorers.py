@@ -233,7 +233,8 @@ def test_filters_are_those_of_the_analysis(dataset, tables):
         walked = [explorer.image] + [explorer.step().image for _ in want[1:]]
         assert walked == want.tolist()
         assert explorer.step().image == want[0], 'after the last comes the first'
-    assert explorer.set(images='all').state() == dict(images='all', image=want[0])
+    assert explorer.set(images='all').images == 'all'
+    assert explorer.image == want[0]
 
 
 def test_an_image_that_the_filter_hides_can_be_asked_for(dataset, tables):
@@ -391,7 +392,7 @@ def test_filter_by_category(dataset, small):
     assert explorer.image == 3
     assert explorer.set(category=2).image == 2
     assert explorer.set(image=0).images == 'all'
-    assert [label.endswith('✓') for label in explorer.options('category')] == [True, False, False, False]
+    assert [c for label, c in explorer.options('category').items() if label.endswith('✓')] == [0]
 
 
 def test_models_without_attention(dataset):

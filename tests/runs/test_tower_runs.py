@@ -22,7 +22,7 @@ def recipe(tmp_path_factory):
             pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f'{name[0]}{i}.png')
     return get_recipe('shapes-patches').with_(
-        benchmark=None, train_file=str(folder), held_out=0.3, image_size=64, purity=0, epochs=1, batch_size=4,
+        benchmark=None, train_file=str(folder), held_out=0.3, image_size=64, alignment_images=0, epochs=1, batch_size=4,
         precision='fp32', device='cpu')
 
 

@@ -50,7 +50,7 @@ def recipe_of(kind, images):
     settings = dict(
         name='run', benchmark=None, train_file=str(images / 'list.csv'), test_file=str(images / 'list.csv'),
         backbone='timm:resnet10t', backbone_args=dict(channels=(4, 4, 8, 8)), pretrained=False, image_size=32,
-        semantics='random:8', model_args=dict(d=16, heads=2, head_dim=8, ffn_dim=16, dropout=0.2), purity=4)
+        semantics='random:8', model_args=dict(d=16, heads=2, head_dim=8, ffn_dim=16, dropout=0.2), alignment_images=4)
     return Recipe(**settings, train=learns).with_(**KINDS[kind])
 
 

@@ -39,6 +39,16 @@ def backbone(seed=0, **kw):
     return build_backbone('resnet10t', channels=(8, 8, 16, 16), **kw).eval()
 
 
+@pytest.fixture(autouse=True)
+def whole_batches(monkeypatch):
+    "A batch is one part on every machine, so that calls can be counted"
+    monkeypatch.setattr('cprfl.train.cache._PART', 64)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def head(backbone=None, **kw):
     return CPRFL(backbone, torch.randn(20, 8), d=16, heads=2, head_dim=8, ffn_dim=16, **kw)
 
@@ -172,6 +182,17 @@ def test_threads_share_a_batch_and_change_nothing(images, tmp_path, three_thread
     assert sorted(net.calls) == sorted([6, 6, 4, 6, 6, 4, 3, 3, 2] * 2)
     torch.set_num_threads(1)
     assert np.allclose(three.features, cache(images, tmp_path / 'one', views=2).features, rtol=2e-3, atol=1e-4)
+
+
+def test_a_batch_is_written_in_parts(images, tmp_path, monkeypatch):
+    whole = cache(images, tmp_path / 'whole', backbone())
+    monkeypatch.setattr('cprfl.train.cache._PART', 8)
+    with pytest.raises(Cut): cache(images, tmp_path / 'parts', net := counting(backbone(), 3))
+    assert net.calls == [8, 8, 8]
+    net = counting(backbone())
+    parts = cache(images, tmp_path / 'parts', net)
+    assert net.calls == [8, 8, 8] # a batch of which a part is missing, and the last one
+    assert np.allclose(whole.features, parts.features, rtol=2e-3, atol=1e-4)
 
 
 # ---- computed once

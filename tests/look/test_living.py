@@ -1,0 +1,286 @@
+"Pages that work without a kernel, driven in a headless Chromium from a file"
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from cprfl.data.dataset import ArrayDataset
+from cprfl.data.shapes import shapes_lt
+from cprfl.look.explorers import AttentionExplorer, DriftExplorer, PredictionExplorer
+from cprfl.look.living import chosen_images, write_page
+from cprfl.model.cprfl import CPRFL
+
+CHROMIUM = os.environ.get('CPRFL_CHROMIUM') or shutil.which('chromium') or shutil.which('chromium-browser')
+EVIL = ['</script><script>window.broken=1</script>', '<img src=x onerror=window.broken=1>', '$\\frac{1}$ & co']
+
+
+class Prompts:
+    "What the drift explorer needs of a run"
+    def __init__(self, dataset, epochs=4):
+        torch.manual_seed(0)
+        steps = torch.randn(epochs, len(dataset.classes), 8).cumsum(0)
+        self.prompts = dict(enumerate(steps))
+        self.classes, self.groups = dataset.classes, dataset.groups
+
+
+def table(dataset, seed):
+    scores = np.random.default_rng(seed).normal(size=dataset.targets.shape)
+    frame = pd.DataFrame(scores, columns=list(dataset.classes))
+    frame.insert(0, 'path', dataset.paths)
+    return frame
+
+
+def attending(dataset):
+    torch.manual_seed(0)
+    model = CPRFL('resnet18', torch.randn(len(dataset.classes), 8), d=16, heads=2, head_dim=8, ffn_dim=16)
+    return AttentionExplorer(model.eval(), dataset)
+
+
+def parts(dataset):
+    runs = {name: table(dataset, seed) for seed, name in enumerate(('ResNet-50', 'CPRFL'))}
+    attention = attending(dataset)
+    return {'Best': PredictionExplorer(runs, dataset), 'Maps': {'one': attention, 'two': attention},
+            'Drift': {'first': DriftExplorer(Prompts(dataset)), 'second': DriftExplorer(Prompts(dataset, 6))}}
+
+
+def numbers(file):
+    text = file.read_text('utf-8')
+    return json.loads(text.split('id="numbers">')[1].split('</script>')[0])['parts']
+
+
+@pytest.fixture(scope='module')
+def shapes(): return shapes_lt('test').subset(range(24))
+
+
+@pytest.fixture(scope='module')
+def file(shapes, tmp_path_factory):
+    [file] = write_page(tmp_path_factory.mktemp('page') / 'page.html', parts(shapes), 'Shapes', images=6)
+    return file
+
+
+# ---- what the file holds
+
+def test_maps_are_stored_to_a_255th_of_the_largest(shapes, file):
+    import base64
+    data = numbers(file)[1]
+    explorer, stored = attending(shapes), data['images'][0]['models'][0]
+    i = list(shapes.paths).index(data['images'][0]['name'])
+    heads = explorer.maps.attention(i).heads[0][:, stored['categories']].numpy()
+    read = np.frombuffer(base64.b64decode(stored['attention']), np.uint8).reshape(heads.shape)
+    largest = np.array(stored['max'])[:, None, None]
+    assert np.abs(read / 255 * largest - heads).max() <= 0.51 * largest.max() / 255
+
+
+def test_scores_are_those_of_the_explorer(shapes, file):
+    data = numbers(file)[0]
+    explorer = PredictionExplorer({'CPRFL': table(shapes, 1)}, shapes)
+    image = data['images'][2]['name']
+    explorer.set(image=list(shapes.paths).index(image))
+    best = explorer.table().iloc[0]
+    stored = data['models'][1]['scores'][2]
+    assert data['classes'][int(np.argmax(stored))] == best['class']
+    assert max(stored) == pytest.approx(best['score'], abs=1e-4)
+
+
+def test_many_images_go_to_several_pages(shapes, tmp_path):
+    explorer = PredictionExplorer({'CPRFL': table(shapes, 1)}, shapes)
+    files = write_page(tmp_path / 'p.html', {'': explorer}, images=5, per_page=2)
+    assert [file.name for file in files] == ['p.html', 'p-2.html', 'p-3.html']
+    assert [len(numbers(file)[0]['images']) for file in files] == [2, 2, 1]
+    assert 'href="p-3.html"' in files[0].read_text('utf-8')
+
+
+def test_photographs_of_80_classes_stay_under_5_mb(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 14, 14, 3), dtype=np.uint8)
+    large = [np.asarray(Image.fromarray(image).resize((224, 224))) for image in images]
+    targets = np.eye(20, 80, dtype=np.int8)
+    photos = ArrayDataset(np.stack(large), targets, [f'class {c}' for c in range(80)])
+    [file] = write_page(tmp_path / 'p.html', {'': attending(photos)}, gradcam=False)
+    assert file.stat().st_size < 5_000_000
+
+
+def test_each_filter_has_images(shapes):
+    explorer = PredictionExplorer({name: table(shapes, seed) for seed, name in enumerate('ab')}, shapes)
+    chosen = chosen_images(explorer, 6)
+    assert len(chosen) == 6
+    for order in explorer._orders.values(): assert set(chosen) & set(order.tolist())
+
+
+def test_other_things_are_refused(tmp_path):
+    with pytest.raises(ValueError, match='expected a PredictionExplorer'):
+        write_page(tmp_path / 'p.html', {'': Prompts(shapes_lt('test').subset([0]))})
+    assert not list(tmp_path.iterdir())
+
+
+# ---- in a browser
+
+@pytest.fixture(scope='module')
+def browser():
+    sync_api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed (pip install playwright)')
+    if not CHROMIUM: pytest.skip('no Chromium found (apt-get install chromium, or set CPRFL_CHROMIUM to its path)')
+    with sync_api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu'])
+        yield browser
+        browser.close()
+
+
+def opened(browser, file, **kw):
+    page = browser.new_page(**kw)
+    page.said, page.asked = [], []
+    page.on('console', lambda message: page.said.append(message.text))
+    page.on('pageerror', lambda error: page.said.append(str(error)))
+    page.on('request', lambda request: page.asked.append(request.url))
+    page.goto(file.as_uri())
+    page.wait_for_function('document.querySelectorAll(".living canvas").length >= 1')
+    page.wait_for_timeout(200)
+    return page
+
+
+@pytest.fixture
+def page(browser, file):
+    page = opened(browser, file, viewport=dict(width=1280, height=900))
+    yield page
+    assert page.said == []
+    assert [url for url in page.asked if not url.startswith(('file:', 'data:'))] == []
+    page.close()
+
+
+def section(page, i): return page.locator('.living').nth(i)
+
+
+def picture(page, i, canvas=0):
+    return section(page, i).locator('canvas').nth(canvas).evaluate('canvas => canvas.toDataURL()')
+
+
+def test_image_and_filter(page):
+    best = section(page, 0)
+    before, caption = picture(page, 0), best.locator('.caption').inner_text()
+    best.get_by_label('Next image').click()
+    page.wait_for_timeout(100)
+    assert picture(page, 0) != before
+    assert best.locator('.caption').inner_text() != caption
+    best.locator('[data-field=images]').select_option(label='a tail label')
+    assert '▲' in best.locator('.caption').inner_text()
+
+
+def test_more_labels(page):
+    best = section(page, 0)
+    assert best.locator('.model').first.locator('.score').count() == 3
+    page.keyboard.press('+')
+    assert best.locator('.model').first.locator('.score').count() == 4
+    best.locator('[data-field=k]').fill('6')
+    assert best.locator('.model').first.locator('.score').count() == 6
+
+
+def test_sections_share_image_and_category(page):
+    section(page, 0).locator('[data-field=image]').select_option(index=3)
+    page.wait_for_timeout(100)
+    name = section(page, 0).locator('.caption b').first.inner_text()
+    assert section(page, 1).locator('.caption b').first.inner_text() == name
+    label = section(page, 0).locator('.score').nth(1)
+    wanted = label.get_attribute('data-category')
+    label.click()
+    assert section(page, 2).locator('[data-field=category]').input_value() == wanted
+    assert section(page, 1).locator('[data-field=category]').input_value() == wanted
+
+
+def test_heads_overlay_category_and_model(page):
+    maps = section(page, 1)
+    maps.locator('.caption').click()
+    shown = [picture(page, 1, 1)]
+    for act in (lambda: page.keyboard.press('2'), lambda: page.keyboard.press('g'), lambda: page.keyboard.press('0'),
+                lambda: maps.locator('[data-field=opacity]').fill('0.2'), lambda: page.keyboard.press(']')):
+        act()
+        page.wait_for_timeout(100)
+        shown.append(picture(page, 1, 1))
+    assert shown[3] == shown[0]
+    assert len(set(shown)) == 5
+    maps.locator('[data-field=model]').select_option(label='two')
+    assert maps.locator('[data-field=method]').input_value() == 'mean'
+
+
+def test_who_looks_at_a_patch(page):
+    maps = section(page, 1)
+    maps.locator('canvas').nth(1).click(position=dict(x=30, y=30))
+    lines = maps.locator('.model .score')
+    assert lines.count() == 6
+    wanted = lines.nth(2).get_attribute('data-category')
+    lines.nth(2).click()
+    assert maps.locator('[data-field=category]').input_value() == wanted
+
+
+def test_epochs_run_centre_and_film(page):
+    drift = section(page, 2)
+    def caption(): return drift.locator('.caption').inner_text()
+    assert 'epoch 3 of 3' in caption()
+    drift.locator('[data-field=epoch]').fill('0')
+    assert 'cosine with its own start 1.00' in caption()
+    drift.locator('[data-field=run]').select_option(label='second')
+    assert 'epoch 5 of 5' in caption()
+    bars = drift.locator('svg').nth(1).inner_html()
+    drift.get_by_text('Without their mean').click()
+    assert drift.locator('svg').nth(1).inner_html() != bars
+    drift.get_by_label('Play').click()
+    page.wait_for_timeout(600)
+    assert 'epoch 1 of 5' in caption()
+
+
+def test_a_point_chooses_its_category(page):
+    point = section(page, 2).locator('svg').first.locator('[data-category="5"]')
+    point.click(force=True)
+    assert section(page, 2).locator('[data-field=category]').input_value() == '5'
+
+
+def test_arrows_step_without_a_click(page):
+    before = section(page, 0).locator('.caption b').first.inner_text()
+    page.keyboard.press('ArrowRight')
+    assert section(page, 0).locator('.caption b').first.inner_text() != before
+
+
+@pytest.mark.parametrize('width', [390, 1280, 1920])
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_nothing_scrolls_sideways(browser, file, width, scheme, tmp_path):
+    page = opened(browser, file, viewport=dict(width=width, height=900), color_scheme=scheme)
+    folder = Path(os.environ.get('CPRFL_ARTEFACTS') or tmp_path)
+    page.screenshot(path=folder / f'page-{width}-{scheme}.png', full_page=True)
+    assert page.evaluate('document.documentElement.scrollWidth') <= width
+    page.close()
+
+
+def test_a_swipe_steps(browser, file):
+    page = opened(browser, file, viewport=dict(width=390, height=900), has_touch=True)
+    before = section(page, 0).locator('.caption b').first.inner_text()
+    page.evaluate("""() => {
+      const stage = document.querySelector('.living .stage')
+      const touch = x => new Touch({ identifier: 1, target: stage, clientX: x, clientY: 100 })
+      stage.dispatchEvent(new TouchEvent('touchstart', { touches: [touch(300)] }))
+      stage.dispatchEvent(new TouchEvent('touchend', { changedTouches: [touch(100)] }))
+    }""")
+    assert section(page, 0).locator('.caption b').first.inner_text() != before
+    page.close()
+
+
+def test_without_javascript_there_is_a_picture(browser, file):
+    page = browser.new_page(java_script_enabled=False)
+    page.goto(file.as_uri())
+    assert page.locator('.living img').count() == 3
+    page.close()
+
+
+def test_names_are_no_code(browser, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    targets = np.eye(4, 3, dtype=int) + np.eye(4, 3, -3, dtype=int)
+    pictures = ArrayDataset(noise, targets, EVIL, paths=['<b onclick=x>' + e for e in [*EVIL, 'y']])
+    [file] = write_page(tmp_path / 'p.html', parts(pictures), EVIL[0], images=4)
+    page = opened(browser, file)
+    for field in ('image', 'category'): section(page, 1).locator(f'[data-field={field}]').select_option(index=1)
+    assert page.evaluate('window.broken') is None
+    assert page.said == []
+    page.close()
