@@ -541,6 +541,14 @@ class TableOptions:
         check_range('workers', self.workers, low=0)
 
 SEARCHES = 'search', 'trials', 'names-search' # tables that choose settings, on held-out images
+_WHEN_NAMED = *SEARCHES, 'unseen' # these are made only when they are asked for
+
+def _show_unseen(out, o):
+    "The hidden classes, by their names; not as a table of mAP over all classes, which the runs do not share"
+    from cprfl.runs.hidden import unseen_table, write_unseen
+    classes = write_unseen(out, cache=o.cache or out / 'cache')
+    print('\nThe hidden classes, asked for by their names: mAP in percent, and its share of the supervised mAP\n')
+    print(unseen_table(classes).round(1).to_string(index=False))
 
 def _split(names): return [name.strip() for name in names.split(',')] if names else []
 
@@ -550,7 +558,7 @@ def _chosen_tables(o, tables):
     if o.tables: chosen = _split(o.tables)
     elif o.list: chosen = names
     elif o.held_out: chosen = ['search']
-    else: chosen = [name for name in names if name not in SEARCHES]
+    else: chosen = [name for name in names if name not in _WHEN_NAMED]
     if unknown := [name for name in chosen if name not in tables]:
         raise ValueError(f"tables: expected some of {', '.join(names)}, got {', '.join(unknown)}")
     searches = [name for name in SEARCHES if name in chosen]
@@ -611,11 +619,14 @@ def table(o:TableOptions):
     out = Path(o.out or f'runs/{"search" if o.held_out else "table"}-{Path(o.protocol).stem}')
     keys = dict.fromkeys(key for table in tables.values() for key, _, _ in table.rows if key in rows)
     recipes = [recipe for key in keys for recipe in seeded(rows[key], o.seeds)]
+    whole, hidden = ([r for r in recipes if bool(r.hide) == hides] for hides in (False, True))
     with Owner(out):
         kept = _keep_results(out, write_results)
-        failed = {} if o.no_run else run_many(recipes, out, o.workers, o.cache, on_done=kept)
+        failed = {} if o.no_run else run_many(whole, out, o.workers, o.cache, on_done=kept)
+        if not o.no_run and hidden: failed |= run_many(hidden, out / 'hidden', o.workers, o.cache or out / 'cache')
         for name, why in failed.items(): _complain(f'failed: {name}: {why}')
         for text in write_tables(out, protocol, tables, o.format, _split(o.columns)): print(f'\n{text}')
+        if hidden: _show_unseen(out, o)
     print(f'\nruns and tables: {out}')
     if failed: raise RuntimeError(f'{len(failed)} of the runs failed; the same command tries them again')
 

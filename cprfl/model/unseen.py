@@ -148,7 +148,7 @@ class ExtendedModel(nn.Module):
         added:list, # n names
         semantics:torch.Tensor|None=None, # [n, m] of the new names; None: no scores by prompts
         names:NameClassifier|None=None, # of the new names; None: no scores by classifiers from names
-        share:float=0.5 # what the classifier from a name counts, where there are both
+        share:float=1. # what the classifier from a name counts, where there are both
     ):
         super().__init__()
         check_range('share', share, low=0, high=1)

@@ -41,6 +41,7 @@ class Protocol:
     names:str|None = None # classifiers from names, see `Recipe`; None: no such rows
     names_args:dict = field(default_factory=dict) # how they are mixed with a model, see `NameSettings`
     names_tried:dict = field(default_factory=dict) # label -> other settings of the names, tried on held-out images
+    hide:list = field(default_factory=list) # classes or groups that are hidden in the rows of `unseen`
     trials:Trials = field(default_factory=Trials) # rows whose best settings are searched with the same effort
 
     def __post_init__(self):
@@ -78,7 +79,7 @@ class Protocol:
 PROTOCOLS = dict(
     shapes=Protocol(
         'Shapes-LT', get_recipe('shapes-cprfl').with_(epochs=8, semantics_norm=12., prompt_lr=1.),
-        inputs={'64 px': dict(image_size=64), '128 px': dict(image_size=128)},
+        hide=['tail'], inputs={'64 px': dict(image_size=64), '128 px': dict(image_size=128)},
         sources=dict(random='random:128', words='words', clip='shapes')))
 
 def get_protocol(
@@ -301,6 +302,12 @@ def _name_rows(protocol, rows):
     for label, args in protocol.names_tried.items(): made[f'global-names@{slug(label)}'] = named('global', **args)
     return made
 
+# %% ../../nbs/runs/tables.ipynb #72a7cda9
+def _hidden_rows(protocol, rows):
+    "Rows whose training does not see some classes; key -> recipe"
+    if not protocol.hide: return {}
+    return {f'{key}-hidden': rows[key].with_(hide=protocol.hide) for key in ('cprfl', 'cprfl-names') if key in rows}
+
 # %% ../../nbs/runs/tables.ipynb #cb850542
 def all_rows(
     protocol:Protocol # shared settings
@@ -320,6 +327,7 @@ def all_rows(
     for key, label, recipe in protocol.trials.recipes(rows): add(trial_key(key, label), recipe, f'trials: {label}')
     rows |= protocol.trials.best(rows)
     for key, recipe in _name_rows(protocol, rows).items(): add(key, recipe, 'names')
+    for key, recipe in _hidden_rows(protocol, rows).items(): add(key, recipe, 'hide')
     return {key: recipe.with_(name=key) for key, recipe in rows.items() if recipe}
 
 # %% ../../nbs/runs/tables.ipynb #94a7da73
@@ -434,9 +442,16 @@ def all_tables(
     inputs = Table('Backbone and input size', _input_rows(protocol), compares=changed)
     searched = dict(trials=_trial_table(protocol), compared=_compared_table(protocol)) if protocol.trials.rows else {}
     tables = _with_own(_paper_tables(protocol)) | dict(inputs=inputs)
-    return tables | _VARIANTS | {'score-rules': _UNDER_RULES} | searched | _name_tables(protocol)
+    tables |= _VARIANTS | {'score-rules': _UNDER_RULES} | searched | _name_tables(protocol)
+    return tables | (dict(unseen=_unseen_table(protocol)) if protocol.hide else {})
 
 # %% ../../nbs/runs/tables.ipynb #7857a089
+def _unseen_table(protocol):
+    rows = [('cprfl', 'CPRFL'), ('cprfl-hidden', 'CPRFL, classes hidden')]
+    if protocol.names:
+        rows += [('cprfl-names', 'CPRFL + names'), ('cprfl-names-hidden', 'CPRFL + names, classes hidden')]
+    return Table('Hidden while training, and asked for afterwards', _rows(*rows))
+
 _NAMES = Table('With classifiers from names', _rows(
     ('asl', 'linear head, ASL'), ('asl-names', 'linear head, ASL + names'), ('cprfl', 'CPRFL'),
     ('cprfl-names', 'CPRFL + names'), ('global', 'CPRFL + global head'),

@@ -225,3 +225,16 @@ def test_names_are_in_the_scores_of_images_of_your_own(here, explorer):
     p = explorer.predictions
     assert len(p.logits['named']) == len(p.added['named']) == before + 1
     assert np.abs(p.added['named'][-1]).max() > 0
+
+
+def test_a_linear_head_with_names_takes_new_classes(here, named):
+    extended = named.add_classes(['tench', 'goldfish'], cache=here / 'cache', num_images=50)
+    assert extended.ways == ['names']
+    assert extended(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 22)
+
+
+def test_a_new_class_must_be_in_the_vocabulary(here):
+    np.save(here / 'own.npy', np.random.default_rng(1).normal(size=(20, 8)).astype('float32'))
+    run = finished(here, with_names(here, 'of-file', semantics=f"file:{here / 'own.npy'}"))
+    assert run.add_classes(['tench'], cache=here / 'cache', num_images=50).num_classes == 21
+    with pytest.raises(ValueError, match='has 500 names, but not unicorn'): run.add_classes(['unicorn'])

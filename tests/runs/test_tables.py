@@ -56,7 +56,7 @@ ONLY_FROZEN = {f'{k}-{t}' for k in ('asl', 'cprfl', 'global') for t in ('tuned',
 
 def test_the_tables_have_their_names():
     names = ('methods losses components semantics ablations variant inputs opponents tuned speed score-rules search '
-             'towers')
+             'towers unseen')
     assert set(all_tables(get_protocol('shapes'))) == set(names.split())
 
 
