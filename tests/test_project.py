@@ -224,7 +224,7 @@ def test_the_workflow_tries_a_newer_python():
 
 
 def test_the_console_scripts_are_there():
-    names = ('demo', 'prepare', 'train', 'evaluate', 'predict', 'export', 'table', 'bench')
+    names = ('demo', 'prepare', 'train', 'evaluate', 'predict', 'decide', 'export', 'table', 'bench')
     assert {f'cprfl_{name}' for name in names} <= set(SCRIPTS)
 
 

@@ -19,6 +19,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
               'build_names_backbone', 'check_logits'],
     'unseen': ['new_classifiers', 'stored_images', 'some_images', 'extended_model', 'raw_scores', 'add_classes'],
     'hidden': ['unseen_results', 'write_unseen', 'unseen_table'],
+    'decided': ['held_out_images', 'held_out_logits', 'Decided', 'decision_words', 'figures_of', 'tested',
+                'measure_decisions'],
     'display': ['spark_text', 'spark_svg', 'Overview', 'overview', 'overview_markdown', 'overview_html', 'Report'],
     'usable': ['Usable'],
     'run': ['Run', 'find_runs', 'open_runs', 'read_runs', 'is_main', 'run_recipe', 'run_or_open', 'train'],
