@@ -137,6 +137,7 @@ NEW_OPTIONS = [
     ('--model-args tau=1e-1', 'model_args.tau', 0.1), ('--backbone-args stage=2', 'backbone_args.stage', 2),
     ('--pretrained', 'pretrained', True), ('--data-seed 3', 'data_seed', 3),
     ('--alignment-images 7', 'alignment_images', 7), ('--purity 0', 'alignment_images', 0),
+    ('--recipe frozen-erm --list a.csv --cache-pooled', 'cache_pooled', True), ('--cache-shard 9', 'cache_shard', 9),
     ('--train.epochs 3', 'train.epochs', 3),
     ('--loss-args.gamma-neg 2', 'train.loss_args', dict(gamma_neg=2)),
     ('--model-args.tau=1e-1', 'model_args.tau', 0.1), ('--template {}', 'template', '{}'),

@@ -110,7 +110,9 @@ def write_unseen(
     **kw # keywords of `unseen_results`
 ) -> pd.DataFrame: # a row for each run and class
     "Write unseen.csv and rankings.csv"
-    folder, classes, rankings = Path(folder), [], []
+    classes:list = []
+    rankings:list = []
+    folder = Path(folder)
     for run in open_runs(folder / 'hidden', '*-hidden-s*[0-9]', 'report.json'):
         key, _, seed = run.folder.name.rpartition('-hidden-s')
         if (run.folder.parent / f'{key}-names-hidden-s{seed}' / 'report.json').is_file(): continue # the same training
