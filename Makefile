@@ -59,7 +59,7 @@ export: $(READY) ## notebooks to package: what to run after editing nbs/
 	$(BIN)/nbdev_export && $(BIN)/nbdev_clean
 
 outputs: $(READY) ## run index, tutorials and analyses (after make demo), and keep their outputs
-	$(BIN)/python tests/outputs.py nbs/index.ipynb nbs/tutorials/*.ipynb nbs/explanation/*.ipynb nbs/analysis/*.ipynb && $(BIN)/nbdev_clean
+	$(BIN)/python tests/outputs.py nbs/index.ipynb nbs/tutorials/*.ipynb nbs/explanation/*.ipynb nbs/analysis/*.ipynb && $(BIN)/python tests/living.py && $(BIN)/nbdev_clean
 
 readme: $(READY) ## README.md from nbs/index.ipynb (no Quarto needed)
 	$(BIN)/python tests/readme.py

@@ -6,8 +6,8 @@
 __all__ = ['OPTIMISATIONS', 'OF_IMAGES', 'CLASSES', 'TRAININGS', 'BENCHES', 'clock_once', 'race', 'clock', 'ceiling',
            'count_flops', 'peak_memory', 'Setting', 'KitStep', 'ReferenceStep', 'CarefulStep', 'bench_data',
            'bench_train', 'bench_operations', 'leave_one_out', 'bench_optimisations', 'bench_features', 'bench_eval',
-           'average_precision_loop', 'bench_metrics', 'bench_classes', 'count_steps', 'bench_sharing', 'machine',
-           'write_table']
+           'average_precision_loop', 'bench_metrics', 'bench_classes', 'bench_export', 'count_steps', 'bench_sharing',
+           'machine', 'write_table']
 
 # %% ../nbs/bench.ipynb #61d31555
 import ctypes
@@ -45,6 +45,7 @@ from .losses import build_loss
 from .metrics import average_precision
 from .model.backbones import IMAGENET_MEAN, IMAGENET_STD, build_backbone, preferred_memory_format, to_patches
 from .model.cprfl import CPRFL
+from .runs.export import ExportModel, ModelFile, export_model
 from .train.augment import BatchAugment
 from .train.cache import cache_features, cache_images, feature_facts, random_view
 from .train.rows import RowFile
@@ -631,6 +632,30 @@ def bench_classes(
     if len(at_80): table['over_80'] = table['ms'] / table['attend'].map(at_80)
     return table.set_index(['attend', 'classes'])
 
+# %% ../nbs/bench.ipynb #37f9bed3
+def bench_export(
+    setting:Setting|None=None, # what to measure
+    repeats:int=3, # of each measurement
+    batches:Sequence[int]=(1, 64) # images per batch
+) -> pd.DataFrame: # batch and runtime: ms, images/s, share of eager's time, difference
+    "An exported model beside PyTorch"
+    s = setting or Setting()
+    model, rows = deepcopy(s.model).eval().cpu(), []
+    about = dict(classes=[], image_size=s.size)
+    with tempfile.TemporaryDirectory() as folder:
+        files = dict(onnx=Path(folder) / 'model.onnx', pt2=Path(folder) / 'model.pt2')
+        found = {name: export_model(model, file, about, batches) for name, file in files.items()}
+        exported, stored = ExportModel(model, s.size), {name: ModelFile(file) for name, file in files.items()}
+        for batch in batches:
+            images = torch.randint(0, 256, (batch, 3, s.size, s.size), dtype=torch.uint8)
+            eager = torch.no_grad()(partial(exported, images))
+            took = race(dict(eager=eager) | {name: partial(f, images) for name, f in stored.items()}, repeats)
+            for name, seconds in took.items():
+                differences = found[name].query('batch == @batch')['difference'].max() if name in found else 0.
+                rows.append(dict(batch=batch, runtime=name, ms=1000 * seconds, images_per_s=batch / seconds,
+                                 of_eager=seconds / took['eager'], difference=differences))
+    return pd.DataFrame(rows).set_index(['batch', 'runtime'])
+
 # %% ../nbs/bench.ipynb #bc393453
 TRAININGS:dict[str, dict] = dict( # name -> keywords of `Setting`
     head=dict(backbone=None), # of cached features: many short operations
@@ -691,6 +716,7 @@ BENCHES:dict[str, Callable] = dict( # name -> (keywords of `Setting`, classes, b
     eval=lambda kw, C, batch, n: bench_eval(Setting(**kw, classes=C, batch=batch), n),
     metrics=lambda kw, C, batch, n: bench_metrics(5000, C, n),
     classes=lambda kw, C, batch, n: bench_classes(repeats=n, batch=batch, **kw),
+    export=lambda kw, C, batch, n: bench_export(Setting(**kw, classes=C), n, sorted({1, batch})),
     data=lambda kw, C, batch, n: bench_data(),
     sharing=lambda kw, C, batch, n: bench_sharing(),
 )

@@ -44,7 +44,7 @@ DARK = """() => {
         const what = node.textContent.trim().slice(0, 40);
         if (is < 4) faults.push(`contrast ${is.toFixed(1)} of ${node.tagName.toLowerCase()}: ${what}`);
     }
-    for (const img of document.querySelectorAll('main img:not(.bare)')) {
+    for (const img of document.querySelectorAll('main img:not([src$=".svg"], .bare)')) {
         const colour = getComputedStyle(img).backgroundColor;
         if (!seen(colour) || light(colour) < 0.7) faults.push(`no sheet under ${img.getAttribute('src').slice(0, 40)}`);
     }

@@ -28,7 +28,7 @@ CLASSES = ['cat', 'dining table', 'dog']
 TINY = ('--semantics random:16 --d 16 --heads 2 --head-dim 8 --ffn-dim 16 --epochs 1 --image-size 64 '
         '--precision fp32 --batch-size 16 --seed 0').split()
 ERM = '--recipe shapes-erm --backbone test_resnet --epochs 1 --image-size 64 --precision fp32'.split()
-COMMANDS = 'demo prepare train evaluate predict table bench'.split()
+COMMANDS = 'demo prepare train evaluate predict decide table bench'.split()
 
 
 def write_lists(root, rows):
@@ -137,6 +137,7 @@ NEW_OPTIONS = [
     ('--model-args tau=1e-1', 'model_args.tau', 0.1), ('--backbone-args stage=2', 'backbone_args.stage', 2),
     ('--pretrained', 'pretrained', True), ('--data-seed 3', 'data_seed', 3),
     ('--alignment-images 7', 'alignment_images', 7), ('--purity 0', 'alignment_images', 0),
+    ('--recipe frozen-erm --list a.csv --cache-pooled', 'cache_pooled', True), ('--cache-shard 9', 'cache_shard', 9),
     ('--train.epochs 3', 'train.epochs', 3),
     ('--loss-args.gamma-neg 2', 'train.loss_args', dict(gamma_neg=2)),
     ('--model-args.tau=1e-1', 'model_args.tau', 0.1), ('--template {}', 'template', '{}'),
@@ -178,6 +179,8 @@ def test_underscores_are_as_good_as_dashes(asked, given, where, value):
     ('evaluate', 'RUN --list --root --score-rule --batch-size --device'),
     ('predict', 'RUN IMAGE --k --device'),
     ('table', '--protocol --tables --held-out --seeds --out --cache --workers --format --no-run --list'),
+    ('table', '--from --columns'),
+    ('export', 'RUN FILE --which --batch'),
     ('bench', 'WHAT --out --backbone --size --classes --batch --d --heads --head-dim --ffn-dim --device --repeats')])
 def test_the_other_commands_have_their_options(shell, command, options):
     text = good(shell(getattr(cli, command), '--help'))
@@ -744,3 +747,79 @@ def test_demo_compares_four_methods_and_is_not_done_twice(shell, few_images, tmp
                          'and the test above checks the same path on few images')
 def test_demo_on_the_whole_benchmark(shell, tmp_path):
     assert 'mAP in percent' in good(shell(cli.demo, '--epochs', 1, '--workers', 1, '--out', tmp_path))
+
+
+# ---- decisions
+
+@pytest.fixture(scope='module')
+def valid(data, runs):
+    "A run some of whose training images chose its epoch"
+    held = '--select', 'valid', '--valid-fraction', 0.4
+    quiet(cli.train, *frozen(data), *held, '--name', 'valid', '--out', runs)
+    return runs / 'valid'
+
+
+@pytest.fixture
+def decided(shell, valid, tmp_path):
+    "A copy of it, with decisions"
+    folder = shutil.copytree(valid, tmp_path / 'valid')
+    good(shell(cli.decide, folder))
+    return folder
+
+
+def test_the_scores_of_validation_images_are_kept(valid):
+    kept = pd.read_parquet(valid / 'validation.parquet')
+    assert kept.columns.tolist() == ['path', *CLASSES]
+    assert 0 < len(kept) < 28
+
+
+def test_decisions_say_what_is_next(shell, valid, tmp_path):
+    folder = shutil.copytree(valid, tmp_path / 'valid')
+    assert f'next: cprfl_predict {folder} IMAGE' in good(shell(cli.decide, folder))
+    assert Run(folder).decisions.classes == CLASSES
+
+
+def test_a_run_without_kept_scores_predicts_them(shell, decided):
+    before = Run(decided).decisions
+    (decided / 'validation.parquet').unlink()
+    good(shell(cli.decide, decided))
+    assert Run(decided).decisions.threshold == pytest.approx(before.threshold, abs=0.02)
+
+
+def test_predictions_are_decided(shell, decided, data):
+    said = good(shell(cli.predict, decided, data / '28.png'))
+    assert 'decided by the thresholds of cprfl_decide' in said
+    assert re.search(r'0\.\d+  (yes|no|unsure) +cat', said)
+
+
+def test_a_table_has_what_is_left_open(shell, decided, data, tmp_path):
+    good(shell(cli.predict, decided, data / '28.png', '--out', tmp_path / 'p.csv'))
+    assert pd.read_csv(tmp_path / 'p.csv').columns.tolist() == ['path', *CLASSES, 'predicted', 'unsure']
+
+
+def test_a_threshold_that_is_given_decides(shell, decided, data, tmp_path):
+    good(shell(cli.predict, decided, data / '28.png', '--out', tmp_path / 'p.csv', '--threshold', 0))
+    assert pd.read_csv(tmp_path / 'p.csv')['predicted'].tolist() == ['|'.join(CLASSES)]
+
+
+def test_the_report_uses_the_thresholds(shell, decided):
+    assert 'at its own' in good(shell(cli.evaluate, decided))
+
+
+def test_a_run_that_held_nothing_out_needs_another(shell, runs, decided, tmp_path):
+    whole = shutil.copytree(runs / 'tuned', tmp_path / 'whole')
+    assert '--held-out-run SECOND' in bad(shell(cli.decide, whole))
+    good(shell(cli.decide, whole, '--held-out-run', decided))
+    assert Run(whole).decisions.num_images == Run(decided).decisions.num_images
+
+
+def test_damaged_decisions_are_one_sentence(shell, decided, data):
+    (decided / 'decisions.json').write_text('{"classes": []}')
+    assert 'decisions.json' in bad(shell(cli.predict, decided, data / '28.png'))
+
+
+def test_decisions_are_measured_on_test_images(shell, runs, valid, tmp_path):
+    said = good(shell(cli.decide, valid, '--out', tmp_path / 'new', '--cache', runs / 'cache'))
+    assert 'calibration_error' in said
+    assert not (valid / 'decisions.json').exists()
+    assert pd.read_csv(tmp_path / 'new' / 'decisions.csv')['prevalence'].unique().tolist() == ['held-out', 'balanced']

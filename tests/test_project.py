@@ -224,7 +224,7 @@ def test_the_workflow_tries_a_newer_python():
 
 
 def test_the_console_scripts_are_there():
-    names = ('demo', 'prepare', 'train', 'evaluate', 'predict', 'table', 'bench')
+    names = ('demo', 'prepare', 'train', 'evaluate', 'predict', 'decide', 'report', 'export', 'table', 'bench')
     assert {f'cprfl_{name}' for name in names} <= set(SCRIPTS)
 
 
@@ -284,9 +284,23 @@ def test_hooks_clean_export_and_check_style():
     assert not [command for command in commands if not (Path(sys.executable).parent / command).is_file()]
 
 
+RELEASE = yaml.safe_load((CI.parent / 'release.yml').read_text())['jobs']
+
+
+def test_a_release_needs_no_token():
+    "PyPI trusts the workflow, and only its last job can publish"
+    assert RELEASE['publish']['permissions'] == {'id-token': 'write'}
+    assert 'permissions' not in RELEASE['build']
+    assert 'secrets.' not in (CI.parent / 'release.yml').read_text()
+
+
+def test_a_release_has_the_version_of_its_tag():
+    assert any('__version__' in step.get('run', '') for step in RELEASE['build']['steps'])
+
+
 def test_actions_are_pinned():
     "A tag can be moved, a commit cannot; the comment says which release it is"
-    used = re.findall(r'uses: *(.+)', CI.read_text())
+    used = [action for file in CI.parent.glob('*.yml') for action in re.findall(r'uses: *(.+)', file.read_text())]
     assert len(used) >= 6
     assert not [action for action in used if not re.fullmatch(r'[\w./-]+@[0-9a-f]{40} # v\d+(\.\d+)*', action)]
 

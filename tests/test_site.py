@@ -335,7 +335,7 @@ PAGE_URL = f'{SITE_URL}/model/cprfl.html'
 
 
 @pytest.mark.parametrize('link', [
-    'cprfl.ipynb', 'cprfl.ipynb#cprfl', '../index.ipynb#install', SITE_URL, f'{PAGE_URL}#cprfl',
+    'cprfl.ipynb', 'cprfl.ipynb#cprfl', '../index.ipynb#start', SITE_URL, f'{PAGE_URL}#cprfl',
     f'{BLOB}/cprfl/model/cprfl.py#L3'])
 def test_a_right_link_passes(judge, link): assert judge(link, 'nbs/model/vsi.ipynb') is None
 
@@ -511,7 +511,7 @@ def test_picture_tags_have_alternative_text():
 # ---- words
 
 DICTIONARY = Path('/usr/share/dict/words') # where the system has one
-RIGHT = set('computing demonstration emphasises leaving operation smallest surprises talk'.split()) # one heading
+RIGHT = set('computing demonstration emphasises hiding leaving operation smallest surprises talk'.split()) # one heading
 ENDINGS = ('s', 'es', 'ed', 'd', 'ing', 'ly')
 NOT_WORDS = re.compile(r'`[^`]*`|\$[^$]*\$|\]\([^)]*\)|\{[^}]*\}')
 
@@ -629,6 +629,26 @@ def test_a_link_leads_to_what_is_meant(processed):
     found = [(page, *link) for page, (_, nb) in processed.items() for cell in nb.cells if cell.cell_type == 'markdown'
              for link in re.findall(rf'\[`(\w+)`\]\({SITE_URL}/([\w/]+)\.html', cell.source)]
     assert not [(page, name) for page, name, at in found if name in ambiguous and page != f'{at}.ipynb']
+
+
+# ---- tutorials elsewhere
+
+TUTORIALS = [page for page in PAGES if page.startswith('tutorials/')]
+
+
+@pytest.mark.parametrize('page', TUTORIALS)
+def test_a_tutorial_opens_elsewhere(page):
+    "Its second cell has buttons, each with the page's own address"
+    at = f'github.com/cprfl/cprfl/blob/main/nbs/{page}'
+    targets = [target for target in links(read(page).cells[1].source) if target.startswith('https:')]
+    colab = f'https://colab.research.google.com/{at.replace("github.com", "github")}'
+    assert targets == [colab, f'https://kaggle.com/kernels/welcome?src=https://{at}']
+
+
+@pytest.mark.parametrize('page', TUTORIALS)
+def test_a_tutorial_installs_what_it_needs(page):
+    code = [cell.source for cell in read(page).cells if cell.cell_type == 'code']
+    assert 'pip install' in code[0]
 
 
 # ---- workflow and make

@@ -30,7 +30,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
               'true_labels', 'groups_in', 'light_to_dark', 'new_axes',
               'tidy', 'legend_text', 'legend_above', 'filling', 'grouped_bars', 'heat_map'],
     'plots': ['show_images', 'plot_class_counts', 'plot_training', 'plot_groups', 'plot_rows', 'plot_intervals',
-              'plot_ap_by_frequency', 'plot_top'],
+              'plot_ap_by_frequency', 'plot_top', 'COLUMN_WIDTHS', 'save'],
+    'paper': ['bundle'],
     'model_plots': ['MEASURES', 'PLACES', 'PALEST', 'plot_top_k', 'plot_top_k_report', 'plot_flips', 'plot_by_epoch',
                     'plot_by_class', 'plot_alignment', 'plot_similarity', 'plot_trajectories', 'plot_map',
                     'times_mean', 'plot_maps', 'plot_heads', 'plot_pointing'],
@@ -42,7 +43,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
                   'TELLING', 'by_score', 'PredictionExplorer', 'ModelMaps', 'overlay', 'frame', 'room_for_maps',
                   'patch_at', 'draw_attention', 'AttentionExplorer', 'draw_paths',
                   'draw_names', 'draw_neighbours', 'DriftExplorer'],
-    'living': ['chosen_images', 'write_page', 'explorer_page'],
+    'living': ['telling_orders', 'chosen_images', 'write_page', 'explorer_page'],
     'run_page': ['html_table', 'run_page'],
     'monitor': ['WatchedFolder', 'draw_alignment', 'draw_training', 'Follower', 'TrainingMonitor'],
 })

@@ -330,9 +330,9 @@ class ErrorFilter(Images, Explorer):
         return {'all groups': ''} | {f'{visible(g)} ({count[g]})': g for g in in_order(count)}
 
     def class_options(self) -> dict: # label -> class index
-        "The classes with errors, those with most of them first"
+        "The classes, those with most errors first"
         count = self.counts() * self._of_group()
-        order = [int(c) for c in np.argsort(-count, kind='stable') if count[c] or c == self.category]
+        order = [int(c) for c in np.argsort(-count, kind='stable')]
         return {'all classes': ''} | {f'{self.labels[c]} ({count[c]})': c for c in order}
 
     def settle(self, changed):

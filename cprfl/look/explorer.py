@@ -138,7 +138,7 @@ ACTIONS = (*FILES, 'button') # controls that call a method and hold no value
 
 class Fields:
     "A state that can be set, field by field, to what exists"
-    controls:tuple[tuple[str, str, str], ...] = () # (field, kind, label) of each control
+    controls:tuple = () # (field, kind, label) of each control
 
     def options(self, field:str): raise NotImplementedError
     def settle(self, changed:dict): "Hook: adjust other fields after a change; a ValueError refuses it"
@@ -342,10 +342,23 @@ _HEARING = """
 function render({ model, el }) {
   const box = () => el.closest('.cprfl-explorer')
   const typing = 'input, select, textarea, [contenteditable=true], [role=slider], .noUi-handle'
+  const picture = 'img.widget-image, .widget-image img'
   const onclick = e => {
-    if (!e.target.matches('img.widget-image, .widget-image img')) return
+    if (!e.target.matches(picture)) return
     const shown = e.target.getBoundingClientRect()
     model.send({ x: (e.clientX - shown.left) / shown.width, y: (e.clientY - shown.top) / shown.width })
+  }
+  const before = new Map() // pictures that are zoomed -> their style
+  const onzoom = e => {
+    const img = e.target, shown = img.getBoundingClientRect()
+    if (!img.matches(picture)) return
+    if (before.has(img)) {
+      img.style.cssText = before.get(img)
+      return before.delete(img)
+    }
+    before.set(img, img.style.cssText)
+    Object.assign(img.style, { width: `${2 * shown.width}px`, maxWidth: 'none', flexShrink: 0 })
+    box().scrollLeft = 2 * (e.clientX - shown.left) - box().clientWidth / 2
   }
   const onkey = e => {
     const here = box() && (box().matches(':hover') || box().contains(document.activeElement))
@@ -356,7 +369,10 @@ function render({ model, el }) {
     model.send({ key: e.key })
   }
   el.style.display = 'none'
-  requestAnimationFrame(() => box()?.addEventListener('click', onclick))
+  requestAnimationFrame(() => {
+    box()?.addEventListener('click', onclick)
+    box()?.addEventListener('dblclick', onzoom)
+  })
   document.addEventListener('keydown', onkey, true)
   return () => document.removeEventListener('keydown', onkey, true)
 }

@@ -141,6 +141,7 @@ def draw_best(
         ax.barh(y + 0.58, max(score, 0.004), 0.24, edgecolor=INK, linewidth=0.6, **style)
         if without == without: ax.vlines(without, y + 0.42, y + 0.74, color=INK, linewidth=1.6) # no nan
 
+# %% ../../nbs/look/explorers.ipynb #67e62d0e
 def room_for_best(
     models:int, # that are shown
     k:int # labels of each
@@ -199,7 +200,8 @@ def by_score(
 # %% ../../nbs/look/explorers.ipynb #3d853215
 class PredictionExplorer(ImageExplorer):
     "An image and the k best labels of several models"
-    controls = SHOW, BROWSE, ('k', 'choice', 'Labels'), ('category', 'choice', 'Category'), UPLOAD
+    controls = (SHOW, BROWSE, ('k', 'choice', 'Labels'), ('category', 'choice', 'Category'),
+                ('run', 'choice', 'Model'), UPLOAD)
     def __init__(self,
         runs:dict, # name -> `Run`; or a table as `Run.predictions` gives it, which asks for `dataset`
         dataset:Any=None, # a test set; or a folder, files, {name: bytes}; the first run's test set when left out
@@ -215,7 +217,16 @@ class PredictionExplorer(ImageExplorer):
         check_range('k', k, 1, len(p.classes))
         self.category = int(p.logits[self.model][0].argmax())
         data = p.logits, p.targets, p.groups
-        self._order = lru_cache(None)(lambda kind, k: telling_images(*data, kind, self.model, len(p.paths), k=k))
+        self._order = lru_cache(16)(lambda kind, model, k: telling_images(*data, kind, model, len(p.paths), k=k))
+
+    @property
+    def _orders(self): # filter -> image indices, the most telling first
+        return {kind: self._order(kind, self.model, self.k) for kind in TELLING}
+
+    @property
+    def run(self) -> str: return self.model
+    @run.setter
+    def run(self, name): self.model = name
 
     def take(self, files): self.compared.add(files)
 
@@ -224,21 +235,24 @@ class PredictionExplorer(ImageExplorer):
         if field == 'k':
             most = len(self.labels)
             return {f'the {k} best': k for k in sorted({1, 3, 5, 10, self.k}) if k <= most}
+        if field == 'run': return {visible(name): name for name in self.runs}
         if field == 'category': return by_score(self.predictions.logits[self.model][self.image], self.labels)
         rare = visible(rare_group(self.predictions.groups))
         filters = {'all images': 'all', f'only {visible(self.model)} is right': 'fixed', f'a {rare} label': 'tail',
-                   'labels that no model finds': 'all_fail', 'with this category': 'category'}
-        return filters | self.own_filter()
+                   'labels that no model finds': 'all_fail'}
+        known = {'with this category': 'category'} if self.known else {}
+        return filters | known | self.own_filter()
 
     def order(self):
         if self.images == 'category': return np.flatnonzero(self.dataset.targets[:, self.category] > 0)
-        return self._order(self.images, self.k) if self.images in TELLING else super().order()
+        return self._order(self.images, self.model, self.k) if self.images in TELLING else super().order()
 
     def settle(self, changed): # a new filter begins with its most telling image
         super().settle(changed)
         if changed.get('images') in TELLING and 'image' not in changed: self.image = int(self.order()[0])
 
-    def names(self): return super().names() | dict(category=dict(enumerate(self.dataset.classes)))
+    def names(self):
+        return super().names() | dict(category=dict(enumerate(self.dataset.classes)), run={n: n for n in self.runs})
 
     def click(self, x, y): # on the name of a category
         if (place := place_of_best(x, y, len(self.runs), self.k)) is None: return
@@ -290,6 +304,9 @@ class ModelMaps:
         self.attention = lru_cache(64)(lambda i: attention_maps(model, image(i)[None]))
         self.cam = lru_cache(64)(self._cam)
 
+    @property
+    def first_method(self) -> str: return 'attention' if self.has_attention else 'gradcam'
+
     def _cam(self, i, category): # maps [1, h, w], logits [1, C]
         with grad_cam(self.model) as cam: return cam(self._image(i)[None], [category])
 
@@ -340,6 +357,7 @@ def frame(
         for colour, out, width in (('black', 1, 5), ('white', 0, 3)):
             draw.rectangle((x0 - out, y0 - out, x1 - 1 + out, y1 - 1 + out), outline=colour, width=width)
 
+# %% ../../nbs/look/explorers.ipynb #b804ceb6
 def room_for_maps(
     width:int # of the picture, pixels on the screen
 ) -> tuple: # pixels for the width and the height of one image
@@ -413,18 +431,30 @@ def _attention_text(scores, is_cosine, num_classes):
 # %% ../../nbs/look/explorers.ipynb #82fb586e
 class AttentionExplorer(ImageExplorer):
     "Where a model looks for a category: VSI attention (mean or one head) and Grad-CAM"
-    controls = (SHOW, BROWSE, ('category', 'choice', 'Category'), ('method', 'choice', 'Map'),
+    controls:tuple = (SHOW, BROWSE, ('category', 'choice', 'Category'), ('method', 'choice', 'Map'),
                 ('opacity', 'scale', 'Overlay'), UPLOAD)
     def __init__(self,
-        run:Any, # a `Run`; or a model, which asks for `dataset`
+        run:Any, # a `Run`; or a model, which asks for `dataset`; or name -> one of both, the first one is shown
         dataset:Any=None # a test set, with boxes or without; or your own images; the run's test set when left out
     ):
-        super().__init__(*_images_for(run, dataset))
-        self.maps = ModelMaps(run, self.tensor)
+        self.runs = run if isinstance(run, dict) else {'': run}
+        self.run = next(iter(self.runs))
+        super().__init__(*_images_for(self.runs[self.run], dataset))
+        if len(self.runs) > 1: self.controls = (*self.controls, ('run', 'choice', 'Model'))
+        self._maps_of = lru_cache(None)(lambda name: ModelMaps(self.runs[name], self.tensor))
         self.category, self.opacity = 0, 0.6
-        self.method = 'attention' if self.maps.has_attention else 'gradcam'
+        self.method = self.maps.first_method
         truth = self.truth(0)
         self.category = int(truth[0]) if truth is not None and len(truth) else int(self.logits().argmax())
+
+    @property
+    def maps(self) -> ModelMaps:
+        "Those of the run that is shown"
+        return self._maps_of(self.run)
+
+    def settle(self, changed): # another model may have other maps
+        if self.method not in self.maps.methods(self.image).values(): self.method = self.maps.first_method
+        super().settle(changed)
 
     def logits(self) -> torch.Tensor: # [C]; zero-shot CLIP's are cosines
         "The model's answer to the image"
@@ -455,6 +485,7 @@ class AttentionExplorer(ImageExplorer):
         if field == 'image': return range(len(self))
         if field == 'opacity': return {f'{10 * i} %': i / 10 for i in range(11)}
         if field == 'method': return self.maps.methods(self.image)
+        if field == 'run': return {visible(name): name for name in self.runs}
         if field == 'images':
             known = {'with this category': 'category'} if self.known else {}
             return {'all images': 'all'} | known | self.own_filter()
@@ -462,7 +493,8 @@ class AttentionExplorer(ImageExplorer):
         marks = {c: ' ✓' for c in truth} | {c: ' ?' for c in self.unknown(self.image)}
         return by_score(self.logits(), [label + marks.get(c, '') for c, label in enumerate(self.labels)])
 
-    def names(self): return super().names() | dict(category=dict(enumerate(self.dataset.classes)))
+    def names(self):
+        return super().names() | dict(category=dict(enumerate(self.dataset.classes)), run={n: n for n in self.runs})
 
     def who_looks(self, row:int, column:int, k:int=5) -> pd.DataFrame: # class, group, weight, score; the most first
         "The categories that look most at a patch, by the mean attention of the heads"
@@ -549,21 +581,34 @@ def draw_neighbours(
 # %% ../../nbs/look/explorers.ipynb #e6451802
 class DriftExplorer(Explorer):
     "Prompt trajectories over the epochs, and the nearest neighbours of a category now"
-    controls = (('epoch', 'film', 'Epoch'), ('category', 'choice', 'Category'),
+    controls:tuple = (('epoch', 'film', 'Epoch'), ('category', 'choice', 'Category'),
                 ('centre', 'toggle', 'Without their mean'))
     keys = STEPS
     def __init__(self,
-        run:Any, # a `Run` of CPRFL
+        run:Any, # a `Run` of CPRFL; or name -> `Run`, all of the same classes, the first one is shown
         k:int=6 # neighbours
     ):
-        self.prompts = run.prompts
-        self.classes, self.groups, self.k = list(run.classes), run.groups, min(k, len(run.classes) - 1)
-        self.labels, self.epochs = class_labels(self.classes, self.groups), sorted(self.prompts)
+        self.runs = run if isinstance(run, dict) else {'': run}
+        self.run = next(iter(self.runs))
+        if len(self.runs) > 1: self.controls = (*self.controls, ('run', 'choice', 'Model'))
+        first = self.runs[self.run]
+        self.classes, self.groups, self.k = list(first.classes), first.groups, min(k, len(first.classes) - 1)
+        self.labels, self.category, self.centre = class_labels(self.classes, self.groups), 0, False
+        self._open()
+        self.epoch = self.epochs[-1]
+
+    def _open(self):
+        "Read the prompts of the run"
+        self.prompts = self.runs[self.run].prompts
+        self.epochs = sorted(self.prompts)
         self.paths, self.explained = prompt_trajectories(self.prompts, self.classes, self.groups)
         self.drift = prompt_drift(self.prompts, self.classes, self.groups)
-        self.epoch, self.category, self.centre = self.epochs[-1], 0, False
 
-    def names(self): return dict(category=dict(enumerate(self.classes)))
+    def settle(self, changed):
+        if 'run' in changed: self._open()
+        if self.epoch not in self.epochs: self.epoch = self.epochs[-1]
+
+    def names(self): return dict(category=dict(enumerate(self.classes)), run={name: name for name in self.runs})
 
     def step(self, by:int=1): # epochs forward; negative goes back
         "To the next epoch; after the last comes the first"
@@ -576,6 +621,7 @@ class DriftExplorer(Explorer):
     def options(self, field):
         if field == 'epoch': return {str(e): e for e in self.epochs}
         if field == 'centre': return {'no': False, 'yes': True}
+        if field == 'run': return {visible(name): name for name in self.runs}
         return {label: c for c, label in enumerate(self.labels)}
 
     def _cosines(self, epoch): # [C]

@@ -243,7 +243,8 @@ def _feature_cache(recipe, model, **kw):
     precision = 'bf16' if recipe.train.precision == 'bf16' else 'fp32'
     fixed = model.backbone.fixed if recipe.tune else model.backbone
     device, maps = recipe.train.device, bool(recipe.tune)
-    return partial(cache_features, fixed, precision=precision, device=device, maps=maps, **kw)
+    return partial(cache_features, fixed, precision=precision, device=device, maps=maps, pooled=recipe.cache_pooled,
+                   shard=recipe.cache_shard, **kw)
 
 def _files(dataset):
     root = Path(getattr(dataset, 'root', None) or '').resolve()

@@ -75,7 +75,8 @@ def _images_line(run):
 def _training_line(recipe):
     train = recipe.train
     if not recipe.learns: return 'none: the model is used as it is'
-    return f'{train.epochs} epochs, rate {train.lr:g}, loss {train.loss}, seed {train.seed}'
+    epochs = 'one epoch' if train.epochs == 1 else f'{train.epochs} epochs'
+    return f'{epochs}, rate {train.lr:g}, loss {train.loss}, seed {train.seed}'
 
 def _read(run, name, file, facts):
     "What a run gives under a name, if its file is there and sound; a damaged file is a fact"

@@ -19,6 +19,7 @@ from ..checks import some
 from ..data.longtail import group_names
 from ..files import reading, write_json, write_tensors
 from ..model.names import NamedModel
+from .stored import without_paths
 from ..text import markdown_text
 
 # %% ../../nbs/runs/hub.ipynb #15ed3e21
@@ -143,21 +144,6 @@ def model_card(
 
 # %% ../../nbs/runs/hub.ipynb #26adf1e7
 _FILES = 'metrics.csv', 'report.json', 'prompts.safetensors', 'names.safetensors', 'decisions.json'
-_PATHS = 'root', 'train_file', 'test_file', 'classes', 'weights'
-
-def _without_paths(config):
-    recipe = config['recipe']
-    for name in _PATHS:
-        if recipe.get(name): recipe[name] = Path(recipe[name]).name
-    recipe |= {name: _without_folders(recipe.get(name)) for name in ('semantics', 'names')}
-    return config
-
-def _without_folders(source):
-    "A source such as file:NAMES=VECTORS, with file names only"
-    kind, _, files = str(source).partition(':')
-    if kind not in ('file', 'glove'): return source # None, or a name
-    return f"{kind}:{'='.join(Path(file).name for file in files.split('='))}"
-
 def _backbone_state(run):
     model:Any = run.model()
     if isinstance(model, NamedModel): model = model.model
@@ -177,7 +163,7 @@ def write_shared(
     own = run.folder / 'backbone.safetensors' # of a run that came from others
     if own.is_file(): shutil.copy(own, folder / own.name)
     elif run.recipe.frozen and not run.recipe.tune: write_tensors(folder / own.name, _backbone_state(run))
-    write_json(folder / 'config.json', _without_paths(config))
+    write_json(folder / 'config.json', without_paths(config))
 
 # %% ../../nbs/runs/hub.ipynb #b2730ab2
 class HubRun(ModelHubMixin, library_name='cprfl'):

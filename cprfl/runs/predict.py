@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from scipy.special import logit
 from torch.utils.data import DataLoader, Dataset
 
 from ..checks import brief, first_line
 from ..data.dataset import MultiLabelDataset, read_image, resize
 from ..data.folders import images_below
 from ..data.images import IMAGE_SUFFIXES
+from ..decisions import UNSURE, YES, Decisions
 from ..files import reading, write_atomic
 from ..model.baselines import readable_scores
 from .recipe import Recipe
@@ -153,10 +155,15 @@ def check_replaceable(
     if not Path(path).exists() or not Path(path).stat().st_size: return
     with reading(path) as file, open(file, newline='', encoding='utf-8') as f: head = next(csv.reader(f), [])
     named = bool(head) and re.fullmatch('path_*', head[0]) is not None
-    if named and (re.fullmatch('predicted_*', head[-1]) or head[1:] == list(map(csv_text, classes))): return
+    if named and (re.fullmatch('(predicted|unsure)_*', head[-1]) or head[1:] == list(map(csv_text, classes))): return
     raise FileExistsError(f'{path} is there and is no table of predictions; choose another name, or remove it')
 
-def _decided(cell, threshold): return [] if threshold is None else [cell]
+def _decided(scores, threshold, decisions):
+    "Which categories are there, and which are left open; nothing where nothing is decided"
+    if decisions:
+        decided = decisions.decide(logit(scores.double()))
+        return [decided == YES, decided == UNSURE]
+    return [] if threshold is None else [scores >= threshold]
 
 def _plain(path): return os.fsencode(path).decode('utf-8', 'backslashreplace') # a name may be no UTF-8
 
@@ -164,14 +171,16 @@ def write_predictions(
     path:str|Path, # .csv
     predictions:Iterable, # of (file, scores [C])
     classes:Sequence, # C names
-    threshold:float|None=0.5 # score from which a category is decided to be there; None: nothing is decided
+    threshold:float|None=0.5, # score from which a category is decided to be there; None: nothing is decided
+    decisions:Decisions|None=None # of these categories, in place of the threshold
 ):
     "Write a row for each image, whole or not at all"
-    rows = [[_unlike('path', classes), *classes, *_decided(_unlike('predicted', classes), threshold)]]
+    more = ['predicted'] * (decisions is not None or threshold is not None) + ['unsure'] * (decisions is not None)
+    rows = [[_unlike('path', classes), *classes, *(_unlike(name, classes) for name in more)]]
     for file, scores in predictions:
-        names = [name for name, score in zip(classes, scores.tolist()) if score >= (threshold or 0)]
-        row = [_plain(file), *(f'{score:.6g}' for score in scores.tolist())]
-        rows.append([*row, *_decided('|'.join(names), threshold)])
+        masks = _decided(scores, threshold, decisions)
+        names = ['|'.join(name for name, there in zip(classes, mask) if there) for mask in masks]
+        rows.append([_plain(file), *(f'{score:.6g}' for score in scores.tolist()), *names])
     def write(part):
         with open(part, 'w', newline='', encoding='utf-8') as f:
             csv.writer(f).writerows([csv_text(cell) for cell in row] for row in rows)

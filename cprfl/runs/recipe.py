@@ -63,6 +63,8 @@ class ModelSettings:
     lora:int = 0 # rank of adapters; the rest of the backbone stays as it is; 0: none
     cache_images:bool = False # decode the images once and keep their pixels, for backbones that learn
     views:int = 1 # cached views of each training image
+    cache_pooled:bool = False # keep the mean patch of each image alone, for a linear head on a frozen backbone
+    cache_shard:int = 0 # images in a file of cached features; 0: one file for all
     semantics:str = 'shapes' # clip:ARCH/TAG, file:PATH, glove:PATH, or (no download) package, words, shapes, random
     template:str = 'a photo of a {}.' # the sentence around a class name
     semantics_norm:float|None = None # rescale the semantics to this mean length
@@ -105,7 +107,7 @@ def field_names(
 # %% ../../nbs/runs/recipe.ipynb #cd337681
 _RANGES = dict(
     alignment_images=dict(low=0), data_seed=dict(low=0), held_out=dict(low=0, below=1), image_size=dict(low=1),
-    tune=dict(low=0), lora=dict(low=0), views=dict(low=1), semantics_norm=dict(above=0))
+    tune=dict(low=0), lora=dict(low=0), views=dict(low=1), cache_shard=dict(low=0), semantics_norm=dict(above=0))
 
 @dataclass
 class Recipe(ModelSettings, DataSettings, RunSettings):
@@ -143,6 +145,9 @@ class Recipe(ModelSettings, DataSettings, RunSettings):
                              'without it all stages learn')
         if self.lora and self.frozen:
             raise ValueError('lora: adapters learn, so the features of the backbone cannot be cached; leave frozen out')
+        if self.cache_pooled and (not self.frozen or self.tune or self.names or self.model != 'erm'):
+            raise ValueError('cache_pooled: the mean patch is enough for a linear head alone; expected a frozen '
+                             "model 'erm' without tune and names")
         if self.views > 1 and not self.frozen:
             raise ValueError(f'views: {self.views} cached views need frozen=True')
 

@@ -336,7 +336,14 @@ def _fit(recipe, model, data, owner, callbacks, resume, progress):
     began = time.perf_counter()
     trainer = Trainer(model, data.train, valid, recipe.train, callbacks, owner, progress=progress).fit(resume)
     earlier = sum(row['seconds'] for row in trainer.history) - (time.perf_counter() - began)
+    if recipe.train.select == 'valid': _keep_validation(trainer, Path(owner))
     return trainer.evaluated, trainer.accelerator, max(0., earlier)
+
+def _keep_validation(trainer, path):
+    "The logits of the images that chose the epoch, for decisions"
+    logits, valid = trainer.predict(trainer.valid), trainer.valid
+    frame = _predictions(valid.paths, logits, valid.classes)
+    if is_main(): write_atomic(path / 'validation.parquet', frame.to_parquet)
 
 # %% ../../nbs/runs/run.ipynb #3eaf7d1b
 def _is_finished(run, recipe):

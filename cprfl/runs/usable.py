@@ -17,6 +17,7 @@ import pandas as pd
 from ..checks import check_choice, some
 from ..data.dataset import MultiLabelDataset
 from .build import read_test_file
+from .decided import Decided
 from .display import Report, overview, overview_html, overview_markdown
 from .predict import named_images, predict_images
 from .recipe import Recipe
@@ -40,7 +41,7 @@ def _labelled(run, images, root):
     return test
 
 # %% ../../nbs/runs/usable.ipynb #6277d814
-class Usable:
+class Usable(Decided):
     "What one does with a run: evaluate it, predict with it, look at it"
     folder:Path
     recipe:Recipe
@@ -64,7 +65,8 @@ class Usable:
         test = _labelled(self, images, root)
         if images is not None and test.notes: print('\n'.join(test.notes))
         model = self.model().to(choose_device(device))
-        return Report(evaluate(model, test, score_rule, batch_size=batch_size, progress=progress))
+        threshold = self.decisions.scores if self.decisions else 0.5
+        return Report(evaluate(model, test, score_rule, threshold, batch_size=batch_size, progress=progress))
 
     def predict(self,
         images:Any, # paths, folders, pictures of PIL, arrays or tensors, one or several; or a dataset

@@ -66,22 +66,45 @@ def random_view(
         torch.manual_seed(seed)
         return torch.stack([op(image) for image in images])
 
+# %% ../../nbs/train/cache.ipynb #58cfd164
+class _Shards:
+    "Features [views, N, ...] in several files, as one array"
+    def __init__(self, arrays):
+        self.arrays = arrays
+        self.ends = np.cumsum([array.shape[1] for array in arrays])
+        self.shape = (arrays[0].shape[0], int(self.ends[-1]), *arrays[0].shape[2:])
+        self.ndim = len(self.shape)
+
+    def __len__(self): return self.shape[0]
+
+    def __getitem__(self, at):
+        view, row = at
+        k = int(np.searchsorted(self.ends, row, 'right'))
+        return self.arrays[k][view, row - self.ends[k]] # counted from the end of the shard
+
+def _shards(n, size): return [range(start, min(start + size, n)) for start in range(0, n, size)]
+
+def _mapped(files):
+    "An array on disk, or several as one"
+    if not isinstance(files, list): return np.load(files, mmap_mode='r')
+    return _Shards([np.load(file, mmap_mode='r') for file in files])
+
 # %% ../../nbs/train/cache.ipynb #75f0348a
 class _StoredDataset(MultiLabelDataset):
     "The labels of a dataset, and an array in a file in place of its images"
     _per_image:tuple[str, ...] = ('paths', 'targets', 'rows')
 
     def __init__(self,
-        file:str|Path, # .npy, as one of the functions below writes it
+        file:str|Path|list, # .npy, as one of the functions below writes it, or several of them
         dataset:MultiLabelDataset # whose labels these are
     ):
         super().__init__(dataset.paths, dataset.targets, dataset.classes, groups=dataset.groups)
-        self.mapped, self.stored = file, np.load(file, mmap_mode='r')
+        self.mapped, self.stored = file, _mapped(file)
         self.rows = np.arange(len(self)) # a subset has some of them
 
     def __getstate__(self): return self.__dict__ | {'stored': None}
 
-    def __setstate__(self, state): self.__dict__.update(state, stored=np.load(state['mapped'], mmap_mode='r'))
+    def __setstate__(self, state): self.__dict__.update(state, stored=_mapped(state['mapped']))
 
 # %% ../../nbs/train/cache.ipynb #dafe8007
 class FeatureDataset(_StoredDataset):
@@ -89,7 +112,7 @@ class FeatureDataset(_StoredDataset):
     _per_image = 'paths', 'targets', 'rows', 'view'
 
     def __init__(self,
-        file:str|Path, # float16 [views, N, v, D] or [views, N, D, h, w], as `cache_features` writes it
+        file:str|Path|list, # float16 [views, N, v, D] or [views, N, D, h, w], as `cache_features` writes it
         dataset:MultiLabelDataset # whose labels these are
     ):
         super().__init__(file, dataset)
@@ -196,9 +219,13 @@ def _sharing(device):
     finally: torch.set_num_threads(threads)
 
 # %% ../../nbs/train/cache.ipynb #dafe8009
-def _feature_function(backbone, maps, device, precision, pool, parts):
+def _form(backbone, maps, pooled):
+    "What is kept of an image: its patches, its map, or its mean patch"
+    if not pooled: return backbone if maps else backbone.patches
+    return lambda images: backbone.patches(images).float().mean(1, keepdim=True)
+
+def _feature_function(features, device, precision, pool, parts):
     "From a batch of uint8 images, a view and the number of the batch to functions that wait for its parts, in float16"
-    features = backbone if maps else backbone.patches
 
     @torch.inference_mode()
     def forward(images):
@@ -215,13 +242,13 @@ def _feature_function(backbone, maps, device, precision, pool, parts):
     return compute
 
 def _fill_features( # noqa: PLR0913 - what is missing, and the keywords of `cache_features`
-    rows, missing, bar, backbone, dataset, fold, maps, device, precision, **kw
+    rows, missing, bar, backbone, dataset, fold, maps, pooled, device, precision, **kw
 ):
     "Write the features that are missing"
     backbone = backbone.to(device).to(memory_format=torch.channels_last)
     with folded(backbone, dataset[0][0][None].to(device)) if fold else nullcontext():
         with _sharing(device) as (pool, parts):
-            compute = _feature_function(backbone, maps, device, precision, pool, parts)
+            compute = _feature_function(_form(backbone, maps, pooled), device, precision, pool, parts)
             _fill(rows, missing, compute, dataset, bar=bar, **kw)
 
 # %% ../../nbs/train/cache.ipynb #cdec29d7
@@ -244,17 +271,27 @@ def cache_features( # noqa: PLR0913 - the keywords that recipes set
     num_workers:int=2, # processes that decode
     device:str|torch.device='cpu', # where the backbone runs; 'auto' takes a GPU if there is one
     progress:bool=True, # show a bar
-    maps:bool=False # keep feature maps [D, h, w] as they are, instead of patches [v, D]
+    maps:bool=False, # keep feature maps [D, h, w] as they are, instead of patches [v, D]
+    pooled:bool=False, # keep the mean patch [1, D] alone, which is all that a linear head reads
+    shard:int=0 # images in a file; 0: one file for all
 ) -> FeatureDataset: # float16 [views, N, v, D] on disk, or [views, N, D, h, w]
     "Features of every image, from the cache if they are there, else computed now"
     check_choice('precision', precision, ('bf16', 'fp32'))
+    if maps and pooled: raise ValueError('pooled: maps are not pooled; leave one of the two out')
+    if 0 < shard < len(dataset):
+        kw:dict = dict(views=views, batch_size=batch_size, precision=precision, num_workers=num_workers, device=device,
+                  progress=progress, maps=maps, pooled=pooled)
+        parts = [dataset.subset(rows) for rows in _shards(len(dataset), shard)]
+        files = [cache_features(backbone, part, folder, size, **kw).mapped for part in parts]
+        return FeatureDataset(files, dataset)
     Path(folder).mkdir(parents=True, exist_ok=True)
     backbone = backbone.eval()
-    extra = precision + ' maps' * maps
+    extra = precision + ' maps' * maps + ' pooled' * pooled
     facts = feature_facts(backbone, dataset, size, views, 'random_view', extra, folder, progress)
     facts = _of_this_cache(folder, facts | dict(batch_size=batch_size))
     fill = partial(_fill_features, backbone=backbone, dataset=dataset, fold='batch_norm' in facts, maps=maps,
-                   device=choose_device(device), precision=precision, batch_size=batch_size, num_workers=num_workers)
+                   pooled=pooled, device=choose_device(device), precision=precision, batch_size=batch_size,
+                   num_workers=num_workers)
     file = _cache_file(folder, 'features', facts, dataset, (views, len(dataset)), fill, progress)
     return FeatureDataset(file, dataset)
 

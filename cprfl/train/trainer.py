@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch.utils.data import DataLoader, RandomSampler, Sampler, WeightedRandomSampler
 
 from ..data.dataset import MultiLabelDataset
@@ -129,11 +130,12 @@ def evaluate(
     model:torch.nn.Module, # gives logits for a batch
     dataset:MultiLabelDataset, # images or cached features, with targets and groups
     score_rule:str='sigmoid', # what mAP ranks by
+    threshold:ArrayLike=0.5, # of the sigmoid scores; or one for each class [C]
     **kw # keywords of `predict`
 ) -> dict: # see `multilabel_report`
     "The report of `multilabel_report` on a dataset"
     logits, targets = predict(model, dataset, **kw), torch.from_numpy(dataset.targets)
-    return multilabel_report(logits, targets, dataset.groups, probabilities=False, score_rule=score_rule)
+    return multilabel_report(logits, targets, dataset.groups, threshold, probabilities=False, score_rule=score_rule)
 
 # %% ../../nbs/train/trainer.ipynb #ed28e015
 def build_accelerator(

@@ -26,7 +26,7 @@ EVIL = ['<script>window.broken=1</script>', '<img src=x onerror=window.broken=1>
 
 CELLS = dict(
     setup="""
-        import numpy as np, torch
+        import numpy as np, pandas as pd, torch
         from cprfl.runs.build import load_data
         from cprfl.runs.run import Run
         from cprfl.look.errors import ErrorExplorer
@@ -50,6 +50,18 @@ CELLS = dict(
         shared = Selection(errors, AttentionExplorer(runs['cprfl'], test))
         errors""",
     errors_shared='shared.explorers[1]',
+    large="""
+        rng = np.random.default_rng(0)
+        labels = (rng.random((5000, 80)) < 0.04).astype(int)
+        names = [f'class {i}' for i in range(80)]
+        groups = dict(head=range(20), medium=range(20, 50), tail=range(50, 80))
+        pictures = rng.integers(0, 256, (5000, 64, 64, 3), dtype=np.uint8)
+        big = ArrayDataset(pictures, labels, names, groups=groups, paths=[f'{i}.jpg' for i in range(5000)])
+        guesses = {}
+        for name in ('one', 'two'):
+            guesses[name] = pd.DataFrame(rng.normal(size=labels.shape) + 2 * labels - 1, columns=names)
+            guesses[name].insert(0, 'path', big.paths)
+        ErrorExplorer(guesses, big)""",
     monitor="TrainingMonitor('growing', every=0.3)",
     evil=f"""
         evil = {EVIL!r}
@@ -319,30 +331,45 @@ REDRAW = """async ([cell, label, to]) => {
 }"""
 
 
-def test_time_to_redraw(page, record_property, artefacts):
-    "Measured in the browser, from the change to the decoded new picture; recorded, not judged"
-    own = cell(page, 'attention')
-    where = own.element_handle()
-    def quiet(): page.wait_for_timeout(300)
+def times_of(page, own, changes):
+    "Milliseconds from a change to its picture: name -> (label of the control, places in its list)"
+    where, times = own.element_handle(), {}
+    for name, (label, places) in changes.items():
+        times[name] = []
+        for place in places:
+            page.wait_for_timeout(300)
+            times[name].append(page.evaluate(REDRAW, [where, label, place]))
+    return times
 
-    def time_of(label, *to):
-        out = []
-        for t in to:
-            quiet()
-            out.append(page.evaluate(REDRAW, [where, label, t]))
-        return out
 
-    for label in ('Show', 'Map', 'Category'):
-        pick(page, own, label, 0)()
-        quiet()
-    times = dict(category=time_of('Category', *range(1, 9)), head=time_of('Map', 1, 2, 3, 4, 0),
-                 image=time_of('Next', *range(8)), gradcam=time_of('Map', 5, 0, 5, 0)[::2])
+def record(times, title, file, record_property):
+    "Recorded, not judged"
     summary = {}
     for name, t in times.items(): summary[name] = dict(median=round(float(np.median(t))), worst=round(max(t)), n=len(t))
     for name, t in summary.items(): record_property(f'redraw_{name}_ms', t['median'])
-    (artefacts / 'redraw.json').write_text(json.dumps(summary, indent=1))
-    print('AttentionExplorer, ms from change to picture:', summary)
+    file.write_text(json.dumps(summary, indent=1))
+    print(f'{title}, ms from change to picture:', summary)
     assert all(t > 0 for ts in times.values() for t in ts)
+
+
+def test_time_to_redraw(page, record_property, artefacts):
+    own = cell(page, 'attention')
+    for label in ('Show', 'Map', 'Category'):
+        pick(page, own, label, 0)()
+        page.wait_for_timeout(300)
+    changes = dict(category=('Category', range(1, 9)), head=('Map', (1, 2, 3, 4, 0)), image=('Next', range(8)),
+                   gradcam=('Map', (5, 0, 5, 0)))
+    times = times_of(page, own, changes)
+    times['gradcam'] = times['gradcam'][::2]
+    record(times, 'AttentionExplorer', artefacts / 'redraw.json', record_property)
+
+
+def test_time_to_redraw_5000_images_and_80_classes(page, record_property, artefacts):
+    own = cell(page, 'large')
+    changes = dict(kind=('Errors', (2, 1, 3, 0)), pair=('Pair', (3, 7)), model=('Model', (0, 1)),
+                   step=('Next', range(6)), all=('Errors', (0,)), group=('Group', (1, 2, 3, 0)),
+                   category=('Class', (2, 5, 0)), sort=('Sort', (2, 0)), compared=('Not made by', (1, 0)))
+    record(times_of(page, own, changes), 'ErrorExplorer', artefacts / 'redraw_errors.json', record_property)
 
 
 def test_drift(page, artefacts):
@@ -374,6 +401,17 @@ def test_a_click_on_an_error_shows_it_in_all_explorers(page, artefacts):
     changed(page, other, lambda: page.keyboard.press('ArrowRight')) # no button has the focus
     assert name not in other.inner_text()
     snapshots(page, artefacts, other, 'errors_shared')
+
+
+def test_a_double_click_zooms(page):
+    pytest.importorskip('anywidget', reason='it hears clicks (pip install anywidget)')
+    shown = cell(page, 'errors').locator(PICTURE)
+    def width(): return shown.bounding_box()['width']
+    before = width()
+    shown.dblclick(position=dict(x=before - 30, y=60)) # beside the images
+    assert width() == pytest.approx(2 * before, rel=0.01)
+    shown.dblclick(position=dict(x=before - 30, y=60))
+    assert width() == before
 
 
 def test_no_explorer_needs_a_sideways_scroll_bar(page):
@@ -411,7 +449,8 @@ def test_names_stay_names(page, artefacts):
     own = cell(page, 'evil')
     options = own.locator('select').nth(1).inner_text() + unescape(own.inner_html())
     assert EVIL[0] in options
-    for i in (1, 2): changed(page, own, pick(page, own, 'Category', i))
+    now = own.locator('select').nth(1).evaluate('list => list.selectedIndex')
+    for i in {0, 1, 2} - {now}: changed(page, own, pick(page, own, 'Category', i))
     changed(page, own, own.get_by_text('Next ›').click)
     assert EVIL[2] in own.inner_text()
     assert '<b onclick=x>' in own.inner_text()

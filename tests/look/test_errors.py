@@ -1,15 +1,18 @@
 "Errors worth a look: tables, filters, a selection that is kept, explorers that share one"
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from cprfl.data.dataset import ArrayDataset
 from cprfl.look.errors import ErrorExplorer, RunErrors, confused_pairs, error_table, label_errors
 from cprfl.look.explorer import Selection
-from cprfl.look.explorers import PredictionExplorer, patch_at, place_of_best
+from cprfl.look.explorers import AttentionExplorer, DriftExplorer, PredictionExplorer, patch_at, place_of_best
 from cprfl.look.predictions import Predictions
+from cprfl.model.baselines import ERM
 
 CLASSES = ['<script>', '$x$', '=cow', 'dog']
 GROUPS = dict(head=np.array([0, 1]), tail=np.array([2, 3]))
@@ -247,6 +250,26 @@ def test_the_errors_follow_as_far_as_they_can(explorer, tables, dataset):
     row = explorer.set(run='guesses').table().iloc[7]
     predictions.set(image=int(row['image']), category=int(row['category']))
     assert (explorer.now()['image'], explorer.now()['category']) == (row['image'], row['category'])
+
+
+def test_the_model_is_shared_as_well(explorer, tables, dataset):
+    torch.manual_seed(0)
+    models = {name: ERM('resnet18', 4).eval() for name in tables}
+    others = PredictionExplorer(tables, dataset), AttentionExplorer(models, dataset)
+    Selection(explorer, *others)
+    for name in tables:
+        explorer.set(run=name)
+        assert [other.run for other in others] == [name, name]
+
+
+def test_drift_follows_the_model(tables):
+    def run(epochs):
+        prompts = {e: torch.eye(4) + e * torch.ones(4, 4).triu() for e in range(epochs)}
+        return SimpleNamespace(prompts=prompts, classes=CLASSES, groups=GROUPS)
+    drift = DriftExplorer(dict(long=run(5), short=run(3)))
+    assert drift.epoch == 4
+    assert drift.select(run='short', category='dog').epoch == 2
+    assert drift.category == 3
 
 
 def test_a_closed_explorer_has_left_the_selection(explorer, tables, dataset):

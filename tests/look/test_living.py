@@ -13,7 +13,7 @@ from PIL import Image
 from cprfl.data.dataset import ArrayDataset
 from cprfl.data.shapes import shapes_lt
 from cprfl.look.explorers import AttentionExplorer, DriftExplorer, PredictionExplorer
-from cprfl.look.living import chosen_images, write_page
+from cprfl.look.living import chosen_images, telling_orders, write_page
 from cprfl.model.cprfl import CPRFL
 
 CHROMIUM = os.environ.get('CPRFL_CHROMIUM') or shutil.which('chromium') or shutil.which('chromium-browser')
@@ -110,7 +110,7 @@ def test_each_filter_has_images(shapes):
     explorer = PredictionExplorer({name: table(shapes, seed) for seed, name in enumerate('ab')}, shapes)
     chosen = chosen_images(explorer, 6)
     assert len(chosen) == 6
-    for order in explorer._orders.values(): assert set(chosen) & set(order.tolist())
+    for order in telling_orders(explorer).values(): assert set(chosen) & set(order.tolist())
 
 
 def test_other_things_are_refused(tmp_path):
