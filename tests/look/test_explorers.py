@@ -15,6 +15,7 @@ from PIL import Image
 
 from cprfl.data.dataset import ArrayDataset
 from cprfl.data.shapes import shapes_lt
+from cprfl.decisions import Decisions
 from cprfl.files import write_atomic
 from cprfl.look.attention import attention_maps, explain_image, patch_grid, upsample_maps
 from cprfl.look.explorer import SHARP, fit, shorten, with_caption
@@ -576,3 +577,16 @@ def test_as_a_callback(tmp_path, dataset):
     assert monitor.progress()['epoch'] == 2
     assert monitor.progress()['epochs'] == 2
     assert seen == [True, True, True, False]
+
+
+def test_what_the_thresholds_decide_stands_beside_the_scores(dataset, tables):
+    explorer = PredictionExplorer(tables, dataset)
+    logits = explorer.predictions.logits['knows'][0]
+    threshold = logits + np.array([-5, 0, 5, 5])
+    explorer._decisions['knows'] = Decisions(EVIL, threshold, np.ones(4), np.zeros(4), np.full(4, 9), 1., 99, 10., 10.)
+    table = explorer.set(image=0).table().set_index('model')
+    words = dict(zip(EVIL, ['yes', 'unsure', 'no', 'no']))
+    assert table.loc['knows', 'decision'].tolist() == [words[name] for name in table.loc['knows', 'class']]
+    assert table.loc['guesses', 'decision'].tolist() == ['', '', '']
+    assert '? unsure' in explorer.caption()
+    assert len(explorer.png()) > 1000
