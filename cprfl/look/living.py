@@ -20,7 +20,7 @@ from ..data.longtail import group_names
 from ..files import write_text
 from .attention import ZeroShotCLIP
 from .explorer import Explorer, ImageExplorer
-from .explorers import TELLING, AttentionExplorer, DriftExplorer, PredictionExplorer, _colours
+from .explorers import AttentionExplorer, DriftExplorer, PredictionExplorer, _colours
 from .predictions import as_scores
 from .prompts import class_similarity
 from .style import group_styles, legend_of
@@ -59,7 +59,7 @@ def telling_orders(
 ) -> dict: # filter -> image indices
     "The images of each filter, the most telling first"
     if not isinstance(explorer, PredictionExplorer): return {}
-    return {kind: explorer._order(kind, explorer.k) for kind in TELLING}
+    return explorer._orders
 
 def chosen_images(
     explorer:ImageExplorer, # whose images they are
