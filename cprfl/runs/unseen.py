@@ -88,7 +88,7 @@ def extended_model(
     return ExtendedModel(run.model(), run.classes, names, semantics, classifier, share).eval()
 
 def raw_scores(
-    extended:ExtendedModel,
+    extended:ExtendedModel, # the model with new classes
     dataset:Any, # images or features
     config:TrainConfig, # its precision
     device:str='cpu', # auto, cpu, cuda or mps
