@@ -214,7 +214,7 @@ def test_figures_of_results(runs):
 def test_a_training_shows_the_groups():
     row = dict(epoch=1, loss=.1, lr=.1, total=.5, **dict.fromkeys(GROUPS, .4), seconds=9.)
     fig, _ = plots.plot_training(pd.DataFrame([row, row | dict(epoch=2)]))
-    assert legends(fig) == NAMES
+    assert legends(fig) == [*NAMES, 'best: epoch 1']
 
 
 @pytest.fixture
