@@ -230,7 +230,8 @@ def test_a_disk_without_room_for_weights_is_not_a_network(monkeypatch):
     import open_clip
     def full(*args, **kw):
         try: raise OSError(errno.ENOSPC, 'No space left on device', 'weights.incomplete')
-        except OSError as e: raise FileNotFoundError(f'Failed to download file. Last error: {e}') # noqa: B904 - as there
+        except OSError as e:
+            raise FileNotFoundError(f'Failed to download file. Last error: {e}') # noqa: B904 - as there
     monkeypatch.setattr(open_clip, 'create_model_and_transforms', full)
     with pytest.raises(RuntimeError, match='could not be stored: .Errno 28. No space left'):
         category_semantics(CLASSES, 'clip:RN50/openai')
