@@ -331,7 +331,7 @@ class NamedModel(nn.Module):
     ) -> 'NamedModel':
         "Measure both scales"
         centre = name_scores.mean(0)
-        self.names.offset += centre
+        self.names.offset += centre.to(self.names.offset.device) # scores may have been gathered on another device
         self.of_head.fit(head_scores)
         centred = name_scores - centre
         self.of_names.fit(_of_each_image(centred) if self.per_image else centred)
