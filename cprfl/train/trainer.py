@@ -138,6 +138,13 @@ def evaluate(
     return multilabel_report(logits, targets, dataset.groups, threshold, probabilities=False, score_rule=score_rule)
 
 # %% ../../nbs/train/trainer.ipynb #ed28e015
+def _check_cards(processes):
+    "Each process of a launcher needs a card of its own"
+    cards = torch.cuda.device_count()
+    if processes <= cards: return
+    raise ValueError(f'device: {processes} processes were started, but PyTorch sees {cards} GPU; start as many as '
+                     'there are cards (--nproc_per_node), or give several runs to one card (--workers)')
+
 def build_accelerator(
     config:TrainConfig # precision, device, batches per step
 ):
@@ -147,6 +154,7 @@ def build_accelerator(
     from accelerate.utils import DataLoaderConfiguration
     device = choose_device(config.device).type
     on_gpu = device == 'cuda'
+    if on_gpu: _check_cards(int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
     if config.precision == 'fp16' and not on_gpu:
         raise ValueError("precision: 'fp16' needs a GPU, a CPU would train in float32; use 'bf16' or 'fp32'")
     if 'RANK' not in os.environ: PartialState._shared_state = {} # outside a launcher the device may be another one

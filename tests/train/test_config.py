@@ -3,9 +3,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from toys import feature_model, picture_model
 
 from cprfl.train.config import TrainConfig, choose_device, param_groups
+from cprfl.train.trainer import build_accelerator
 
 WRONG = [
     (dict(precision='int8'), "precision: expected one of fp32, bf16, fp16, got 'int8'"),
@@ -139,3 +141,11 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch, kind):
 
 
 def test_mps_is_a_setting(): assert TrainConfig(device='mps').device == 'mps'
+
+
+def test_more_processes_than_cards_say_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
+    with pytest.raises(ValueError, match='2 processes were started, but PyTorch sees 1 GPU; start as many'):
+        build_accelerator(TrainConfig(device='cuda'))
