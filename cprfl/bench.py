@@ -356,7 +356,8 @@ def _parts(kit, repeats):
         with kit.autocast(): return model.from_features(to_patches(F))
     logits = head().detach().float().requires_grad_()
     def time_of(run): return clock(run, repeats, s.device)
-    seconds = {
+    copy = {'copy to the device': time_of(kit.fetch)} if s.device_type == 'cuda' else {}
+    seconds = copy | {
         'augmentation': time_of(kit.load),
         'backbone, forward': time_of(features),
         'PI, VSI, scores, forward': time_of(head),

@@ -77,11 +77,11 @@ def test_mls_is_bce_to_the_bit_and_torch(batch):
 @pytest.mark.parametrize('gammas', [(4, 0), (4, 1), (2, 2), (0, 0)])
 def test_asl_is_timm_in_value_and_gradient(batch, gammas, graded):
     timm_loss = pytest.importorskip('timm.loss', reason='timm is the yardstick')
-    x = batch[0].float().requires_grad_()
+    x, y = batch[0].float().requires_grad_(), batch[1].float()
     loss = timm_loss.AsymmetricLossMultiLabel(*gammas, clip=0.05, disable_torch_grad_focal_loss=not graded)
-    theirs = loss(x, batch[1])/x.shape[1]
+    theirs = loss(x, y)/x.shape[1]
     want, = torch.autograd.grad(theirs, x)
-    ours = build_loss('asl', gamma_neg=gammas[0], gamma_pos=gammas[1], focal_grad=graded)(x, batch[1])
+    ours = build_loss('asl', gamma_neg=gammas[0], gamma_pos=gammas[1], focal_grad=graded)(x, y)
     got, = torch.autograd.grad(ours, x)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-7)
@@ -278,6 +278,7 @@ def test_counts_are_no_part_of_a_checkpoint(batch):
     *_, n, N = batch
     for name in NAMES: assert not build_loss(name, n, N).state_dict()
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 @pytest.mark.parametrize('name', NAMES)
 def test_cuda(batch, name):

@@ -95,6 +95,7 @@ def test_inputs_are_left_alone_and_gradients_do_not_matter(data):
     assert not ap.requires_grad
     assert torch.equal(scores, before)
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 def test_cuda(data):
     scores, targets = torch.tensor(data[0]), torch.tensor(data[1])
