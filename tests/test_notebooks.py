@@ -1,5 +1,6 @@
 "The notebooks are the source: the package is their export, they are clean, and they run"
 import filecmp
+import inspect
 import json
 import multiprocessing
 import os
@@ -146,13 +147,13 @@ def run_here(name, said, env):
     "Run a notebook in this process, which ends with it"
     os.chdir(ROOT)
     os.environ.update(env)
-    sys.argv = ['nbdev_test'] # which takes its options from there
     with open(said, 'w') as file:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())
     from nbdev.test import nbdev_test
-    try: nbdev_test(path=str(NBS / name), n_workers=0)
+    run_it = inspect.unwrap(nbdev_test) # the command would take its options from the command line
+    try: run_it(path=str(NBS / name), n_workers=0)
     finally:
         for child in multiprocessing.active_children(): child.terminate() # which would be waited for
 
