@@ -16,8 +16,8 @@ from helpers import MODULES, NBS, NOTEBOOKS, REFERENCE, ROOT, copy_project, made
 from PIL import Image
 
 TABLES_ONLY = {f'analysis/{name}.ipynb' for name in (
-    'losses', 'components', 'semantics', 'ablations', 'names', 'unseen', 'opponents', 'decisions', # they read results
-    'faithfulness', 'top3_photos')} # and these have saved ones
+    'losses', 'components', 'semantics', 'ablations', 'names', 'unseen', 'opponents', # they read results
+    'end_to_end', 'decisions', 'faithfulness', 'top3_photos')} # the last two have saved ones
 NEED_RUNS = ['analysis/top3.ipynb', 'analysis/errors.ipynb', 'analysis/attention.ipynb', 'analysis/prompt_drift.ipynb']
 RUN = [name for name in NOTEBOOKS if not name.startswith('analysis/') or name in TABLES_ONLY]
 MOST = 150_000 # bytes of outputs that a reference page may keep
