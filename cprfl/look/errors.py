@@ -21,10 +21,10 @@ from PIL import Image, ImageDraw
 from ..checks import check_choice, some
 from ..data.longtail import group_names
 from ..files import csv_frame, reading, write_csv
-from .explorer import SHARP, STEPS, Explorer, Images, fit, free_name, shorten, write
+from .explorer import SHARP, STEPS, Explorer, Images, fit, free_name, write
 from .explorers import ComparedRuns, frame
 from .predictions import Predictions, as_scores
-from .style import INK, TEXT, WRONG, in_order, legend_of
+from .style import INK, TEXT, WRONG, in_order, legend_of, shorten
 from ..text import csv_text, from_csv_text, html_text, visible
 
 # %% ../../nbs/look/errors.ipynb #e01d8d42

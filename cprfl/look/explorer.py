@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHARP', 'FORMATS', 'FILES', 'ACTIONS', 'SHOW', 'BROWSE', 'UPLOAD', 'STEPS', 'new_figure', 'panel', 'to_png',
-           'save_picture', 'shorten', 'class_labels', 'write', 'with_caption', 'Fields', 'Explorer', 'Selection',
-           'listen', 'free_name', 'save_menu', 'View', 'OwnImages', 'own_dataset', 'Images', 'fitted', 'fit',
-           'ImageExplorer']
+           'save_picture', 'class_labels', 'write', 'with_caption', 'Fields', 'Explorer', 'Selection', 'listen',
+           'free_name', 'save_menu', 'View', 'OwnImages', 'own_dataset', 'Images', 'fitted', 'fit', 'ImageExplorer']
 
 # %% ../../nbs/look/explorer.ipynb #740e9ba2
 import re
@@ -29,7 +28,7 @@ from ..data.dataset import MultiLabelDataset, read_image, resize
 from ..data.longtail import group_names
 from ..files import write_atomic
 from .predictions import load_images
-from .style import TEXT, group_styles
+from .style import TEXT, group_styles, shorten
 from ..text import html_text, visible
 
 # %% ../../nbs/look/explorer.ipynb #d4cdc213
@@ -84,14 +83,6 @@ def save_picture(
         write_atomic(file, lambda part: picture.savefig(part, format=kind))
 
 # %% ../../nbs/look/explorer.ipynb #0d8a2468
-def shorten(
-    name:str, # any
-    n:int=24 # characters wanted
-) -> str:
-    "A long name without its middle, on one line"
-    name = ' '.join(str(name).split())
-    return name if len(name) <= n else f'{name[:(n - 1) // 2]}…{name[-(n // 2):]}'
-
 def class_labels(
     classes:list, # C names
     groups:dict # head, medium, tail -> class indices

@@ -35,7 +35,6 @@ from cprfl.look.explorer import (
     new_figure,
     own_dataset,
     panel,
-    shorten,
     write,
 )
 from cprfl.look.predictions import (
@@ -48,7 +47,7 @@ from cprfl.look.predictions import (
     top_k_table,
 )
 from .prompts import class_similarity, prompt_drift, prompt_trajectories
-from .style import FAINT, INK, RIGHT, TEXT, UNKNOWN, group_styles, in_order, legend_of, legend_text
+from .style import FAINT, INK, RIGHT, TEXT, UNKNOWN, group_styles, in_order, legend_of, legend_text, shorten
 from ..model.baselines import ZeroShotCLIP
 from ..model.names import NamedModel
 from ..runs.build import load_data

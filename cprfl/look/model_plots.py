@@ -33,28 +33,33 @@ from cprfl.look.style import (
     legend_text,
     light_to_dark,
     new_axes,
+    shorten,
     signed,
     tidy,
     true_labels,
 )
-from ..text import figure_text
+from ..text import figure_text, visible
 
 # %% ../../nbs/look/model_plots.ipynb #318a25a9
+_POINTS, _LETTERS, _PAGE = 10, 17, 8.6 # of a label: size and length; inches of a page of the site
+
+def _short(name): return figure_text(shorten(visible(name), _LETTERS))
+
 def _bars(ax, rows, truth, groups):
-    "Horizontal bars of one model's best labels, the best on top"
+    "Horizontal bars of one model's best labels under their names, the best on top"
     right = rows['right'].tolist() if truth else [None] * len(rows)
     for y, row in enumerate(rows.itertuples()):
         wrong = right[y] is False
         face = {True: RIGHT, False: 'white', None: UNKNOWN}[right[y]]
         edge = dict(edgecolor=WRONG, hatch='////') if wrong else dict(edgecolor=INK)
-        ax.barh(y, row.score, 0.62, facecolor=face, linewidth=0.8, **edge)
-        ax.text(row.score + 0.03, y, f'{row.score:.2f}', fontsize=8.5, va='center', color=INK)
+        ax.barh(y + 0.22, row.score, 0.3, facecolor=face, linewidth=0.8, **edge)
+        ax.text(row.score + 0.03, y + 0.22, f'{row.score:.2f}', fontsize=_POINTS, va='center', color=INK)
     marks = [{True: '✓ ', False: '✗ ', None: ''}[r] for r in right]
-    names = [figure_text(signed(c, g, groups)) for c, g in zip(rows['class'], rows['group'])]
-    ax.set_yticks(range(len(rows)), [m + n for m, n in zip(marks, names)], fontsize=8.5)
+    names = [_short(signed(c, g, groups)) for c, g in zip(rows['class'], rows['group'])]
+    ax.set_yticks(np.arange(len(rows)) - 0.19, [m + n for m, n in zip(marks, names)], fontsize=_POINTS, ha='left')
     for label, r in zip(ax.get_yticklabels(), right): label.set_color(WRONG if r is False else INK)
-    ax.set(xlim=(0, 1.4), ylim=(len(rows) - 0.4, -0.6), xticks=[])
-    ax.tick_params(length=0)
+    ax.set(xlim=(0, 1.3), ylim=(len(rows) - 0.5, -0.5), xticks=[])
+    ax.tick_params(length=0, pad=-4) # the names begin inside the axes
     ax.spines[['top', 'right', 'bottom']].set_visible(False)
     ax.spines['left'].set_color(FAINT)
 
@@ -64,8 +69,8 @@ def _image_and_labels(row, dataset, i, truth):
     row[0].imshow(dataset[i][0].permute(1, 2, 0).numpy())
     row[0].set_axis_off()
     if not truth: return
-    names = '\n'.join(map(figure_text, true_labels(dataset, i)))
-    row[1].text(0, 0.5, names, fontsize=8.5, va='center', color=INK)
+    names = '\n'.join(map(_short, true_labels(dataset, i)))
+    row[1].text(0, 0.5, names, fontsize=_POINTS, va='center', color=INK)
     row[1].set_axis_off()
 
 def plot_top_k(
@@ -74,20 +79,22 @@ def plot_top_k(
     indices:Sequence[int], # which of them
     truth:bool=True, # whether the labels of the images are known: show them, and mark what is right
     softmax:tuple=(), # models whose scores are a softmax; said in their titles
-    edge:float=1.1, # of an image, inches
+    edge:float=1.3, # of an image, inches
     axes:Any=None # [images, (2 with truth, else 1) + models]
 ):
     "Images with their labels and the k best labels of each model, marked right or wrong"
     models, left, n = list(dict.fromkeys(table['model'])), 1 + truth, len(indices)
-    widths = [edge, 1.2][:left] + [0.75] * len(models) # the names of the labels take more than that
-    size = sum(widths) + 1.3 * len(models), edge * n + 0.35
+    widths = [edge, 1.4][:left]
+    widths += [np.clip((_PAGE - sum(widths)) / len(models), 1.45, 2.2)] * len(models)
+    most = max([0, *(dataset.targets[list(indices)] > 0).sum(1)]) if truth else 0 # lines beside an image
+    size = sum(widths), max(edge, 0.18 * most) * n + 0.45
     fig, axes = new_axes(axes, size, nrows=n, ncols=left + len(models), squeeze=False, width_ratios=widths)
     rows = {key: part.sort_values('rank') for key, part in table.groupby(['image', 'model'])}
     for row, i in zip(axes, indices):
         _image_and_labels(row, dataset, i, truth)
         for ax, model in zip(row[left:], models): _bars(ax, rows[i, model], truth, dataset.groups)
-    titles = ['', 'truth'][:left] + [m + ' (softmax)' * (m in softmax) for m in models]
-    for ax, title in zip(axes[0], titles): ax.set_title(figure_text(title), fontsize=10, loc='left', color=INK)
+    titles = ['', 'truth'][:left] + [_short(m) + '\n(softmax)' * (m in softmax) for m in models]
+    for ax, title in zip(axes[0], titles): ax.set_title(title, fontsize=_POINTS, loc='left', color=INK)
     return fig, axes
 
 # %% ../../nbs/look/model_plots.ipynb #4d0ef68d

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NO_GROUP', 'WITH_TOTAL', 'GROUP_COLOURS', 'INK', 'RIGHT', 'WRONG', 'UNKNOWN', 'TEXT', 'FAINT', 'FILLINGS',
-           'GroupStyle', 'in_order', 'group_styles', 'legend_of', 'signed', 'true_labels', 'groups_in', 'light_to_dark',
-           'new_axes', 'tidy', 'legend_text', 'legend_above', 'filling', 'grouped_bars', 'heat_map']
+           'GroupStyle', 'in_order', 'group_styles', 'legend_of', 'shorten', 'signed', 'true_labels', 'groups_in',
+           'light_to_dark', 'new_axes', 'tidy', 'legend_text', 'legend_above', 'filling', 'grouped_bars', 'heat_map']
 
 # %% ../../nbs/look/style.ipynb #cd78d068
 from collections import defaultdict
@@ -61,6 +61,14 @@ def legend_of(
     "The signs of all groups, in a line"
     styles = group_styles(names)
     return ' '.join(f'{styles[g].sign} {g}' for g in in_order(names))
+
+def shorten(
+    name:str, # any
+    n:int=24 # characters wanted
+) -> str:
+    "A long name without its middle, on one line"
+    name = ' '.join(str(name).split())
+    return name if len(name) <= n else f'{name[:(n - 1) // 2]}…{name[-(n // 2):]}'
 
 def signed(
     name:str, # of a class, or of a group

@@ -18,11 +18,12 @@ from cprfl.data.shapes import shapes_lt
 from cprfl.decisions import Decisions
 from cprfl.files import write_atomic
 from cprfl.look.attention import attention_maps, explain_image, patch_grid, upsample_maps
-from cprfl.look.explorer import SHARP, fit, shorten, with_caption
+from cprfl.look.explorer import SHARP, fit, with_caption
 from cprfl.look.explorers import AttentionExplorer, DriftExplorer, PredictionExplorer
 from cprfl.look.monitor import TrainingMonitor
 from cprfl.look.predictions import load_images, telling_images, top_k_table
 from cprfl.look.prompts import class_similarity
+from cprfl.look.style import shorten
 from cprfl.model.baselines import ERM, ZeroShotCLIP
 from cprfl.model.cprfl import CPRFL
 from cprfl.model.semantics import load_clip

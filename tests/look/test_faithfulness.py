@@ -200,3 +200,23 @@ def test_a_file_with_other_columns_is_refused(tmp_path):
     with pytest.raises(ValueError, match='expected the columns run, hide, method'):
         measure_faithfulness([fake_run('right', OnePatch(), squares())], file, per_class=1)
     assert file.read_text() == 'run,gap\nright,1\n'
+
+
+# ---- what the page says first
+
+@pytest.fixture
+def stored_gaps():
+    "The gaps of networks that were trained end to end, by hidden part, run and method"
+    rows = pd.read_csv(Path(__file__).parents[2] / 'nbs/analysis/results/e2e/faithfulness.csv')
+    return rows[rows['group'] == 'total'].set_index(['hide', 'run', 'method'])['gap'].sort_index()
+
+
+@pytest.mark.parametrize('run', ['e2e-cprfl-s0', 'e2e-global-s0'])
+def test_maps_are_ordered_as_the_page_says(stored_gaps, run):
+    gaps = stored_gaps['patches', run]
+    assert gaps.sort_values().index.tolist() == ['random', 'attention', 'gradcam', 'alone']
+
+
+def test_hidden_pixels_bring_the_maps_closer(stored_gaps):
+    distance = stored_gaps.xs('gradcam', level='method') - stored_gaps.xs('attention', level='method')
+    assert distance['pixels', 'e2e-cprfl-s0'] < distance['patches', 'e2e-cprfl-s0']

@@ -1,4 +1,6 @@
 "Figures of the explanations, by structure: axes, labels, marks"
+from itertools import combinations
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -6,6 +8,7 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.text import Text
 
 matplotlib.use('Agg')
 
@@ -132,10 +135,43 @@ def test_columns_are_truth_and_models(data, predictions):
     fig, axes = plot_top_k(table, data, [3, 7], softmax=['clip'])
     assert axes.shape == (2, 5)
     assert texts(ax.title for ax in axes[0]) == [''] * 5  # titles are on the left
-    assert [ax.get_title(loc='left') for ax in axes[0]] == ['', 'truth', 'erm', 'clip (softmax)', 'cprfl']
+    assert [ax.get_title(loc='left') for ax in axes[0]] == ['', 'truth', 'erm', 'clip\n(softmax)', 'cprfl']
     for row, i in zip(axes, (3, 7)):
         labels = [signed(CLASSES[c], OF[c]) for c in np.flatnonzero(data.targets[i])]
         assert row[1].texts[0].get_text().split('\n') == labels
+
+
+@pytest.fixture
+def long_names(data):
+    "Images with many labels, whose names are long, and the predictions of four models"
+    data = ArrayDataset(data.images, np.ones_like(data.targets), [f'purple triangle {c}' * 2 for c in 'abcdef'], GROUPS)
+    logits = {f'shapes-cprfl-random-{m}': np.random.default_rng(m).normal(size=(30, 6)) for m in range(4)}
+    return data, top_k_table(logits, data.targets, data.classes, GROUPS)
+
+
+def boxes_of_texts(fig):
+    "Where the texts of a figure are, in pixels"
+    fig.canvas.draw()
+    return [t.get_window_extent() for t in fig.findobj(Text) if t.get_text() and t.get_visible()]
+
+
+def test_labels_of_the_best_do_not_overlap(long_names):
+    data, table = long_names
+    boxes = boxes_of_texts(plot_top_k(table, data, [3, 7])[0])
+    assert not [(a, b) for a, b in combinations(boxes, 2) if a.padded(-1).overlaps(b.padded(-1))]
+
+
+def test_labels_of_the_best_can_be_read_on_a_page(long_names):
+    data, table = long_names
+    fig, _ = plot_top_k(table, data, [3, 7])
+    assert min(t.get_fontsize() for t in fig.findobj(Text) if t.get_text()) >= 10
+    assert fig.get_figwidth() <= 8.8, 'a page of 880 pixels shows it as it is'
+
+
+def test_long_labels_of_the_best_are_cut(long_names):
+    data, table = long_names
+    label = plot_top_k(table, data, [3, 7])[1][0, 2].get_yticklabels()[0].get_text()
+    assert '…' in label
 
 
 def test_without_truth_nothing_is_marked(data, predictions):

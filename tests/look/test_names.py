@@ -21,6 +21,7 @@ from cprfl.text import html_text, visible
 NASTY = [
     r'$\frac{$', 'a $5$ note', r'\$_^{}', '_under', '<b onclick="x()">', '&lt;', 'a|b `c`', '=1+1', '%s {0} %(a)s',
     'red\x1b[31m', 'two\nlines', 'abc\u202egpj', 'Füße', 'x' * 40]
+SHORT = [name for name in NASTY if len(name) < 16] # a narrow column cuts longer ones
 C = len(NASTY)
 GROUPS = dict(head=list(range(4)), medium=list(range(4, 9)), tail=list(range(9, C)))
 OF = np.repeat(list(GROUPS), [len(ids) for ids in GROUPS.values()])
@@ -91,7 +92,7 @@ FIGURES = { # each public function that draws: a call, and the names that must b
     'plot_ap_by_frequency': (
         lambda: plots.plot_ap_by_frequency(dict.fromkeys(MODELS[2:], random(C)), np.arange(C), GROUPS), MODELS[2:]),
     'plot_top': (lambda: plots.plot_top(IMAGE, random(C), NASTY, k=C), NASTY),
-    'plot_top_k': (lambda: model_plots.plot_top_k(best(C), dataset(), [0], softmax=MODELS[:1]), [*NASTY, *MODELS]),
+    'plot_top_k': (lambda: model_plots.plot_top_k(best(C), dataset(), [0], softmax=MODELS[:1]), [*SHORT, *MODELS]),
     'plot_top_k_report': (
         lambda: model_plots.plot_top_k_report(top_k_report(predictions(), dataset().targets, GROUPS)), MODELS),
     'plot_flips': (lambda: model_plots.plot_flips(flip_table(predictions(), dataset().targets, GROUPS)), MODELS),
