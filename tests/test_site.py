@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 import nbformat
@@ -565,6 +566,23 @@ def code_shown(page):
 
 @pytest.mark.parametrize('page', PROSE)
 def test_code_fits_the_page(page): assert not [line for line in code_shown(page) if len(line) > WIDEST]
+
+
+LATER = {f'analysis/{name}.ipynb' for name in ('decisions', 'errors', 'unseen')} # their result is further down
+
+
+@pytest.mark.parametrize('page', [page for page in PROSE if page.startswith('analysis/') and page not in LATER])
+def test_an_analysis_begins_with_its_result(page):
+    "Folded set-up, then the result, whose code is not shown; a section comes after it"
+    before = takewhile(lambda cell: not re.search('^## ', cell.source, re.M), read(page).cells)
+    shown = [cell.source for cell in before if cell.cell_type == 'code' and '#| code-fold: true' not in cell.source]
+    assert shown
+    assert shown[0].startswith('#| echo: false')
+
+
+@pytest.mark.parametrize('page', [page for page in PROSE if page != 'index.ipynb'])
+def test_titles_fit_the_sidebar(page):
+    assert len(read(page).cells[0].source.splitlines()[0].removeprefix('# ')) <= 31
 
 
 @pytest.mark.parametrize('page', PAGES)
