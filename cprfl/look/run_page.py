@@ -21,7 +21,7 @@ from .explorer import class_labels, fit
 from .explorers import AttentionExplorer, ComparedRuns, DriftExplorer, PredictionExplorer
 from .living import write_page
 from .plots import plot_training
-from .style import in_order
+from .style import in_order, legend_of
 from ..metrics import report_groups
 from ..runs.decided import figures_of
 from ..runs.run import Run
@@ -30,7 +30,7 @@ from ..text import html_text
 # %% ../../nbs/look/run_page.ipynb #22f20006
 def _cell(value):
     if isinstance(value, (float, np.floating)): return '-' if np.isnan(value) else f'{value:.1f}'
-    return html_text(value)
+    return f'{value:,}' if isinstance(value, (int, np.integer)) else html_text(value)
 
 def _details(summary, content): return f'<details><summary>{summary}</summary>{content}</details>'
 
@@ -98,8 +98,8 @@ def _group_errors(by_class, groups):
     rows = []
     for name, ids in _with_total(groups, len(by_class)).items():
         labels, misses, false = by_class.loc[ids, ['labels', 'misses', 'false positives']].sum()
-        rows.append({'group': name, 'labels': labels, 'misses': misses, '% of labels': _percent(misses, labels),
-                     'false positives': false, '% of what is said': _percent(false, false + labels - misses)})
+        rows.append({'group': name, 'labels': labels, 'misses': misses, '% missed': _percent(misses, labels),
+                     'false positives': false, '% wrong': _percent(false, false + labels - misses)})
     return pd.DataFrame(rows)
 
 # %% ../../nbs/look/run_page.ipynb #11c96aac
@@ -122,7 +122,7 @@ def _tile(error, dataset, labels, said):
     "One error: the image, the class with its score, and what is there or what is said instead"
     i, c, wrong = error.image, error.category, error.kind == FALSE_POSITIVE
     other = np.flatnonzero((dataset.targets[i] > 0) if wrong else said[i])
-    names = html_text(some((labels[k] for k in other), 3) or 'nothing')
+    names = html_text(some((dataset.classes[k] for k in other), 3) or 'nothing')
     picture = _small_jpeg(dataset.image(i).permute(1, 2, 0).numpy())
     text = f'<b>{html_text(labels[c])}</b> {error.score:.2f}<br><small>{"shows" if wrong else "said"}: {names}</small>'
     return (f'<figure><img alt="{html_text(dataset.paths[i])}" src="{picture}">'
@@ -135,7 +135,7 @@ def _tiles(errors, run, dataset):
     for kind, title in _TITLES.items():
         shown = [_tile(error, dataset, labels, said) for error in chosen[chosen['kind'] == kind].itertuples()]
         if shown: parts.append(f'<h3>{title}</h3><div class="tiles">{"".join(shown)}</div>')
-    return ''.join(parts)
+    return ''.join([*parts, f'<p class="note">{html_text(legend_of(dataset.groups))}</p>'])
 
 # %% ../../nbs/look/run_page.ipynb #55ae18bd
 def _figures(report):
@@ -153,8 +153,9 @@ def _errors(run, test, why):
     errors = RunErrors(compared.predictions, decisions.scores if decisions else 0.5)
     by_class = _class_errors(errors.table(name), test.targets, run.classes, run.groups)
     limit = 'the threshold of its class' if decisions else '0.5'
-    parts = [f'<p>A label is said if its score is at least {limit}.</p>',
-             html_table(_group_errors(by_class, run.groups)),
+    about = (f'<p>A label is said if its score is at least {limit}. Shares are of the labels that are there, and of '
+             'those that are said.</p>')
+    parts = [about, html_table(_group_errors(by_class, run.groups)),
              _details(f'{len(run.classes)} classes', html_table(by_class))]
     return ''.join([*parts, f'<p class="note">{lost}</p>' if why else _tiles(errors, name, compared.dataset)])
 
@@ -192,10 +193,11 @@ def _thresholds(run, test):
         return ('<p>This run says a label from a score of 0.5. <code>cprfl_decide RUN</code> fits a threshold for each '
                 'class.</p>')
     table = _group_thresholds(decisions, run.groups).join(_f1(run, test, decisions))
-    about = (f'<p>Thresholds of the scores, fitted on {decisions.num_images:,} held-out images. '
-             'Macro-F1 is in percent, on the test images.</p>')
+    about = f'<p>Thresholds of the scores, fitted on {decisions.num_images:,} held-out images.'
+    images = 'these' if run.recipe.held_out else 'the test'
+    if test is not None: about += f' Macro-F1 is in percent, on {images} images.'
     ends = html_table(_extreme_thresholds(decisions, run.groups))
-    return f'{about}{html_table(table)}<h3>The lowest and the highest</h3>{ends}'
+    return f'{about}</p>{html_table(table)}<h3>The lowest and the highest</h3>{ends}'
 
 # %% ../../nbs/look/run_page.ipynb #22f20009
 def _about(run):
@@ -203,8 +205,8 @@ def _about(run):
     recipe, train = run.recipe, run.recipe.train
     sizes = ', '.join(f'{len(run.groups[g])} {g}' for g in in_order(run.groups))
     facts = {'Model': recipe.model, 'Backbone': recipe.backbone, 'Images': recipe.benchmark or recipe.train_file,
-             'Classes': f'{len(run.classes)} ({sizes})', 'Training images': run.num_train,
-             'Test images': run.report['num_test']}
+             'Classes': f'{len(run.classes)} ({sizes})', 'Training images': f'{run.num_train:,}',
+             'Test images': f"{run.report['num_test']:,}"}
     if recipe.learns: facts |= {'Epochs': train.epochs, 'Loss': train.loss, 'Seed': train.seed}
     rows = ''.join(f'<tr><th scope="row">{name}</th><td>{html_text(value)}</td></tr>' for name, value in facts.items())
     return f'<div class="wide"><table>{rows}</table></div>'
