@@ -176,7 +176,7 @@ def _extreme_thresholds(decisions, groups):
     ends = order if len(order) <= 2 * _ENDS else np.r_[order[:_ENDS], order[-_ENDS:]]
     columns = {'class': np.asarray(decisions.classes, object)[ends], 'group': group_names(groups, len(order))[ends],
                'threshold': [f'{score:.2f}' for score in decisions.scores[ends]],
-               'held-out images that show it': decisions.positives[ends].astype(int)}
+               'held-out images': decisions.positives[ends].astype(int)}
     return pd.DataFrame(columns)
 
 def _f1(run, test, decisions):
@@ -184,7 +184,7 @@ def _f1(run, test, decisions):
     if test is None: return pd.DataFrame()
     predictions = ComparedRuns({'': run}, test).predictions
     rows = pd.DataFrame(figures_of(decisions, predictions.logits[''], predictions.targets, run.groups))
-    wanted = {'before': 'macro-F1 at 0.5'} | ({} if run.recipe.held_out else {'after': 'macro-F1 at the thresholds'})
+    wanted = {'before': 'F1 at 0.5'} | ({} if run.recipe.held_out else {'after': 'F1 at own'})
     return rows[rows['figure'] == 'f1'].set_index('group')[list(wanted)].rename(columns=wanted)
 
 def _thresholds(run, test):
@@ -194,8 +194,8 @@ def _thresholds(run, test):
                 'class.</p>')
     table = _group_thresholds(decisions, run.groups).join(_f1(run, test, decisions))
     about = f'<p>Thresholds of the scores, fitted on {decisions.num_images:,} held-out images.'
-    images = 'these' if run.recipe.held_out else 'the test'
-    if test is not None: about += f' Macro-F1 is in percent, on {images} images.'
+    images, own = ('these', '') if run.recipe.held_out else ('the test', ", at 0.5 and at the classes' own thresholds")
+    if test is not None: about += f' F1 is the mean over classes in percent, on {images} images{own}.'
     ends = html_table(_extreme_thresholds(decisions, run.groups))
     return f'{about}</p>{html_table(table)}<h3>The lowest and the highest</h3>{ends}'
 
