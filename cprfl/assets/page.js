@@ -457,7 +457,7 @@ class DriftSection extends Section {
     const [[x0, x1], [y0, y1]] = [spread(0), spread(1)]
     const place = ([x, y]) => [20 + 520 * (x - x0) / (x1 - x0), 400 - 370 * (y - y0) / (y1 - y0)]
     const path = c => 'M' + run.xy.slice(0, this.epoch + 1).map(at => place(at[c]).map(v => v.toFixed(1)).join(' ')).join('L')
-    const others = Array.from({ length: n }, (_, c) => make('path', { d: path(c), fill: 'none', stroke: 'var(--line)' }))
+    const others = Array.from({ length: n }, (_, c) => make('path', { d: path(c), fill: 'none', stroke: 'var(--faint)' }))
     const points = Array.from({ length: n }, (_, c) => this.point(place(run.xy[this.epoch][c]), c))
     const [x, y] = place(run.xy[this.epoch][this.category])
     const chosen = make('path', { d: path(this.category), fill: 'none', stroke: 'var(--text)', 'stroke-width': 2 })

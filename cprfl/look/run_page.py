@@ -7,25 +7,32 @@ __all__ = ['html_table', 'run_page']
 
 # %% ../../nbs/look/run_page.ipynb #22f20003
 import re
-from io import StringIO
+from base64 import b64encode
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ..checks import some
 from ..data.longtail import group_names
-from .explorers import AttentionExplorer, DriftExplorer, PredictionExplorer
+from .errors import FALSE_POSITIVE, MISS, RunErrors
+from .explorer import class_labels, fit
+from .explorers import AttentionExplorer, ComparedRuns, DriftExplorer, PredictionExplorer
 from .living import write_page
 from .plots import plot_training
-from .style import in_order
+from .style import in_order, legend_of
 from ..metrics import report_groups
+from ..runs.decided import figures_of
 from ..runs.run import Run
 from ..text import html_text
 
 # %% ../../nbs/look/run_page.ipynb #22f20006
 def _cell(value):
     if isinstance(value, (float, np.floating)): return '-' if np.isnan(value) else f'{value:.1f}'
-    return html_text(value)
+    return f'{value:,}' if isinstance(value, (int, np.integer)) else html_text(value)
+
+def _details(summary, content): return f'<details><summary>{summary}</summary>{content}</details>'
 
 def html_table(
     table:pd.DataFrame # without an index that matters
@@ -61,31 +68,164 @@ def _curves(run):
     svg = re.sub(r'width="[^"]*pt"', fits, svg, count=1)
     return f'<figure class="sheet">{svg}</figure>'
 
+# %% ../../nbs/look/run_page.ipynb #430447cb
+def _test_set(run):
+    "The test set, or None; and why its images cannot be shown, or an empty text"
+    test = None
+    try:
+        test = run.test_set()
+        test.image(0)
+    except (OSError, ValueError) as e: return test, str(e).splitlines()[0]
+    return test, ''
+
+def _percent(part, whole): return 100 * part / whole if whole else np.nan
+
+def _with_total(groups, num_classes):
+    "Class indices of all classes together and of each group"
+    return {'total': np.arange(num_classes)} | {g: np.asarray(groups[g], int) for g in in_order(groups)}
+
+# %% ../../nbs/look/run_page.ipynb #5b47c47e
+def _class_errors(table, targets, classes, groups):
+    "Labels, misses and false positives of each class; those with most errors first"
+    counts = {kind: np.bincount(table['category'][table['kind'] == kind], minlength=len(classes))
+              for kind in (MISS, FALSE_POSITIVE)}
+    columns = {'class': classes, 'group': group_names(groups, len(classes)), 'labels': (targets > 0).sum(0)}
+    columns |= {'misses': counts[MISS], 'false positives': counts[FALSE_POSITIVE]}
+    return pd.DataFrame(columns).sort_values(['misses', 'false positives'], ascending=False, kind='stable')
+
+def _group_errors(by_class, groups):
+    "The same by group, and the shares in percent"
+    rows = []
+    for name, ids in _with_total(groups, len(by_class)).items():
+        labels, misses, false = by_class.loc[ids, ['labels', 'misses', 'false positives']].sum()
+        rows.append({'group': name, 'labels': labels, 'misses': misses, '% missed': _percent(misses, labels),
+                     'false positives': false, '% wrong': _percent(false, false + labels - misses)})
+    return pd.DataFrame(rows)
+
+# %% ../../nbs/look/run_page.ipynb #11c96aac
+_TILES = 12 # images of errors on a page
+_TITLES = {FALSE_POSITIVE: 'Said with confidence, but not labelled', MISS: 'Labelled, but far from said'}
+
+def _telling_errors(table):
+    "Confident errors for the page: as many of each kind and group, each of another class and image"
+    different = table.drop_duplicates(['kind', 'class']).drop_duplicates('image')
+    sorts = different.groupby(['kind', 'group'], observed=True, sort=True)
+    return different[sorts.cumcount() < max(_TILES // max(sorts.ngroups, 1), 1)].head(_TILES)
+
+def _small_jpeg(pixels):
+    "An image of 150 pixels on the screen, as an address"
+    data = BytesIO()
+    fit(pixels, 150, 150)[0].save(data, 'JPEG', quality=82)
+    return f'data:image/jpeg;base64,{b64encode(data.getvalue()).decode()}'
+
+def _tile(error, dataset, labels, said):
+    "One error: the image, the class with its score, and what is there or what is said instead"
+    i, c, wrong = error.image, error.category, error.kind == FALSE_POSITIVE
+    other = np.flatnonzero((dataset.targets[i] > 0) if wrong else said[i])
+    names = html_text(some((dataset.classes[k] for k in other), 3) or 'nothing')
+    picture = _small_jpeg(dataset.image(i).permute(1, 2, 0).numpy())
+    text = f'<b>{html_text(labels[c])}</b> {error.score:.2f}<br><small>{"shows" if wrong else "said"}: {names}</small>'
+    return (f'<figure><img alt="{html_text(dataset.paths[i])}" src="{picture}">'
+            f'<figcaption>{text}</figcaption></figure>')
+
+def _tiles(errors, run, dataset):
+    "The most confident errors with their images"
+    chosen, labels = _telling_errors(errors.table(run)), class_labels(dataset.classes, dataset.groups)
+    said, parts = errors.scores[run] >= errors.threshold[run], []
+    for kind, title in _TITLES.items():
+        shown = [_tile(error, dataset, labels, said) for error in chosen[chosen['kind'] == kind].itertuples()]
+        if shown: parts.append(f'<h3>{title}</h3><div class="tiles">{"".join(shown)}</div>')
+    return ''.join([*parts, f'<p class="note">{html_text(legend_of(dataset.groups))}</p>'])
+
+# %% ../../nbs/look/run_page.ipynb #55ae18bd
+def _figures(report):
+    "Precision, recall and F1 of a report, in percent"
+    names = {'all labels together': ('OP', 'OR', 'OF1'), 'mean of the classes': ('CP', 'CR', 'CF1')}
+    rows = [[of, *(100 * report[figure] for figure in figures)] for of, figures in names.items()]
+    return html_table(pd.DataFrame(rows, columns=['at 0.5, in percent', 'precision', 'recall', 'F1']))
+
+def _errors(run, test, why):
+    "Errors by group and class, and the most confident with their images"
+    lost = f'The images of the test set cannot be read, so no image is shown: {html_text(why)}'
+    if test is None: return _figures(run.report) + f'<p class="note">{lost}</p>'
+    decisions, name = run.decisions, run.folder.name
+    compared = ComparedRuns({name: run}, test)
+    errors = RunErrors(compared.predictions, decisions.scores if decisions else 0.5)
+    by_class = _class_errors(errors.table(name), test.targets, run.classes, run.groups)
+    limit = 'the threshold of its class' if decisions else '0.5'
+    about = (f'<p>A label is said if its score is at least {limit}. Shares are of the labels that are there, and of '
+             'those that are said.</p>')
+    parts = [about, html_table(_group_errors(by_class, run.groups)),
+             _details(f'{len(run.classes)} classes', html_table(by_class))]
+    return ''.join([*parts, f'<p class="note">{lost}</p>' if why else _tiles(errors, name, compared.dataset)])
+
+# %% ../../nbs/look/run_page.ipynb #5118070f
+_ENDS = 5 # classes at each end of the thresholds
+
+def _group_thresholds(decisions, groups):
+    "Thresholds of sigmoid scores by group"
+    rows = []
+    for name, ids in _with_total(groups, len(decisions.classes)).items():
+        low, middle, high = np.quantile(decisions.scores[ids], [0, 0.5, 1]) if len(ids) else [np.nan] * 3
+        rows.append(dict(group=name, lowest=f'{low:.2f}', median=f'{middle:.2f}', highest=f'{high:.2f}'))
+    return pd.DataFrame(rows).set_index('group', drop=False)
+
+def _extreme_thresholds(decisions, groups):
+    "The classes with the lowest and the highest thresholds"
+    order = np.argsort(decisions.scores, kind='stable')
+    ends = order if len(order) <= 2 * _ENDS else np.r_[order[:_ENDS], order[-_ENDS:]]
+    columns = {'class': np.asarray(decisions.classes, object)[ends], 'group': group_names(groups, len(order))[ends],
+               'threshold': [f'{score:.2f}' for score in decisions.scores[ends]],
+               'held-out images': decisions.positives[ends].astype(int)}
+    return pd.DataFrame(columns)
+
+def _f1(run, test, decisions):
+    "Macro-F1 in percent by group, at 0.5 and at the thresholds if other images chose them"
+    if test is None: return pd.DataFrame()
+    predictions = ComparedRuns({'': run}, test).predictions
+    rows = pd.DataFrame(figures_of(decisions, predictions.logits[''], predictions.targets, run.groups))
+    wanted = {'before': 'F1 at 0.5'} | ({} if run.recipe.held_out else {'after': 'F1 at own'})
+    return rows[rows['figure'] == 'f1'].set_index('group')[list(wanted)].rename(columns=wanted)
+
+def _thresholds(run, test):
+    "The thresholds of a run, or how it gets some"
+    if (decisions := run.decisions) is None:
+        return ('<p>This run says a label from a score of 0.5. <code>cprfl_decide RUN</code> fits a threshold for each '
+                'class.</p>')
+    table = _group_thresholds(decisions, run.groups).join(_f1(run, test, decisions))
+    about = f'<p>Thresholds of the scores, fitted on {decisions.num_images:,} held-out images.'
+    images, own = ('these', '') if run.recipe.held_out else ('the test', ", at 0.5 and at the classes' own thresholds")
+    if test is not None: about += f' F1 is the mean over classes in percent, on {images} images{own}.'
+    ends = html_table(_extreme_thresholds(decisions, run.groups))
+    return f'{about}</p>{html_table(table)}<h3>The lowest and the highest</h3>{ends}'
+
 # %% ../../nbs/look/run_page.ipynb #22f20009
 def _about(run):
     "What was trained, on what, and for how long"
     recipe, train = run.recipe, run.recipe.train
     sizes = ', '.join(f'{len(run.groups[g])} {g}' for g in in_order(run.groups))
     facts = {'Model': recipe.model, 'Backbone': recipe.backbone, 'Images': recipe.benchmark or recipe.train_file,
-             'Classes': f'{len(run.classes)} ({sizes})', 'Training images': run.num_train,
-             'Test images': run.report['num_test']}
+             'Classes': f'{len(run.classes)} ({sizes})', 'Training images': f'{run.num_train:,}',
+             'Test images': f"{run.report['num_test']:,}"}
     if recipe.learns: facts |= {'Epochs': train.epochs, 'Loss': train.loss, 'Seed': train.seed}
     rows = ''.join(f'<tr><th scope="row">{name}</th><td>{html_text(value)}</td></tr>' for name, value in facts.items())
     return f'<div class="wide"><table>{rows}</table></div>'
 
-def _details(summary, content): return f'<details><summary>{summary}</summary>{content}</details>'
-
-def _numbers(run, runs):
+def _numbers(run, runs, test, why):
     "The parts of the page that are not explorers"
     parts = {'': _about(run), 'mAP by group, in percent': html_table(_groups_table(runs))}
     parts['Average precision by class'] = _details(f'{len(run.classes)} classes', html_table(_classes_table(run)))
     if run.recipe.learns: parts['Training'] = _curves(run)
+    parts['Errors'] = _errors(run, test, why)
+    if run.recipe.learns: parts['Thresholds'] = _thresholds(run, test)
     return parts
 
-def _explorers(run, runs):
-    "The parts of the page that are explorers"
-    attention = AttentionExplorer(run)
-    parts = {'Best labels': PredictionExplorer(runs, model=next(iter(runs))), 'Where the model looks': attention}
+def _explorers(run, runs, test, why):
+    "The parts of the page that are explorers; without images only that of the prompts"
+    parts = {}
+    if not why:
+        parts = {'Best labels': PredictionExplorer(runs, test, model=next(iter(runs))),
+                 'Where the model looks': AttentionExplorer(run, test)}
     try: return parts | {'How the prompts move': DriftExplorer(run)}
     except ValueError: return parts # only CPRFL has prompts
 
@@ -95,8 +235,8 @@ def run_page(
     compare_to:dict|None=None, # name -> `Run`, tested on the same images
     **kw # of `write_page`, such as `images=20`
 ) -> list: # the files
-    "Write a run as one page: what it is, mAP by group and class, curves, and explorers that work without a kernel"
+    "Write a run as one page: what it is, mAP, curves, errors, thresholds, and explorers that work without a kernel"
     name = run.folder.name
-    runs = {name: run} | (compare_to or {})
-    parts = _numbers(run, runs) | _explorers(run, runs)
+    runs, (test, why) = {name: run} | (compare_to or {}), _test_set(run)
+    parts = _numbers(run, runs, test, why) | _explorers(run, runs, test, why)
     return write_page(file or run.folder / 'report.html', parts, name, **kw)

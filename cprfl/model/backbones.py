@@ -226,12 +226,14 @@ class _TimmLastMap(nn.Module):
         return self.net.forward_intermediates(x, indices=1, norm=self.norm, intermediates_only=True)[-1]
 
 # %% ../../nbs/model/backbones.ipynb #b081441f
+def _device(net): return next((p.device for p in net.parameters()), torch.device('cpu'))
+
 def _trial(net, size):
     "What a network makes of one black image; its modes stay as they were"
     modes = [(m, m.training) for m in net.modules()]
     net.eval()
     try:
-        with torch.no_grad(): return net(torch.zeros(1, 3, *size))
+        with torch.no_grad(): return net(torch.zeros(1, 3, *size, device=_device(net)))
     finally:
         for m, training in modes: m.training = training
 

@@ -58,14 +58,14 @@ _LAST_LAYERS = 'fc', 'head.fc', 'head', 'classifier', 'classifier.1', '_fc'
 
 def last_layer(
     network:str|Path|nn.Module|torch.Tensor # with its last layer; a file of its weights; or the layer [n, D] itself
-) -> torch.Tensor: # [n, D], a row for each output
+) -> torch.Tensor: # [n, D] on the CPU, a row for each output
     "The classifiers of a network's own classes"
-    if isinstance(network, torch.Tensor): return network.detach().float()
+    if isinstance(network, torch.Tensor): return network.detach().float().cpu()
     state = network.state_dict() if isinstance(network, nn.Module) else load_state(network)
     for name in _LAST_LAYERS:
         weight = state.get(f'{name}.weight')
         if weight is not None and weight.flatten(1).shape[1] * len(weight) == weight.numel() and weight.ndim in (2, 4):
-            return weight.detach().flatten(1).float()
+            return weight.detach().flatten(1).float().cpu()
     where = type(network).__name__ if isinstance(network, nn.Module) else network
     raise ValueError(f'names: {where} has no last layer; expected one of {some(_LAST_LAYERS)}')
 

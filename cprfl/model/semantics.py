@@ -54,7 +54,8 @@ class Clip:
         texts:list # sentences
     ) -> torch.Tensor: # [n, m], float32, not normalised
         "Embeddings of sentences, at the encoder's own scale"
-        return self.model.encode_text(self.tokenizer(texts)).float()
+        device = next(self.model.parameters()).device
+        return self.model.encode_text(self.tokenizer(texts).to(device)).float()
 
     @torch.no_grad()
     def encode_image(self,

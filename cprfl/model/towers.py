@@ -171,7 +171,7 @@ def training_cost(
     distill:bool=False # with a frozen copy of the backbone
 ) -> TrainingCost:
     "Count weights, operations and memory of a training"
-    images = torch.rand(2, 3, image_size, image_size)
+    images = torch.rand(2, 3, image_size, image_size, device=next(model.parameters()).device)
     one, two = (_kept(model, images[:n], precision) for n in (1, 2))
     forward, step = _operations(model, images[:1])
     weights, learned = _numbers(model), _numbers(model, learned=True)

@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'rows': ['RowFile', 'alone', 'missing_rows'],
     'cache': ['feature_facts', 'feature_key', 'random_view', 'FeatureDataset', 'cache_features', 'CachedImages',
               'cache_images'],
+    'stream': ['sample_labels', 'stream_features'],
     'callbacks': ['Callback', 'Seed', 'Augment', 'Views', 'NonFiniteLoss', 'Finite', 'MeanLoss', 'ClipGrad',
                   'OneCycle', 'EMA', 'Compile', 'Select', 'EarlyStopping', 'Timer', 'ProgressBar',
                   'StopOnSignal'],

@@ -12,9 +12,13 @@ from PIL import Image
 
 from cprfl.data.dataset import ArrayDataset
 from cprfl.data.shapes import shapes_lt
+from cprfl.decisions import fit_decisions
 from cprfl.look.explorers import AttentionExplorer, DriftExplorer, PredictionExplorer
 from cprfl.look.living import chosen_images, telling_orders, write_page
+from cprfl.look.run_page import run_page
 from cprfl.model.cprfl import CPRFL
+from cprfl.runs.recipe import get_recipe
+from cprfl.runs.run import run_recipe
 
 CHROMIUM = os.environ.get('CPRFL_CHROMIUM') or shutil.which('chromium') or shutil.which('chromium-browser')
 EVIL = ['</script><script>window.broken=1</script>', '<img src=x onerror=window.broken=1>', '$\\frac{1}$ & co']
@@ -117,6 +121,105 @@ def test_other_things_are_refused(tmp_path):
     with pytest.raises(ValueError, match='expected a PredictionExplorer'):
         write_page(tmp_path / 'p.html', {'': Prompts(shapes_lt('test').subset([0]))})
     assert not list(tmp_path.iterdir())
+
+
+# ---- the page of a run
+
+OWN = ['<b>cat</b>', 'dog', '=cow', 'x&y']
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    "A folder with a list of small images"
+    folder, rng = tmp_path_factory.mktemp('photos'), np.random.default_rng(0)
+    (folder / 'images').mkdir()
+    rows = ['path,labels']
+    for i in range(24):
+        noise = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / 'images' / f'{i}.png')
+        rows.append(f"{i}.png,{'|'.join(OWN[i % 2::2])}")
+    (folder / 'list.csv').write_text('\n'.join(rows) + '\n')
+    return folder
+
+
+def trained(folder, name, **settings):
+    recipe = get_recipe('shapes-erm').with_(
+        name=name, benchmark=None, train_file=str(folder / 'list.csv'), root=str(folder / 'images'), image_size=32,
+        epochs=1, batch_size=8, device='cpu', precision='fp32', **settings)
+    return run_recipe(recipe, folder / 'runs', progress=False)
+
+
+@pytest.fixture(scope='module')
+def run(photos): return trained(photos, 'own', test_file=str(photos / 'list.csv'))
+
+
+def report(run, folder):
+    [file] = run_page(run, folder / 'report.html', images=2, gradcam=False)
+    return file.read_text('utf-8')
+
+
+@pytest.fixture
+def decided(run):
+    "The run with thresholds, until the test is over"
+    logits = run.predictions.iloc[:, 1:].to_numpy()
+    fit_decisions(logits, run.test_set().targets, run.classes, run.groups).save(run.folder / 'decisions.json')
+    yield run
+    (run.folder / 'decisions.json').unlink()
+
+
+def test_the_report_counts_errors(run, tmp_path):
+    said, y = run.predictions.iloc[:, 1:].to_numpy() >= 0, run.test_set().targets > 0
+    misses, false = int((y & ~said).sum()), int((said & ~y).sum())
+    row = f'<tr><td>total</td><td>{y.sum()}</td><td>{misses}</td><td>{100 * misses / y.sum():.1f}</td><td>{false}</td>'
+    assert row in report(run, tmp_path)
+
+
+def test_the_report_shows_at_most_a_dozen_errors(run, tmp_path):
+    assert 1 <= report(run, tmp_path).count('src="data:image/jpeg') <= 12
+
+
+def test_names_in_the_report_are_no_code(run, tmp_path):
+    page = report(run, tmp_path)
+    assert '<b>cat</b>' not in page
+    assert '&lt;b&gt;cat&lt;/b&gt; ' in page.split('class="tiles"')[1]
+
+
+def test_a_report_without_thresholds_says_how_to_get_them(run, tmp_path):
+    assert '<code>cprfl_decide RUN</code> fits a threshold for each class' in report(run, tmp_path)
+
+
+def test_the_report_shows_thresholds(decided, tmp_path):
+    page = report(decided, tmp_path)
+    low = decided.decisions.scores.min()
+    assert f'<tr><td>total</td><td>{low:.2f}</td>' in page
+    assert 'F1 at own' in page
+    assert 'at least the threshold of its class' in page
+
+
+def test_thresholds_are_not_judged_by_images_that_chose_them(photos, tmp_path):
+    run = trained(photos, 'held', held_out=0.5)
+    run.fit_decisions()
+    page = report(run, tmp_path)
+    assert 'F1 at 0.5' in page
+    assert 'F1 at own' not in page
+
+
+def test_a_report_whose_images_are_gone(decided, photos, tmp_path):
+    (photos / 'images').rename(photos / 'moved')
+    try: page = report(decided, tmp_path)
+    finally: (photos / 'moved').rename(photos / 'images')
+    assert 'The images of the test set cannot be read' in page
+    assert 'mean of the classes' in page
+    assert 'class="living"' not in page
+
+
+def test_a_report_whose_labels_are_still_there(run, tmp_path, monkeypatch):
+    def gone(self, i): raise OSError('no disk')
+    monkeypatch.setattr(type(run.test_set()), 'image', gone)
+    page = report(run, tmp_path)
+    assert '<th scope="col">false positives</th>' in page
+    assert 'no image is shown: no disk' in page
+    assert 'src="data:image/jpeg' not in page
 
 
 # ---- in a browser
@@ -251,6 +354,18 @@ def test_nothing_scrolls_sideways(browser, file, width, scheme, tmp_path):
     folder = Path(os.environ.get('CPRFL_ARTEFACTS') or tmp_path)
     page.screenshot(path=folder / f'page-{width}-{scheme}.png', full_page=True)
     assert page.evaluate('document.documentElement.scrollWidth') <= width
+    page.close()
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_the_report_fits_a_phone(browser, decided, scheme, tmp_path):
+    [file] = run_page(decided, tmp_path / 'report.html', images=2)
+    page = opened(browser, file, viewport=dict(width=390, height=900), color_scheme=scheme)
+    folder = Path(os.environ.get('CPRFL_ARTEFACTS') or tmp_path)
+    page.screenshot(path=folder / f'report-390-{scheme}.png', full_page=True)
+    assert page.evaluate('document.documentElement.scrollWidth') <= 390
+    assert page.said == []
+    assert [url for url in page.asked if not url.startswith(('file:', 'data:'))] == []
     page.close()
 
 

@@ -3,13 +3,15 @@ from copy import deepcopy
 
 import pandas as pd
 import pytest
+import timm
 import torch
 from toys import CutOff, Dropping, paint, picture_model, states, toy
 
 from cprfl.look.attention import attention_maps, grad_cam
 from cprfl.look.faithfulness import faithfulness
 from cprfl.losses import build_loss
-from cprfl.model.names import NameClassifier, NamedModel
+from cprfl.model.names import NameClassifier, NamedModel, last_layer
+from cprfl.model.semantics import load_clip
 from cprfl.runs.recipe import Recipe
 from cprfl.runs.run import Run, run_recipe
 from cprfl.runs.tables import run_many
@@ -148,6 +150,16 @@ def test_names_are_measured_wherever_the_scores_are():
         named = NamedModel(picture_model(C=3), NameClassifier(torch.randn(3, 8)), [5, 10, 50]).to(device)
         return named.standardise(head, by_name).cpu().added(head, by_name)
     assert torch.allclose(measured('cuda'), measured('cpu'), atol=1e-5)
+
+
+def test_a_network_may_already_be_on_the_gpu():
+    "Its last layer is read, and its text tower asked, where it is"
+    network = timm.create_model('resnet10t', channels=(8, 8, 16, 16), num_classes=5).cuda()
+    assert last_layer(network).device.type == 'cpu'
+    clip = load_clip('shapes')
+    before = clip.encode_text(['red ring'])
+    clip.model.cuda()
+    assert near(clip.encode_text(['red ring']), before)
 
 
 # ---- what a model attends to
