@@ -139,8 +139,10 @@ def draw_best(
     signs = [DECISION_SIGNS[word] for word in decided] or [''] * len(rows)
     for y, (label, score, right, without) in enumerate(rows):
         weight = 'bold' if label == chosen else 'normal'
-        ax.text(0, y + 0.4, figure_text(marks[right] + shorten(label)), fontsize=9, color=TEXT, fontweight=weight)
-        ax.text(1, y + 0.4, f'{signs[y]}{score:.2f}', fontsize=9, color=TEXT, ha='right')
+        letters = 17 - bool(decided) * (3 if label == chosen else 1) # as many as the column holds
+        name = figure_text(marks[right] + shorten(label, letters))
+        ax.text(0, y + 0.4, name, fontsize=10, color=TEXT, fontweight=weight)
+        ax.text(1, y + 0.4, f'{signs[y]}{score:.2f}', fontsize=10, color=TEXT, ha='right')
         ax.barh(y + 0.58, 1, 0.24, color='#f1f3f4')
         style = dict(color=fills[right], hatch='/////' if right is False else '')
         ax.barh(y + 0.58, max(score, 0.004), 0.24, edgecolor=INK, linewidth=0.6, **style)

@@ -18,8 +18,8 @@ from cprfl.data.shapes import shapes_lt
 from cprfl.decisions import Decisions
 from cprfl.files import write_atomic
 from cprfl.look.attention import attention_maps, explain_image, patch_grid, upsample_maps
-from cprfl.look.explorer import SHARP, fit, with_caption
-from cprfl.look.explorers import AttentionExplorer, DriftExplorer, PredictionExplorer
+from cprfl.look.explorer import SHARP, fit, new_figure, panel, with_caption
+from cprfl.look.explorers import AttentionExplorer, DriftExplorer, PredictionExplorer, draw_best
 from cprfl.look.monitor import TrainingMonitor
 from cprfl.look.predictions import load_images, telling_images, top_k_table
 from cprfl.look.prompts import class_similarity
@@ -197,6 +197,19 @@ def test_what_goes_wrong_becomes_a_sentence(dataset, tables, monkeypatch):
     assert view.message.value == ''
     assert explorer.image == 6
     explorer.close()
+
+
+@pytest.mark.parametrize('chosen', ['purple triangle a ▲', None])
+@pytest.mark.parametrize('decided', [['yes'] * 3, ()])
+def test_labels_of_the_best_keep_clear_of_scores(chosen, decided):
+    names = [f'purple triangle {c} ▲' for c in 'abc']
+    fig = new_figure(192, 180)
+    ax = panel(fig, 0, 30, 192, 150)
+    rows = [(name, 0.99, False, np.nan) for name in names]
+    draw_best(ax, rows, 'CPRFL', chosen, decided)
+    fig.canvas.draw()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert not [(a, b) for a, b in zip(boxes[::2], boxes[1::2]) if a.overlaps(b)]
 
 
 def test_texts_fit():
