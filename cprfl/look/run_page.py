@@ -104,7 +104,7 @@ def _group_errors(by_class, groups):
 
 # %% ../../nbs/look/run_page.ipynb #11c96aac
 _TILES = 12 # images of errors on a page
-_TITLES = {FALSE_POSITIVE: 'Said with confidence, but not labelled', MISS: 'Labelled, but far from said'}
+_TITLES = {FALSE_POSITIVE: 'Confident false positives', MISS: 'Confident misses'}
 
 def _telling_errors(table):
     "Confident errors for the page: as many of each kind and group, each of another class and image"
