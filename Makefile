@@ -33,7 +33,7 @@ lint: $(READY) ## style, types, and which module may import which
 	$(BIN)/lint-imports --no-cache
 
 test: lint ## export up to date, notebooks clean and running, all tests
-	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST)
+	VIRTUAL_ENV=$(abspath $(VENV)) OMP_NUM_THREADS=1 $(BIN)/$(PYTEST)
 
 $(LOWEST)/.ready: pyproject.toml
 	$(PYTHON) -m venv --clear $(LOWEST)
@@ -42,7 +42,7 @@ $(LOWEST)/.ready: pyproject.toml
 	@touch $@
 
 lowest: $(LOWEST)/.ready ## all tests, with the lowest versions that pyproject.toml admits
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/$(PYTEST)
+	VIRTUAL_ENV=$(abspath $(LOWEST)) OMP_NUM_THREADS=1 $(LOWEST)/bin/$(PYTEST)
 
 audit: $(READY) ## known vulnerabilities of what is installed
 	$(PYTHON) -m venv $(AUDIT)
