@@ -229,7 +229,8 @@ def coco(rng, folder):
 
 
 VOC = """<annotation><filename>a.jpg</filename><size><width>24</width><height>16</height><depth>3</depth></size>
-<object><name>cat</name><difficult>0</difficult><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>8</ymax></bndbox>
+<object><name>cat</name><difficult>0</difficult>
+<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>8</ymax></bndbox>
 </object><object><name>dog</name><bndbox><xmin>3</xmin><ymin>1</ymin><xmax>20</xmax><ymax>15</ymax></bndbox></object>
 </annotation>
 """
