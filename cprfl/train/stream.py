@@ -68,6 +68,7 @@ def _samples(shard):
     except ImportError as e: raise ImportError('archives need webdataset: pip install "cprfl[stream]"') from e
     return webdataset.WebDataset([str(shard)], shardshuffle=False)
 
+# %% ../../nbs/train/stream.ipynb #c525e556
 def _decoded(sample, read_labels, classes, change):
     "Name, image [3, H, W] and labels [C] of a sample; or a problem"
     name = sample['__key__']
@@ -81,6 +82,7 @@ def _decoded(sample, read_labels, classes, change):
     except (ValueError, TypeError) as e: message = str(e)
     return Problem(f"{sample['__url__']}: {name}", None, message)
 
+# %% ../../nbs/train/stream.ipynb #d13107bf
 @torch.inference_mode()
 def _features(backbone, images, precision, pooled):
     "Patches [B, v, D] of a batch, or their mean [B, 1, D], in float16"
@@ -90,6 +92,7 @@ def _features(backbone, images, precision, pooled):
     if pooled: patches = patches.mean(1, keepdim=True)
     return patches.cpu().to(torch.float16).numpy()
 
+# %% ../../nbs/train/stream.ipynb #a4a147b1
 def _read_shard(shard, decode, features, batch_size, num_workers, tell):
     "Names, labels [n, C], features [1, n, v, D] and problems of an archive"
     names, targets, found, problems = [], [], [], []
@@ -119,6 +122,7 @@ def _expanded(shard):
     from braceexpand import braceexpand
     return braceexpand(shard)
 
+# %% ../../nbs/train/stream.ipynb #88832b16
 def _shard_facts(shard):
     "What a shard is known by: its name, and the size and time of a file"
     if not os.path.isfile(shard): return dict(shard=str(shard))
@@ -174,6 +178,7 @@ def stream_features( # noqa: PLR0913 - the keywords of `cache_features`, and wha
             stored.append(_stored_shard(shard, folder, facts, read))
     return _dataset_of(stored, classes, groups)
 
+# %% ../../nbs/train/stream.ipynb #7311aba8
 def _dataset_of(stored, classes, groups):
     "One dataset from all shards"
     records = [record for _, record in stored]
