@@ -568,7 +568,7 @@ def draw_paths(
     low, high = xy.min((0, 1)), xy.max((0, 1)) # of all epochs, so that the axes stand still
     room = 0.08 * (high - low) + 1e-6
     ax.set(xlim=(low[0] - room[0], high[0] + 2 * room[0]), ylim=(low[1] - room[1], high[1] + room[1]))
-    ax.legend(frameon=False, fontsize=8, loc='best')
+    ax.legend(frameon=False, fontsize=9, loc='best')
 
 def draw_names(
     ax:Any, # matplotlib axes
@@ -673,7 +673,7 @@ class DriftExplorer(Explorer):
         for ax, title in zip((paths, bars), titles):
             ax.set_title(figure_text(title), loc='left', fontsize=10, color=INK)
             ax.spines[['top', 'right']].set_visible(False)
-            ax.tick_params(labelsize=8)
+            ax.tick_params(labelsize=9)
         return fig
 
     def caption(self):

@@ -138,7 +138,7 @@ def plot_flips(
         style = dict(annot_kws=dict(fontsize=8), vmin=0, vmax=top, cbar=False, square=True, linewidths=1)
         heat_map(ax, share, annot=_flip_texts(count, share), fmt='', **style)
         ax.set(title=figure_text(signed(g, g, all_groups)), xlabel='missed by', ylabel='' if j else 'found by')
-        ax.tick_params(length=0, labelsize=8)
+        ax.tick_params(length=0, labelsize=9)
         ax.tick_params(axis='y', labelleft=j == 0, rotation=0)
     return fig, np.ravel(axes)
 
@@ -177,7 +177,7 @@ def plot_by_epoch(
     ax.set(xlabel='epoch', ylabel=_measure(measure))
     ax.xaxis.get_major_locator().set_params(integer=True)
     tidy(ax)
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=9)
     return fig, ax
 
 # %% ../../nbs/look/model_plots.ipynb #a2ebe5dd
@@ -199,7 +199,7 @@ def plot_by_class(
     ends = np.cumsum([len(m) for m in members if m])[:-1]
     for end in ends: ax.axhline(end, color='white', linewidth=3)
     ax.set(xlabel='epoch', ylabel='')
-    ax.tick_params(length=0, labelsize=8)
+    ax.tick_params(length=0, labelsize=9)
     return fig, ax
 
 # %% ../../nbs/look/model_plots.ipynb #69c78740
@@ -220,7 +220,7 @@ def plot_alignment(
         ax.set(title=figure_text(signed(g, g, groups)), xlabel='epoch', ylabel='' if j else "cosine(P', P)")
         ax.xaxis.get_major_locator().set_params(integer=True)
         tidy(ax)
-        ax.legend(frameon=False, fontsize=8)
+        ax.legend(frameon=False, fontsize=9)
     return fig, np.ravel(axes)
 
 # %% ../../nbs/look/model_plots.ipynb #9f179cc6
@@ -263,8 +263,8 @@ def _finish_cluster_map(grid, titles, C):
     strip.set_position([place.x0, place.y1 + 0.06 / height, place.width, 0.16 / height])
     bar = fig.add_axes([0.2 / width, 0.5 / height, 0.85 / width, 0.12 / height])
     fig.colorbar(ax.collections[0], cax=bar, orientation='horizontal')
-    bar.set_title('cosine', fontsize=8)
-    bar.tick_params(labelsize=7)
+    bar.set_title('cosine', fontsize=9)
+    bar.tick_params(labelsize=8)
 
 # %% ../../nbs/look/model_plots.ipynb #f7f902f7
 def plot_similarity(
@@ -300,7 +300,7 @@ def _label(fig, ax, points, marks):
     for name, at in points:
         for place in PLACES:
             dx, dy, ha, va = place
-            style = dict(textcoords='offset points', ha=ha, va=va, fontsize=7.5, color=INK)
+            style = dict(textcoords='offset points', ha=ha, va=va, fontsize=9.5, color=INK)
             text = ax.annotate(figure_text(name), at, (dx, dy), **style)
             box = text.get_window_extent()
             if place == PLACES[-1] or not any(box.overlaps(other) for other in taken): break
@@ -389,7 +389,7 @@ def plot_map(
         _overlay(ax, pixels, values, cmap, float(values.max()) if top is None else top)
     _boxes(ax, boxes, np.divide(hw, size or hw))
     ax.set_axis_off()
-    ax.set_title(figure_text(title, keep='\n'), fontsize=8.5, color=INK)
+    ax.set_title(figure_text(title, keep='\n'), fontsize=9.5, color=INK)
     return fig, ax
 
 # %% ../../nbs/look/model_plots.ipynb #03c0e70b
@@ -410,10 +410,10 @@ def _scale_bar(fig, row, top):
     colours = LinearSegmentedColormap.from_list('fade', [tuple(pale), INK])
     scale = ScalarMappable(PowerNorm(0.5, 0, top), colours)
     bar = fig.colorbar(scale, ax=list(row), fraction=0.03, pad=0.01, aspect=14)
-    bar.set_label('times the mean patch', fontsize=8, color=INK)
+    bar.set_label('times the mean patch', fontsize=9, color=INK)
     marks = [0, 1, top] if top > 1.6 else [0, top]
     bar.set_ticks(marks, labels=[f'{mark:.2g}' for mark in marks])
-    bar.ax.tick_params(labelsize=8, length=2)
+    bar.ax.tick_params(labelsize=9, length=2)
 
 # %% ../../nbs/look/model_plots.ipynb #c5922fae
 def plot_maps(

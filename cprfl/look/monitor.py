@@ -99,7 +99,7 @@ def draw_alignment(
         ax.plot(mean.index, mean, color=styles[g].colour, label=legend_text(g))
     ax.set(xlabel='epoch', ylabel='alignment (AUC) on test images')
     tidy(ax)
-    ax.legend(loc='upper left', bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
+    ax.legend(loc='upper left', bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
 
 def draw_training(
     watched:WatchedFolder, # what to draw
@@ -114,7 +114,7 @@ def draw_training(
     _, axes = plot_training(watched.metrics, fig.subplots(1, 2))
     if 'total' not in watched.metrics and len(watched.alignment): draw_alignment(axes[1], watched.alignment)
     for ax in axes:
-        ax.tick_params(labelsize=8, which='both')
+        ax.tick_params(labelsize=9, which='both')
         for label in (ax.xaxis.label, ax.yaxis.label): label.set_size(9)
         for line in ax.lines: line.set(marker='o', markersize=3)
         ax.xaxis.get_major_locator().set_params(integer=True)

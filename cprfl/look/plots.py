@@ -121,7 +121,7 @@ def plot_training(
     for ax in axes:
         tidy(ax)
         ax.xaxis.get_major_locator().set_params(integer=True)
-    beside = dict(loc='upper left', bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
+    beside = dict(loc='upper left', bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
     if validated or isinstance(metrics, dict): axes[1].legend(**beside) # the lines at the left are of the same runs
     return fig, axes
 
@@ -136,7 +136,7 @@ def plot_groups(
     colours = {legend_text(g): style.colour for g, style in group_styles(names).items()}
     shown = table[names].set_axis([figure_text(name) for name in table.index]).rename(columns=legend_text)
     shown.plot.bar(ax=ax, color=colours, width=0.8, rot=0, xlabel='', ylabel='mAP (%)')
-    for bars in ax.containers: ax.bar_label(bars, fmt='%.0f', fontsize=8, padding=1)
+    for bars in ax.containers: ax.bar_label(bars, fmt='%.0f', fontsize=9, padding=1)
     tidy(ax)
     legend_above(ax, len(names))
     return fig, ax

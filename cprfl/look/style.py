@@ -135,7 +135,7 @@ def legend_above(
     **kw # of `ax.legend`
 ):
     "A legend that covers nothing: above the axes, at the left"
-    ax.legend(**dict(frameon=False, fontsize=8, ncols=ncols, loc='lower left', bbox_to_anchor=(0, 1)) | kw)
+    ax.legend(**dict(frameon=False, fontsize=9, ncols=ncols, loc='lower left', bbox_to_anchor=(0, 1)) | kw)
 
 # %% ../../nbs/look/style.ipynb #59a9f4dc
 FILLINGS = ((0, ''), (0.35, ''), (0, '////'), (0.35, 'xxxx'), (0, '....')) # opacity, hatch
@@ -167,7 +167,7 @@ def grouped_bars(
             style = filling(j, n, styles[g].colour)
             at = i + (j - (n - 1) / 2) * width
             bar = ax.bar(at, values.loc[name, g], 0.9 * width, linewidth=0.9, **style)
-            ax.bar_label(bar, fmt=lambda v: f'{v:.2f}'.lstrip('0'), fontsize=7, padding=1, bbox=box)
+            ax.bar_label(bar, fmt=lambda v: f'{v:.2f}'.lstrip('0'), fontsize=8, padding=1, bbox=box)
     ax.set_xticks(range(len(values.columns)), [figure_text(signed(g, g, values.columns)) for g in values.columns])
     tidy(ax)
     if not legend: return
