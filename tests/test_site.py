@@ -568,10 +568,7 @@ def code_shown(page):
 def test_code_fits_the_page(page): assert not [line for line in code_shown(page) if len(line) > WIDEST]
 
 
-LATER = {f'analysis/{name}.ipynb' for name in ('decisions', 'errors', 'unseen')} # their result is further down
-
-
-@pytest.mark.parametrize('page', [page for page in PROSE if page.startswith('analysis/') and page not in LATER])
+@pytest.mark.parametrize('page', [page for page in PROSE if page.startswith('analysis/')])
 def test_an_analysis_begins_with_its_result(page):
     "Folded set-up, then the result, whose code is not shown; a section comes after it"
     before = takewhile(lambda cell: not re.search('^## ', cell.source, re.M), read(page).cells)
