@@ -130,6 +130,11 @@ GOES_ON = dict(
     train='; the same command with --resume goes on', demo='; the same command goes on',
     table='; the same command goes on', prepare='; the same command goes on')
 
+def _before_imports():
+    "What PyTorch and tqdm read when they are loaded"
+    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
+    if not sys.stderr.isatty(): os.environ.setdefault('TQDM_MININTERVAL', '30') # seconds between lines of a log
+
 def _complain(sentence): print(visible(sentence, keep='\n\t'), file=sys.stderr)
 def _as_sentence(message, *where, **more): return f'warning: {visible(message)}\n'
 
@@ -157,7 +162,7 @@ def console(
         description = f'{func.__doc__}\n\nExample:\n  ' + example.replace('\n', '\n  ')
         @wraps(func, assigned=('__module__', '__name__', '__qualname__', '__doc__'))
         def command(argv:list|None=None): # arguments; those of the process when left out
-            os.environ.setdefault('OMP_WAIT_POLICY', 'passive') # is read when PyTorch is loaded
+            _before_imports()
             argv = _flat(map(str, sys.argv[1:] if argv is None else argv))
             try:
                 _register(options, argv)

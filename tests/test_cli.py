@@ -312,6 +312,16 @@ def test_idle_threads_sleep_unless_asked_otherwise(given, policy):
     assert done.stdout.splitlines()[-1] == policy
 
 
+def test_a_log_has_few_lines_of_progress(tmp_path):
+    "The same bar on a terminal would be drawn for every step of the loop"
+    code = ('import contextlib, time\nfrom cprfl import cli\n'
+            'with contextlib.suppress(SystemExit): cli.train(["--help"])\n'
+            'from tqdm.auto import tqdm\nfor i in tqdm(range(20)): time.sleep(0.11)')
+    env = {name: value for name, value in os.environ.items() if name != 'TQDM_MININTERVAL'}
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=env)
+    assert done.stderr.count('it/s') + done.stderr.count('s/it') <= 2 # the first and the last
+
+
 def test_list_of_recipes(shell):
     out = good(shell(cli.train, '--recipe', 'list'))
     for name, recipe in RECIPES.items(): assert re.search(f'^{name} +{re.escape(recipe.about)}$', out, re.M)

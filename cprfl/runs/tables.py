@@ -553,7 +553,7 @@ def _watched(recipes, folder, progress, every=1.):
             bar.n = sum(n for _, n, _ in done)
             bar.set_postfix_str(', '.join(f'{name} {n}/{all}' for name, n, all in done if 0 < n < all))
         def follow():
-            while not stop.wait(every): look()
+            while not stop.wait(max(every, bar.mininterval)): look()
         thread = Thread(target=follow, daemon=True)
         if progress: thread.start()
         try: yield
