@@ -34,6 +34,7 @@ import timm
 import torch
 from PIL import Image
 from timm.utils import ModelEmaV3
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -210,9 +211,10 @@ class KitStep:
     def convert(self, images): # what the model expects
         return images.float() if images.ndim == 3 else images.contiguous(memory_format=self.memory_format)
 
-    def load(self): # the batch as it enters the model
-        images = self.fetch()
+    def augment(self, images):
         return self.convert(images if images.ndim == 3 else BatchAugment('standard')(images))
+
+    def load(self): return self.augment(self.fetch()) # the batch as it enters the model
 
     def forward(self, images): # to the loss
         with self.autocast(): logits = self.run(images)
@@ -348,7 +350,7 @@ def _time_backward(kit, images, repeats): # each needs a forward pass of its own
     return min(times[1:])
 
 def _parts(kit, repeats):
-    s, model, images = kit.s, kit.model, kit.load()
+    s, model, fetched, images = kit.s, kit.model, kit.fetch(), kit.load()
     def features():
         with kit.autocast(): return model.backbone(images)
     F = features().detach()
@@ -358,7 +360,7 @@ def _parts(kit, repeats):
     def time_of(run): return clock(run, repeats, s.device)
     copy = {'copy to the device': time_of(kit.fetch)} if s.device_type == 'cuda' else {}
     seconds = copy | {
-        'augmentation': time_of(kit.load),
+        'augmentation': time_of(lambda: kit.augment(fetched)),
         'backbone, forward': time_of(features),
         'PI, VSI, scores, forward': time_of(head),
         'loss': time_of(lambda: s.loss(logits, s.targets)),
@@ -443,7 +445,7 @@ def bench_operations(
     columns:dict = {}
     for name, step in 3 * list(steps.items()): # the last round counts: all memory is there by then
         with profile(activities=[ProfilerActivity.CPU, *on_gpu]) as seen: step()
-        events = seen.key_averages()
+        events = [e for e in seen.key_averages() if e.device_type == DeviceType.CPU] # not kernels too
         times = pd.Series([getattr(event, microseconds) / 1000 for event in events])
         ms = times.groupby([_kind(event.key) for event in events]).sum()
         columns |= {f'{name}_ms': ms, f'{name}_share': ms / ms.sum()}
