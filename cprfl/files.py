@@ -103,7 +103,8 @@ def csv_frame(
 ): # pandas
     "A table whose names and numbers are those that were written"
     import pandas as pd
-    kw:dict = dict(index_col=False, float_precision='round_trip') # a column too many is no index
+    kw:dict = dict(index_col=False) # a column too many is no index
+    if tuple(map(int, pd.__version__.split('.')[:2])) < (3, 1): kw |= dict(float_precision='round_trip') # later, always
     table = pd.read_csv(file, **kw)
     names = [name for name in texts if name in table]
     return table.assign(**pd.read_csv(file, usecols=names, dtype=str, na_filter=False, **kw)) if names else table

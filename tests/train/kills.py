@@ -147,7 +147,7 @@ def contents(folder):
     tensors = {name: load_file(run / f'{name}.safetensors') for name in ('last', 'best', 'prompts')}
     tables = dict(predictions=pd.read_parquet(run / 'predictions.parquet'))
     for name in ('metrics', 'purity'):
-        table = pd.read_csv(run / f'{name}.csv', float_precision='round_trip')
+        table = files.csv_frame(run / f'{name}.csv')
         tables[name] = table.drop(columns=NOT_COMPARED, errors='ignore')
     return tensors, tables
 
