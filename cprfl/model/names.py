@@ -150,7 +150,7 @@ def name_pairs(
 def _embed(clip, names, template, at_once=100):
     "Embeddings [n, m] of names by a text tower, a few at once"
     parts = [names[i:i + at_once] for i in range(0, len(names), at_once)]
-    return torch.cat([embed_templates(clip, part, template).mean(0) for part in parts])
+    return torch.cat([embed_templates(clip, part, template).mean(0) for part in parts]).cpu()
 
 # %% ../../nbs/model/names.ipynb #31b6bad2
 def ridge_map(

@@ -62,6 +62,7 @@ class Clip:
         images:torch.Tensor # [B, 3, H, W], uint8 or floats in 0..1
     ) -> torch.Tensor: # [B, m], float32, not normalised
         "Embeddings of images, which are first resized and normalised"
+        images = images.to(next(self.model.parameters()).device)
         images = images.float() / 255 if images.dtype == torch.uint8 else images
         size = (self.image_size, self.image_size)
         if images.shape[-2:] != size:
