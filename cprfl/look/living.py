@@ -7,15 +7,17 @@ __all__ = ['telling_orders', 'chosen_images', 'write_page', 'explorer_page']
 
 # %% ../../nbs/look/living.ipynb #11f10003
 import json
+import warnings
 from base64 import b64encode
 from importlib.resources import files
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ..checks import check_range
+from ..checks import check_range, first_line
 from ..data.longtail import group_names
 from ..files import write_text
 from .attention import ZeroShotCLIP
@@ -49,7 +51,7 @@ def _image(explorer, i):
                 unknown=_ids(explorer.unknown(i)), boxes=boxes)
 
 def _in_turns(orders, n):
-    "At most n images: the first of each order, the second of each, and so on"
+    "At most n images (None: all): the first of each order, the second of each, and so on"
     longest = max(map(len, orders), default=0)
     rounds = [int(order[j]) for j in range(longest) for order in orders if j < len(order)]
     return list(dict.fromkeys(rounds))[:n]
@@ -61,12 +63,20 @@ def telling_orders(
     if not isinstance(explorer, PredictionExplorer): return {}
     return explorer._orders
 
+def _can_be_read(explorer, i):
+    try: explorer.pixels(i)
+    except (OSError, ValueError) as e:
+        warnings.warn(f'an image is left out of the page: {first_line(e)}', stacklevel=2)
+        return False
+    return True
+
 def chosen_images(
     explorer:ImageExplorer, # whose images they are
     n:int=20 # images wanted
 ) -> list: # at most n indices
     "Images for a page: those that are most telling for each filter, in turns"
-    return sorted(_in_turns([*telling_orders(explorer).values(), explorer.order(), range(len(explorer))], n))
+    wanted = _in_turns([*telling_orders(explorer).values(), explorer.order(), range(len(explorer))], None)
+    return sorted(islice((i for i in wanted if _can_be_read(explorer, i)), n))
 
 # %% ../../nbs/look/living.ipynb #11f1000a
 def _common(explorer, labels):

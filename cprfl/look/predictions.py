@@ -74,8 +74,10 @@ def _targets(dataset, paths, classes):
         share = f'{len(lost)} of {len(paths)}'
         raise ValueError(f'the dataset lacks {share} predicted images, such as {_few(lost)}')
     if list(dataset.classes) != classes:
-        theirs, ours = _few(set(dataset.classes)), _few(set(classes))
-        raise ValueError(f'the dataset has other classes ({theirs}) than the predictions ({ours})')
+        theirs, ours = (_few(set(a) - set(b)) for a, b in ((dataset.classes, classes), (classes, dataset.classes)))
+        if not theirs + ours: raise ValueError('the dataset has the classes of the predictions in another order')
+        raise ValueError(f'the dataset has other classes than the predictions: {theirs or "none"} '
+                         f'instead of {ours or "none"}')
     return dataset.targets[[row[path] for path in paths]]
 
 # %% ../../nbs/look/predictions.ipynb #7717f914
@@ -213,6 +215,7 @@ def _merit(kind, y, found, model, groups):
 
 def _in_turns(y, order, rare):
     "Images of rare classes, in an order in which the classes take turns"
+    if not len(order): return order
     first = pd.Series(y[order][:, np.asarray(rare, int)].argmax(1))
     return order[np.argsort(first.groupby(first).cumcount().to_numpy(), kind='stable')]
 

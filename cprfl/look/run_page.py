@@ -8,19 +8,21 @@ __all__ = ['html_table', 'run_page']
 # %% ../../nbs/look/run_page.ipynb #22f20003
 import re
 from base64 import b64encode
+from collections import Counter
 from io import BytesIO, StringIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..checks import some
+from ..checks import first_line, some
 from ..data.longtail import group_names
 from .errors import FALSE_POSITIVE, MISS, RunErrors
 from .explorer import class_labels, fit
 from .explorers import AttentionExplorer, ComparedRuns, DriftExplorer, PredictionExplorer
 from .living import write_page
 from .plots import plot_training
+from .predictions import align_predictions
 from .style import in_order, legend_of
 from ..metrics import report_groups
 from ..runs.decided import figures_of
@@ -74,9 +76,18 @@ def _test_set(run):
     test = None
     try:
         test = run.test_set()
-        test.image(0)
-    except (OSError, ValueError) as e: return test, str(e).splitlines()[0]
+        align_predictions({run.folder.name: run}, test)
+    except (OSError, ValueError) as e: return None, _reason(e)
+    try: test.image(0)
+    except (OSError, ValueError) as e: return test, _reason(e)
     return test, ''
+
+def _reason(error):
+    "Why images cannot be read, on one line"
+    problems = getattr(error, 'problems', ())
+    if not problems: return first_line(error)
+    more = f', and {len(problems) - 1} more' if len(problems) > 1 else ''
+    return f'{problems[0]}{more}'
 
 def _percent(part, whole): return 100 * part / whole if whole else np.nan
 
@@ -106,11 +117,25 @@ def _group_errors(by_class, groups):
 _TILES = 12 # images of errors on a page
 _TITLES = {FALSE_POSITIVE: 'Confident false positives', MISS: 'Confident misses'}
 
-def _telling_errors(table):
+def _telling_errors(table, can_be_shown):
     "Confident errors for the page: as many of each kind and group, each of another class and image"
-    different = table.drop_duplicates(['kind', 'class']).drop_duplicates('image')
-    sorts = different.groupby(['kind', 'group'], observed=True, sort=True)
-    return different[sorts.cumcount() < max(_TILES // max(sorts.ngroups, 1), 1)].head(_TILES)
+    sorts = table.groupby(['kind', 'group'], observed=True).ngroups
+    quota, taken, chosen = max(_TILES // max(sorts, 1), 1), Counter(), []
+    for error in table.itertuples():
+        if len(chosen) == _TILES: break
+        sort, once = (error.kind, error.group), (error.image, (error.kind, error.category))
+        if taken[sort] == quota or any(taken[key] for key in once) or not can_be_shown(error.image): continue
+        taken.update((sort, *once))
+        chosen.append(error)
+    return chosen
+
+def _can_be_shown(dataset):
+    "From an image to whether it can be read"
+    def check(i):
+        try: dataset.image(i)
+        except (OSError, ValueError): return False
+        return True
+    return check
 
 def _small_jpeg(pixels):
     "An image of 150 pixels on the screen, as an address"
@@ -130,10 +155,11 @@ def _tile(error, dataset, labels, said):
 
 def _tiles(errors, run, dataset):
     "The most confident errors with their images"
-    chosen, labels = _telling_errors(errors.table(run)), class_labels(dataset.classes, dataset.groups)
+    chosen = _telling_errors(errors.table(run), _can_be_shown(dataset))
+    labels = class_labels(dataset.classes, dataset.groups)
     said, parts = errors.scores[run] >= errors.threshold[run], []
     for kind, title in _TITLES.items():
-        shown = [_tile(error, dataset, labels, said) for error in chosen[chosen['kind'] == kind].itertuples()]
+        shown = [_tile(error, dataset, labels, said) for error in chosen if error.kind == kind]
         if shown: parts.append(f'<h3>{title}</h3><div class="tiles">{"".join(shown)}</div>')
     return ''.join([*parts, f'<p class="note">{html_text(legend_of(dataset.groups))}</p>'])
 
@@ -142,19 +168,25 @@ def _figures(report):
     "Precision, recall and F1 of a report, in percent"
     names = {'all labels together': ('OP', 'OR', 'OF1'), 'mean of the classes': ('CP', 'CR', 'CF1')}
     rows = [[of, *(100 * report[figure] for figure in figures)] for of, figures in names.items()]
-    return html_table(pd.DataFrame(rows, columns=['at 0.5, in percent', 'precision', 'recall', 'F1']))
+    return html_table(pd.DataFrame(rows, columns=['sigmoid at 0.5, in percent', 'precision', 'recall', 'F1']))
+
+def _limit(run):
+    "The thresholds that errors are counted at, and how a sentence calls them"
+    score = 'softmax over the classes' if run.recipe.model == 'clip' else 'sigmoid'
+    at_half = f'its score ({score}) is at least 0.5'
+    if run.decisions is None: return 0.5, at_half
+    if run.recipe.held_out: return 0.5, f'{at_half} (its own threshold was fitted on these images, so it is not used)'
+    return run.decisions.scores, f'its score ({score}) is at least the threshold of its class'
 
 def _errors(run, test, why):
     "Errors by group and class, and the most confident with their images"
     lost = f'The images of the test set cannot be read, so no image is shown: {html_text(why)}'
     if test is None: return _figures(run.report) + f'<p class="note">{lost}</p>'
-    decisions, name = run.decisions, run.folder.name
+    name, (limit, words) = run.folder.name, _limit(run)
     compared = ComparedRuns({name: run}, test)
-    errors = RunErrors(compared.predictions, decisions.scores if decisions else 0.5)
+    errors = RunErrors(compared.predictions, limit)
     by_class = _class_errors(errors.table(name), test.targets, run.classes, run.groups)
-    limit = 'the threshold of its class' if decisions else '0.5'
-    about = (f'<p>A label is said if its score is at least {limit}. Shares are of the labels that are there, and of '
-             'those that are said.</p>')
+    about = f'<p>A label is said if {words}. Shares are of the labels that are there, and of those that are said.</p>'
     parts = [about, html_table(_group_errors(by_class, run.groups)),
              _details(f'{len(run.classes)} classes', html_table(by_class))]
     return ''.join([*parts, f'<p class="note">{lost}</p>' if why else _tiles(errors, name, compared.dataset)])
@@ -226,8 +258,8 @@ def _explorers(run, runs, test, why):
     if not why:
         parts = {'Best labels': PredictionExplorer(runs, test, model=next(iter(runs))),
                  'Where the model looks': AttentionExplorer(run, test)}
-    try: return parts | {'How the prompts move': DriftExplorer(run)}
-    except ValueError: return parts # only CPRFL has prompts
+    if not (run.folder / 'prompts.safetensors').is_file(): return parts # only CPRFL has prompts
+    return parts | {'How the prompts move': DriftExplorer(run)}
 
 def run_page(
     run:Run, # finished, with a test set
@@ -237,6 +269,7 @@ def run_page(
 ) -> list: # the files
     "Write a run as one page: what it is, mAP, curves, errors, thresholds, and explorers that work without a kernel"
     name = run.folder.name
+    if name in (compare_to or {}): raise ValueError(f'compare_to: expected another name than {name!r}, the run itself')
     runs, (test, why) = {name: run} | (compare_to or {}), _test_set(run)
     parts = _numbers(run, runs, test, why) | _explorers(run, runs, test, why)
     return write_page(file or run.folder / 'report.html', parts, name, **kw)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from ..checks import check_range
 from ..data.dataset import MultiLabelDataset
 from ..data.longtail import GROUPS, group_names
 from ..text import figure_text
@@ -67,6 +68,7 @@ def shorten(
     n:int=24 # characters wanted
 ) -> str:
     "A long name without its middle, on one line"
+    check_range('n', n, low=3)
     name = ' '.join(str(name).split())
     return name if len(name) <= n else f'{name[:(n - 1) // 2]}…{name[-(n // 2):]}'
 

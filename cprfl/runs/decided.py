@@ -98,7 +98,7 @@ class Decided:
         return pd.DataFrame(words, scores.index, self.classes)
 
 def decision_words(
-    decided:np.ndarray # as its method decide gives it
+    decided:np.ndarray # as Decisions.decide gives it
 ) -> np.ndarray: # of the same shape: 'yes', 'no' or 'unsure'
     "Decisions as words"
     return np.select([decided == YES, decided == UNSURE], ['yes', 'unsure'], 'no')

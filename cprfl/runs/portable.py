@@ -25,7 +25,7 @@ class Portable:
 
     def export(self,
         file:str|Path, # .onnx for ONNX Runtime, or .pt2 for PyTorch
-        which:str='auto', # weights, see its method model
+        which:str='auto', # weights, see Run.model
         batches:Sequence[int]=(1, 64) # images per batch with which the file is compared with the model; (): not at all
     ) -> pd.DataFrame: # a row per batch and output: the largest difference
         "Write the model into one file: weights, preprocessing, names of classes, attention"

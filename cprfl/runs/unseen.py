@@ -93,7 +93,7 @@ def raw_scores(
     config:TrainConfig, # its precision
     device:str='cpu', # auto, cpu, cuda or mps
     progress:bool=False # show bars
-) -> dict: # as its `raw` gives it, for all images
+) -> dict: # as ExtendedModel.raw gives it, for all images
     "All scores as they come, in the precision of the training"
     precision = config.precision if choose_device(device).type == 'cuda' else config.precision.replace('fp16', 'fp32')
     accelerator = build_accelerator(replace(config, device=device, precision=precision))

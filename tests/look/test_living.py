@@ -15,7 +15,7 @@ from cprfl.data.shapes import shapes_lt
 from cprfl.decisions import fit_decisions
 from cprfl.look.explorers import AttentionExplorer, DriftExplorer, PredictionExplorer
 from cprfl.look.living import chosen_images, telling_orders, write_page
-from cprfl.look.run_page import run_page
+from cprfl.look.run_page import _telling_errors, run_page
 from cprfl.model.cprfl import CPRFL
 from cprfl.runs.recipe import get_recipe
 from cprfl.runs.run import run_recipe
@@ -202,6 +202,7 @@ def test_thresholds_are_not_judged_by_images_that_chose_them(photos, tmp_path):
     page = report(run, tmp_path)
     assert 'F1 at 0.5' in page
     assert 'F1 at own' not in page
+    assert 'its own threshold was fitted on these images, so it is not used' in page
 
 
 def test_a_report_whose_images_are_gone(decided, photos, tmp_path):
@@ -220,6 +221,36 @@ def test_a_report_whose_labels_are_still_there(run, tmp_path, monkeypatch):
     assert '<th scope="col">false positives</th>' in page
     assert 'no image is shown: no disk' in page
     assert 'src="data:image/jpeg' not in page
+
+
+def test_a_damaged_image_is_left_out_of_the_report(run, photos, tmp_path):
+    file = photos / 'images' / '7.png'
+    whole = file.read_bytes()
+    file.write_bytes(whole[:300] + bytes(100) + whole[400:]) # its header and its end are whole
+    try:
+        with pytest.warns(UserWarning, match='an image is left out of the page: .*7.png'):
+            pages = run_page(run, tmp_path / 'report.html', images=24, gradcam=False)
+    finally: file.write_bytes(whole)
+    assert not any('alt="7.png"' in page.read_text('utf-8') for page in pages)
+
+
+def test_a_report_says_which_class_has_another_name(run, photos, tmp_path):
+    text = (photos / 'list.csv').read_text()
+    (photos / 'list.csv').write_text(text.replace('dog', 'wolf'))
+    try: page = report(run, tmp_path)
+    finally: (photos / 'list.csv').write_text(text)
+    assert 'wolf' in page.split('cannot be read')[1]
+
+
+def test_two_runs_of_one_name_are_refused(run, tmp_path):
+    with pytest.raises(ValueError, match="expected another name than 'own'"):
+        run_page(run, tmp_path / 'report.html', {'own': run})
+
+
+def test_errors_are_of_different_classes_and_images():
+    table = pd.DataFrame({'kind': 'miss', 'group': 'head', 'image': [0, 0, 1, 1, 2], 'category': [0, 1, 0, 1, 0]})
+    chosen = _telling_errors(table, lambda i: True)
+    assert [(error.image, error.category) for error in chosen] == [(0, 0), (1, 1)]
 
 
 # ---- in a browser

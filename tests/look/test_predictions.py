@@ -163,6 +163,10 @@ def test_tail_images_have_a_tail_label(predictions, targets):
     assert targets[rare][:, [4, 5]].any(1).all()
 
 
+def test_no_image_is_telling_if_no_class_is_rare(predictions, targets):
+    assert not len(telling_images(predictions, targets, {'head': list(range(6)), 'tail': []}, 'tail'))
+
+
 def test_random_images_depend_on_the_seed(predictions, targets):
     draws = [telling_images(predictions, targets, GROUPS, 'random', n=5, seed=s).tolist() for s in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
