@@ -14,8 +14,12 @@ import pandas as pd
 
 # %% ../../nbs/runs/portable.ipynb #112412ff
 def _is_folder(to):
-    "Whether a folder is meant, and not OWNER/NAME of the hub"
-    return isinstance(to, Path) or to.startswith(('.', '/', '~')) or Path(to).is_dir()
+    "Whether a folder is meant, and not OWNER/NAME of the hub; a text that could be either is refused"
+    if isinstance(to, Path) or to.startswith(('.', '/', '~')) or Path(to).is_dir(): return True
+    owner, *names = to.split('/')
+    if len(names) == 1 and owner and names[0] and not Path(owner).is_dir(): return False
+    raise ValueError(f'to: expected OWNER/NAME of the hub, or a folder as ./{to} or Path({to!r}); '
+                     f'{to!r} could be a folder, so nothing was uploaded')
 
 class Portable:
     "What one does with a run to take it elsewhere"
@@ -34,7 +38,7 @@ class Portable:
         return export_model(model, file, describe_model(self, model), batches)
 
     def to_hub(self,
-        to:str|Path, # OWNER/NAME of the hub; or a folder: a `Path`, or a text such as ./shared
+        to:str|Path, # a folder: a `Path`, or a text such as ./shared; or OWNER/NAME of the hub, to upload
         **kw # of `ModelHubMixin.push_to_hub`, such as private=True
     ) -> str: # where it is
         "Give weights, results and a model card to others"

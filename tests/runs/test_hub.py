@@ -104,6 +104,15 @@ def test_a_repository_is_no_folder(run, monkeypatch):
     assert run.to_hub('me/mine') == 'sent to me/mine'
 
 
+@pytest.mark.parametrize('to', ['runs/shared', 'shared', 'runs/mine/shared', 'me/'])
+def test_a_text_that_could_be_a_folder_is_not_uploaded(run, tmp_path, monkeypatch, to):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'runs').mkdir()
+    monkeypatch.setattr('cprfl.runs.hub.HubRun.push_to_hub', lambda *_, **kw: pytest.fail('uploaded'))
+    monkeypatch.setattr('cprfl.runs.hub.HubRun.save_pretrained', lambda *_: None)
+    with pytest.raises(ValueError, match='nothing was uploaded'): run.to_hub(to)
+
+
 def test_the_command_writes_a_file(run, tmp_path, capsys):
     cprfl_export([str(run.folder), str(tmp_path / 'm.pt2'), '--batch', '2'])
     assert 'largest difference from PyTorch' in capsys.readouterr().out
