@@ -420,7 +420,7 @@ class PredictOptions:
     "The options of `cprfl_predict`"
     run:Positional[Annotated[str, arg(metavar='RUN')]] # a run's folder
     images:Positional[Annotated[list[str], arg(metavar='IMAGE [IMAGE ...]', help_behavior_hint='(required)')]] # files
-    k:int = 3 # categories to show
+    k:int = 3 # categories to show; after cprfl_decide every further yes is shown as well
     also:str = '' # names of more categories, with commas between; they were not in the training
     cache:str|None = None # with --also: folder of cached features; `cache` beside the run when left out
     out:str|None = None # .csv for the scores of all categories, which are not shown then
@@ -479,8 +479,9 @@ def _show_predictions(predictions, run, k, classes):
     for file, scores in predictions:
         print(visible(file))
         words = _decision_words(decisions, scores)
-        for score, i in zip(*scores.topk(min(k, len(scores)))):
-            print(f'  {score:7.3f}  {words[i]}{visible(classes[i])}  ({groups[i]})')
+        for rank, i in enumerate(scores.argsort(descending=True).tolist()):
+            if rank >= k and words[i].strip() != 'yes': continue
+            print(f'  {scores[i]:7.3f}  {words[i]}{visible(classes[i])}  ({groups[i]})')
 
 def _decision_words(decisions, scores):
     "A word for each category, as wide as the others; none for those that were added by name"
@@ -498,8 +499,8 @@ class DecideOptions:
     "The options of `cprfl_decide`"
     runs:Positional[Annotated[list[str], arg(metavar='RUN [RUN ...]', help_behavior_hint='(required)')]] # runs' folders
     held_out_run:str|None = None # a run of the same recipe with --held-out, if RUN learnt from all training images
-    prevalence:str = 'held-out' # how often categories will occur: held-out (as in these images) or balanced
-    unsure:float = 0.5 # labels of an image that are left open, on average
+    prevalence:str = 'held-out' # how often categories will occur: held-out (as in these images) or balanced (all alike)
+    unsure:float = 0.5 # labels of an image that are left open, on average; 0: only yes and no
     out:str|None = None # folder for decisions.csv and coverage.csv, measured on test images; nothing is kept then
     cache:str = 'runs/cache' # folder of cached features, for --out
     plugin:str|None = None # FILE.py or module that registers the run's model, if it is not of the kit
@@ -520,8 +521,9 @@ def decide(o:DecideOptions):
     for run in runs:
         decisions = run.fit_decisions(source, o.unsure, o.prevalence, progress=True)
         low, high = decisions.scores.min(), decisions.scores.max()
-        print(f'{decisions.num_images:,} held-out images; thresholds from {low:.2f} to {high:.2f}, by group and class '
-              f'(a class has half a say at {decisions.k_threshold:g} positives)')
+        print(f'{decisions.num_images:,} held-out images; thresholds of the scores from {low:.2f} to {high:.2f}\n'
+              f'In its threshold, a class with n positives has the weight n / (n + {decisions.k_threshold:g}); '
+              'the rest comes from its group.')
         print(f'\nrun: {run.folder}\nnext: cprfl_predict {run.folder} IMAGE')
 
 def _measure(runs, source, o):

@@ -1,5 +1,6 @@
 "The command line from end to end, on forty small pictures"
 import io
+import json
 import os
 import re
 import shutil
@@ -800,6 +801,13 @@ def test_predictions_are_decided(shell, decided, data):
     said = good(shell(cli.predict, decided, data / '28.png'))
     assert 'decided by the thresholds of cprfl_decide' in said
     assert re.search(r'0\.\d+  (yes|no|unsure) +cat', said)
+
+
+def test_every_yes_is_shown(shell, decided, data):
+    file = decided / 'decisions.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(threshold=[-50.] * len(CLASSES), margin=0.)))
+    said = good(shell(cli.predict, decided, data / '28.png', '--k', 1))
+    assert len(re.findall(r'^  0\.\d+  yes ', said, re.MULTILINE)) == len(CLASSES)
 
 
 def test_a_table_has_what_is_left_open(shell, decided, data, tmp_path):
