@@ -807,7 +807,7 @@ def test_every_yes_is_shown(shell, decided, data):
     file = decided / 'decisions.json'
     file.write_text(json.dumps(json.loads(file.read_text()) | dict(threshold=[-50.] * len(CLASSES), margin=0.)))
     said = good(shell(cli.predict, decided, data / '28.png', '--k', 1))
-    assert len(re.findall(r'^  0\.\d+  yes ', said, re.MULTILINE)) == len(CLASSES)
+    assert len(re.findall(r'\d  yes ', said)) == len(CLASSES)
 
 
 def test_a_table_has_what_is_left_open(shell, decided, data, tmp_path):
