@@ -108,23 +108,30 @@ def questions(run):
     return fig
 
 
-BARS_OF = { # folder or file of results -> row -> label
-    'results/demo.csv': {
+BARS_OF = { # files of results -> row -> label
+    ('results/demo.csv',): {
         'shapes-clip': 'zero-shot CLIP', 'shapes-erm': 'linear head', 'shapes-cprfl-random': 'CPRFL, random prompts',
         'shapes-cprfl': 'CPRFL'},
-    'analysis/results/coco-mini/results.csv': {
-        'erm': 'linear head, BCE', 'asl': 'linear head, ASL', 'cprfl': 'CPRFL', 'global': 'CPRFL + global head'}}
-TITLES = 'Shapes-LT: drawings, the whole network learns', 'COCO-LT: photographs, the backbone is frozen'
+    ('analysis/results/coco-mini/results.csv', 'analysis/results/names/results.csv'): {
+        'asl': 'linear head', 'cprfl-random': 'CPRFL, random prompts', 'cprfl': 'CPRFL',
+        'global': 'CPRFL + global head', 'global-names': 'the same + names'}}
+TITLES = 'Shapes-LT: drawings, the whole network learns', 'COCO-LT mini: photographs, the backbone is frozen'
+
+
+def results_of(files):
+    "mAP by row and seed; a row that is in two files counts in the first"
+    import pandas as pd
+    frames = [pd.read_csv(HERE.parent / file).rename(columns={'method': 'key'}) for file in files]
+    known = [set().union(*(frame['key'] for frame in frames[:i])) for i in range(len(frames))]
+    return pd.concat([frame[~frame['key'].isin(there)] for frame, there in zip(frames, known)])
 
 
 def bars():
     "mAP by group, for shapes and for photographs, from the result files"
     import matplotlib.pyplot as plt
-    import pandas as pd
     fig, axes = plt.subplots(2, 1, figsize=(9.5, 5.6), dpi=150, layout='constrained', facecolor='white')
-    for ax, title, (file, rows) in zip(axes, TITLES, BARS_OF.items()):
-        frame = pd.read_csv(HERE.parent / file)
-        by_row = frame.groupby('method' if 'method' in frame else 'key')[['head', 'medium', 'tail']]
+    for ax, title, (files, rows) in zip(axes, TITLES, BARS_OF.items()):
+        by_row = results_of(files).groupby('key')[['head', 'medium', 'tail']]
         mean, std = by_row.mean().loc[list(rows)], by_row.std().loc[list(rows)]
         for k, group in enumerate(mean):
             at = np.arange(len(rows)) + 0.27 * (k - 1)
