@@ -24,7 +24,7 @@ def code_text(cell):
 
 def cell_text(cell):
     "A cell as Markdown"
-    if cell.cell_type == 'markdown': return re.sub(LINK, r'](nbs/\1', cell.source)
+    if cell.cell_type == 'markdown': return cell.source
     if '#| hide' in cell.source: return ''
     return '\n\n'.join(filter(None, [code_text(cell), *map(output_text, cell.outputs)]))
 
@@ -32,7 +32,8 @@ def cell_text(cell):
 def readme():
     "The whole README"
     nb = nbformat.read(ROOT / 'nbs' / 'index.ipynb', 4)
-    return '\n\n'.join(filter(None, map(cell_text, nb.cells))) + '\n'
+    text = '\n\n'.join(filter(None, map(cell_text, nb.cells))) + '\n'
+    return re.sub(LINK, r'](nbs/\1', text)
 
 
 if __name__ == '__main__':

@@ -110,11 +110,11 @@ def questions(run):
 
 BARS_OF = { # files of results -> row -> label
     ('results/demo.csv',): {
-        'shapes-clip': 'zero-shot CLIP', 'shapes-erm': 'linear head', 'shapes-cprfl-random': 'CPRFL, random prompts',
+        'shapes-clip': 'zero-shot CLIP', 'shapes-erm': 'linear head', 'shapes-cprfl-random': 'CPRFL,\nrandom prompts',
         'shapes-cprfl': 'CPRFL'},
-    ('analysis/results/coco-mini/results.csv', 'analysis/results/names/results.csv'): {
-        'asl': 'linear head', 'cprfl-random': 'CPRFL, random prompts', 'cprfl': 'CPRFL',
-        'global': 'CPRFL + global head', 'global-names': 'the same + names'}}
+    tuple(f'analysis/results/{name}/results.csv' for name in ('coco-mini', 'names', 'opponents')): {
+        'asl': 'linear head', 'topk': 'linear head,\nbest patches', 'cprfl-random': 'CPRFL,\nrandom prompts',
+        'cprfl': 'CPRFL', 'global': 'CPRFL +\nglobal head', 'global-names': 'CPRFL +\nglobal head + names'}}
 TITLES = 'Shapes-LT: drawings, the whole network learns', 'COCO-LT mini: photographs, the backbone is frozen'
 
 
