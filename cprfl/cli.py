@@ -16,6 +16,7 @@ import re
 import sys
 import warnings
 from argparse import ArgumentParser
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields, replace
@@ -570,13 +571,19 @@ class ReportOptions:
     gradcam:bool = True # maps of Grad-CAM as well, which take longest
     plugin:str|None = None # FILE.py or module that registers the run's model, if it is not of the kit
 
+def _by_name(folders, taken):
+    "Runs by the names of their folders; by the whole path if two have the same"
+    from cprfl.runs.run import Run
+    names = Counter([taken, *(Path(folder).name for folder in folders)])
+    return {Path(folder).name if names[Path(folder).name] == 1 else folder: Run(folder) for folder in folders}
+
 @console(ReportOptions, 'cprfl_report runs/mine --beside runs/linear --out mine.html')
 def report(o:ReportOptions):
     "Write a run as one HTML page that works without a kernel"
     from cprfl.look.run_page import run_page
     from cprfl.runs.run import Run
     leave_busy_cores()
-    others = {Path(folder).name: Run(folder) for folder in o.beside or []}
+    others = _by_name(o.beside or [], Path(o.run).resolve().name)
     for file in run_page(Run(o.run), o.out, others, images=o.images, gradcam=o.gradcam):
         print(f'{file}: {file.stat().st_size / 1e6:.1f} MB')
 

@@ -323,6 +323,11 @@ def test_a_log_has_few_lines_of_progress(tmp_path):
     assert done.stderr.count('it/s') + done.stderr.count('s/it') <= 2 # the first and the last
 
 
+def test_runs_of_one_name_are_told_by_their_paths(monkeypatch):
+    monkeypatch.setattr('cprfl.runs.run.Run', str)
+    assert list(cli._by_name(['a/x', 'b/x', 'c/y'], 'mine')) == ['a/x', 'b/x', 'y']
+
+
 def test_list_of_recipes(shell):
     out = good(shell(cli.train, '--recipe', 'list'))
     for name, recipe in RECIPES.items(): assert re.search(f'^{name} +{re.escape(recipe.about)}$', out, re.M)
