@@ -249,7 +249,7 @@ class Decisions:
         logits:ArrayLike # [N, C], or [C] of one image
     ) -> np.ndarray: # of the same shape, in log-odds
         "Distances from the thresholds"
-        return self.slope * (np.asarray(logits, float) - self.threshold)
+        return self.slope * np.nan_to_num(np.asarray(logits, float) - self.threshold) # infinite ones as the largest
 
     def decide(self,
         logits:ArrayLike # [N, C], or [C] of one image

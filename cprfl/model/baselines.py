@@ -133,7 +133,7 @@ def readable_scores(
 ) -> tuple: # [..., C] scores, and a word for what they are
     "The scores to show beside the names of classes"
     if not isinstance(model, ZeroShotCLIP): return logits.sigmoid(), 'sigmoid'
-    return logits / model.tower.logit_scale.exp(), 'cosine similarity'
+    return logits / model.tower.logit_scale.exp().to(logits), 'cosine similarity'
 
 # %% ../../nbs/model/baselines.ipynb #fe70cabd
 class FrozenCLIP(nn.Module):

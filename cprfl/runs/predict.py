@@ -125,7 +125,7 @@ def predict_images( # noqa: PLR0913 - the options of the command
     device:str='auto', # auto, cpu, cuda or mps
     progress:bool=True, # show a bar
     model:torch.nn.Module|None=None # in place of the run's own, such as one with more classes
-) -> Iterator: # of (what was given, scores [C] on the CPU, or why the image could not be read)
+) -> Iterator: # of (what was given, scores [C], or why the image could not be read); float64, where no sigmoid is 1
     "Scores of every category for each image, in their order"
     from tqdm.auto import tqdm
     where = choose_device(device)
@@ -136,8 +136,8 @@ def predict_images( # noqa: PLR0913 - the options of the command
         for batch in loader:
             images = [image for image in batch if isinstance(image, torch.Tensor)]
             with torch.inference_mode(), evaluating(model):
-                logits = [model(x.to(where)) for x in _of_one_size(images)]
-                scores = iter([row.float().cpu() for rows in logits for row in readable_scores(model, rows)[0]])
+                logits = [model(x.to(where)).cpu().double() for x in _of_one_size(images)]
+                scores = iter([row for rows in logits for row in readable_scores(model, rows)[0]])
             for image in batch: yield next(left), image if isinstance(image, str) else next(scores)
             bar.update(len(batch))
 

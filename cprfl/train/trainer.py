@@ -90,7 +90,7 @@ def evaluating(
     "The model in eval mode; afterwards each part is back in the mode that it had"
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
-    try: yield next(model.parameters()).device
+    try: yield next((p.device for p in model.parameters()), torch.device('cpu'))
     finally:
         for m, training in modes: m.training = training
 
