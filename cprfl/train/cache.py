@@ -22,7 +22,7 @@ from ..files import write_json
 from ..model.folding import folded
 from .config import choose_device
 from .fingerprint import facts_key, image_facts, nearest_change, network_facts
-from .rows import RowFile, alone, missing_rows
+from .rows import RowFile, _header, alone, missing_rows
 
 # %% ../../nbs/train/cache.ipynb #c5f03877
 def feature_facts( # noqa: PLR0913 - everything that features depend on
@@ -87,7 +87,13 @@ def _shards(n, size): return [range(start, min(start + size, n)) for start in ra
 def _mapped(files):
     "An array on disk, or several as one"
     if not isinstance(files, list): return np.load(files, mmap_mode='r')
-    return _Shards([np.load(file, mmap_mode='r') for file in files])
+    return _Shards(list(map(_without_handle, files)))
+
+def _without_handle(file):
+    "An array on disk; the file is not kept open, since there may be thousands"
+    shape, dtype, start = _header(file)
+    content = torch.from_file(str(file), size=Path(file).stat().st_size, dtype=torch.uint8).numpy()
+    return content[start:].view(dtype).reshape(shape)
 
 # %% ../../nbs/train/cache.ipynb #75f0348a
 class _StoredDataset(MultiLabelDataset):
