@@ -6,25 +6,36 @@
 __all__ = ['sample_labels', 'stream_features']
 
 # %% ../../nbs/train/stream.ipynb #52cfa946
+import hashlib
 import json
 import os
+import re
+import tarfile
+import tempfile
+import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
-from itertools import islice
+from itertools import groupby, islice
+from numbers import Integral
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import torch
 
-from ..checks import check_choice, check_range, some
+from ..checks import check_choice, check_range, check_type, first_line, some
 from ..data.dataset import MultiLabelDataset, read_image, resize
-from ..data.images import BadDataError, Problem
+from ..data.images import IMAGE_SUFFIXES, BadDataError, Problem
 from ..files import write_atomic, write_json
-from .cache import FeatureDataset
+from .cache import FeatureDataset, _check_finite, _feature_function, _form, _sharing
 from .config import choose_device
-from .fingerprint import facts_key, network_facts
+from .fingerprint import CACHE_FORMAT, _read_json, facts_key, network_facts
+from .rows import RowFile, alone
 
 # %% ../../nbs/train/stream.ipynb #9e53ed58
 def _from_json(text):
@@ -40,108 +51,271 @@ def sample_labels(
     sample:dict # ending -> bytes
 ) -> list: # names or numbers of classes
     "The labels that a sample brings along"
-    endings = [ending for ending in _READ if ending in sample]
-    if not endings: raise ValueError(f'has no labels: expected a file {some(_READ)}, got {some(_endings(sample))}')
-    labels = _READ[endings[0]](sample[endings[0]].decode())
-    if isinstance(labels, list): return labels
-    raise ValueError(f'has labels of another form: expected a list, got {type(labels).__name__}')
+    for ending in _READ:
+        labels = _READ[ending](sample[ending].decode('utf-8-sig')) if ending in sample else None
+        if isinstance(labels, list): return labels
+        if labels is None: continue # such as a dict of other things
+        raise ValueError(f'has labels of another form: expected a list, got {type(labels).__name__}')
+    there = some(_endings(sample)) or 'none'
+    raise ValueError(f'has no labels: expected a file {some(_READ)}, got {there}')
 
 def _endings(sample): return [name for name in sample if not name.startswith('__')]
 
 # %% ../../nbs/train/stream.ipynb #7461936d
-def _target(labels, classes):
+class _Unclear(ValueError):
+    "Labels that can be read in two ways"
+
+def _known(classes):
+    "The class that a name or number stands for"
+    names = {name: c for c, name in enumerate(classes)}
+    return names if any(name.isdecimal() for name in classes) else names | {c: c for c in range(len(classes))}
+
+def _place(label, known):
+    if isinstance(label, (str, Integral)) and not isinstance(label, bool):
+        found = known.get(label, known.get(str(label)))
+        if found is not None: return found
+    raise ValueError(f'has the label {label!r}; there are {some((name for name in known if isinstance(name, str)), 5)}')
+
+def _target(labels, classes, known):
     "Multi-hot labels [C]"
-    y = np.zeros(len(classes), np.uint8)
-    for label in labels:
-        if label in classes: y[classes.index(label)] = 1
-        elif isinstance(label, int) and 0 <= label < len(classes): y[label] = 1
-        else: raise ValueError(f'has the label {label!r}; there are {some(classes, 5)}')
+    if isinstance(labels, (str, bytes, dict)):
+        raise ValueError(f'has labels of another form: expected a list, got {type(labels).__name__}')
+    labels, y = list(labels), np.zeros(len(classes), np.uint8)
+    if len(labels) == len(y) and all(isinstance(label, (Integral, np.bool_)) and label in (0, 1) for label in labels):
+        raise _Unclear(f'has the labels {some(labels, 5)} for {len(y)} classes, which are numbers of classes, or a 0 '
+                       'or 1 for each class: give a read_labels that returns names')
+    for label in labels: y[_place(label, known)] = 1
     return y
 
-# %% ../../nbs/train/stream.ipynb #57e7ac16
-_PICTURES = 'jpg', 'jpeg', 'png', 'webp', 'bmp', 'tif', 'tiff', 'gif'
-
-def _samples(shard):
-    "The samples of an archive, as they come"
+# %% ../../nbs/train/stream.ipynb #d612d11b
+def _library():
+    "What expands braces, what opens a shard, and what splits the names of its files"
     try:
-        import webdataset
+        from braceexpand import braceexpand
+        from webdataset.gopen import gopen
+        from webdataset.tariterators import base_plus_ext
     except ImportError as e: raise ImportError('archives need webdataset: pip install "cprfl[stream]"') from e
-    return webdataset.WebDataset([str(shard)], shardshuffle=False)
-
-# %% ../../nbs/train/stream.ipynb #c525e556
-def _decoded(sample, read_labels, classes, change):
-    "Name, image [3, H, W] and labels [C] of a sample; or a problem"
-    name = sample['__key__']
-    try:
-        picture = next((sample[ending] for ending in _PICTURES if ending in sample), None)
-        if picture is None:
-            raise ValueError(f'has no image: expected {some(_PICTURES, 3)}, got {some(_endings(sample))}')
-        labels = _target(read_labels(sample), classes)
-        return name, change(read_image(BytesIO(picture))), labels
-    except BadDataError as e: message = e.problems[0].message
-    except (ValueError, TypeError) as e: message = str(e)
-    return Problem(f"{sample['__url__']}: {name}", None, message)
-
-# %% ../../nbs/train/stream.ipynb #d13107bf
-@torch.inference_mode()
-def _features(backbone, images, precision, pooled):
-    "Patches [B, v, D] of a batch, or their mean [B, 1, D], in float16"
-    device = next(backbone.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16'):
-        patches = backbone.patches(images.to(device)).float()
-    if pooled: patches = patches.mean(1, keepdim=True)
-    return patches.cpu().to(torch.float16).numpy()
-
-# %% ../../nbs/train/stream.ipynb #a4a147b1
-def _read_shard(shard, decode, features, batch_size, num_workers, tell):
-    "Names, labels [n, C], features [1, n, v, D] and problems of an archive"
-    names, targets, found, problems = [], [], [], []
-    with ThreadPoolExecutor(num_workers) as pool:
-        samples = iter(_samples(shard))
-        for batch in iter(lambda: list(islice(samples, batch_size)), []):
-            read = list(pool.map(decode, batch))
-            problems += [one for one in read if isinstance(one, Problem)]
-            good = [one for one in read if not isinstance(one, Problem)]
-            if good: found.append(features(torch.stack([image for _, image, _ in good])))
-            names += [name for name, _, _ in good]
-            targets += [labels for _, _, labels in good]
-            tell(len(batch))
-    return names, np.array(targets), np.concatenate(found)[None] if found else None, problems
+    return braceexpand, gopen, base_plus_ext
 
 # %% ../../nbs/train/stream.ipynb #d37c0a72
 def _listed(shards):
-    "All shards that are meant"
+    "All shards that are meant, each of which is there as far as one can see"
     if isinstance(shards, (str, os.PathLike)): shards = [shards]
-    found = [name for shard in shards for name in _expanded(str(shard))]
-    if found: return found
-    raise ValueError('stream: expected at least one shard, got none')
+    found = [_local(name) for shard in shards for name in _expanded(os.fspath(shard))]
+    if not found: raise ValueError('stream: expected at least one shard, got none')
+    seen:set = set()
+    for shard in found:
+        if not urlsplit(shard).scheme and not os.path.exists(shard): raise FileNotFoundError(f'{shard} is missing')
+        if (facts := facts_key(_shard_facts(shard))) in seen:
+            raise ValueError(f'shards: expected different archives, got {_label(shard)} more than once')
+        seen.add(facts)
+    return found
+
+def _local(shard): return url2pathname(urlsplit(shard).path) if shard.startswith('file:') else shard
 
 def _expanded(shard):
     "`a{0..2}.tar` stands for three archives; a command stays as it is"
-    if '{' not in shard or shard.startswith('pipe:'): return [shard]
-    from braceexpand import braceexpand
-    return braceexpand(shard)
+    if '{' not in shard or shard.startswith('pipe:') or os.path.exists(shard): return [shard]
+    expand, _, _ = _library()
+    return expand(shard)
 
-# %% ../../nbs/train/stream.ipynb #88832b16
+# %% ../../nbs/train/stream.ipynb #de2b687d
 def _shard_facts(shard):
     "What a shard is known by: its name, and the size and time of a file"
-    if not os.path.isfile(shard): return dict(shard=str(shard))
+    if not os.path.isfile(shard): return dict(shard=shard)
     stat = os.stat(shard)
     return dict(shard=str(Path(shard).resolve()), bytes=stat.st_size, changed=stat.st_mtime_ns)
 
-def _stored_shard(shard, folder, facts, read):
-    "The file of features and what is known of its images, from the folder or computed now"
-    file = Path(folder) / f'{facts_key(facts | _shard_facts(shard))}-stream.npy'
-    record = file.with_suffix('.json')
-    if not record.exists():
-        names, targets, features, problems = read(shard)
-        if features is not None: write_atomic(file, partial(_save, features))
-        write_json(record, dict(shard=str(shard), names=names, targets=[np.flatnonzero(y).tolist() for y in targets],
-                                problems=[[problem.file, problem.message] for problem in problems]))
-    return file, json.loads(record.read_text())
+def _label(shard):
+    "A name for messages, without what may be secret"
+    parts = urlsplit(shard)
+    if os.path.exists(shard) or not parts.scheme: return shard
+    names = re.findall(r'[\w.-]+\.(?:tar|tgz)\b[\w.]*', shard)
+    plain = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    if parts.scheme == 'pipe': plain = f"pipe:{names[-1] if names else ''}"
+    return shard if plain == shard else f'{plain} ({hashlib.sha256(shard.encode()).hexdigest()[:8]})'
+
+# %% ../../nbs/train/stream.ipynb #57e7ac16
+class _Member(tarfile.TarInfo):
+    "A file of an archive; only the mark of the end ends the archive"
+    @classmethod
+    def fromtarfile(cls, archive):
+        try: return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError: raise
+        except tarfile.HeaderError as e: raise tarfile.ReadError(f'no mark of its end, {e}') from None
+
+def _members(stream):
+    "Names and contents of the files of an archive, all of which is read"
+    with tarfile.open(fileobj=stream, mode='r|*', tarinfo=_Member) as archive:
+        for member in archive:
+            if member.isreg(): yield member.name, archive.extractfile(member).read()
+            archive.members = [] # else it keeps them all
+        yield '', b'' # so that the last sample is known to be whole
+        rest = iter(lambda: archive.fileobj.read(2**16), b'')
+        if any([chunk.strip(b'\0') for chunk in rest]): raise tarfile.ReadError('more follows the mark of its end')
+
+# %% ../../nbs/train/stream.ipynb #342b8d38
+def _grouped(members, split):
+    "Samples: files that follow each other and share their name"
+    parts = ((*split(name), content) for name, content in members if not re.match('__[^/]*__($|/)', name))
+    for name, files in groupby(parts, lambda part: part[0]):
+        sample:dict = {'__key__': name}
+        for _, ending, content in files:
+            if (ending := (ending or '').lower()) in sample: sample['__twice__'] = ending
+            sample[ending] = content
+        if name: yield sample # others, such as README or .hidden, belong to no image
+
+# %% ../../nbs/train/stream.ipynb #05d71c55
+def _samples(shard):
+    "The samples of an archive, as they come; at the end an error unless all of it came"
+    _, gopen, split = _library()
+    stream, n, why = open(shard, 'rb') if os.path.exists(shard) else gopen(shard), 0, ''
+    raw = getattr(stream, 'stream', stream) # of a command, without the wrapper whose errors quote it
+    try:
+        for sample in _grouped(_members(raw), split):
+            yield sample
+            n += 1
+    except (tarfile.TarError, EOFError) as e: why = first_line(e)
+    finally: raw.close()
+    status = stream.proc.wait() if raw is not stream else 0
+    if status and (not why or status not in (141, -13)): # which is what a command gets whose output is not read
+        why = f'its command ended with status {status}'
+    if why: raise OSError(f'shard {_label(shard)} is cut short after {n} images: {why}')
+    if not n: raise OSError(f'shard {_label(shard)} holds no image')
+
+# %% ../../nbs/train/stream.ipynb #c525e556
+_PICTURES = [suffix.removeprefix('.') for suffix in IMAGE_SUFFIXES]
+_NO_MEMORY = 'image needs more memory than there is' # of `open_image`
+
+def _decoded(sample, change, label):
+    "The image [3, H, W] of a sample, or what is wrong with it"
+    if twice := sample.get('__twice__'): return f'has more than one file {twice}'
+    picture = next((sample[ending] for ending in _PICTURES if ending in sample), None)
+    if picture is None: return f'has no image: expected {some(_PICTURES)}, got {some(_endings(sample))}'
+    try: return change(read_image(BytesIO(picture)))
+    except BadDataError as e: message = e.problems[0].message
+    if message == _NO_MEMORY: raise MemoryError(f"{label}: {sample['__key__']}: {message}") # another time there may be
+    return message
+
+# %% ../../nbs/train/stream.ipynb #27091743
+_LARGEST = 2**20 # bytes of a file that is kept
+
+def _kept(sample):
+    "Name and files of a sample, as text that keeps every byte"
+    files = {ending: sample[ending].decode('utf-8', 'surrogateescape') for ending in _endings(sample)
+             if not f'.{ending}'.endswith(IMAGE_SUFFIXES) and len(sample[ending]) <= _LARGEST}
+    return [sample['__key__'], files]
 
 def _save(features, file):
     with open(file, 'wb') as f: np.save(f, features)
+
+# %% ../../nbs/train/stream.ipynb #a4a147b1
+def _compute( # noqa: PLR0913 - what is read, where it goes, and how
+    shard, file, forward, change, batch_size, num_workers, tell
+):
+    "Write the features of an archive, and give what is to be known of them"
+    label, samples, problems, values = _label(shard), [], [], None
+    decode = partial(_decoded, change=change, label=label)
+    with tempfile.TemporaryFile(dir=file.parent) as raw, ThreadPoolExecutor(num_workers) as pool:
+        stream = iter(_samples(shard))
+        for batch in iter(lambda: list(islice(stream, batch_size)), []):
+            read = list(pool.map(decode, batch))
+            problems += [[s['__key__'], message] for s, message in zip(batch, read) if isinstance(message, str)]
+            good = [sample for sample, image in zip(batch, read) if not isinstance(image, str)]
+            if good:
+                values = forward(torch.stack([image for image in read if not isinstance(image, str)]))
+                _check_finite(values, range(len(good)), [f"{label}: {s['__key__']}" for s in good])
+                raw.write(values.tobytes())
+            samples += map(_kept, good)
+            tell(len(batch))
+        record = dict(shard=label, samples=samples, problems=problems)
+        if values is None: return record
+        raw.flush()
+        features = np.memmap(raw, np.float16, 'r', shape=(1, len(samples), *values.shape[1:]))
+        write_atomic(file, partial(_save, features))
+        return record | dict(shape=list(features.shape), checksum=zlib.crc32(features))
+
+# %% ../../nbs/train/stream.ipynb #88832b16
+def _record(file):
+    "What is known of the images of a shard; {} unless both files are as they were written"
+    record = _read_json(file.with_suffix('.json'))
+    if record.pop('digest', None) != facts_key(record): return {}
+    if not record['samples']: return record
+    try: features = np.load(file, mmap_mode='r')
+    except (OSError, ValueError, EOFError): return {}
+    sound = list(features.shape) == record['shape'] and zlib.crc32(features) == record['checksum']
+    return record if sound else {}
+
+def _stored_shard(shard, folder, facts, compute, refresh):
+    "The file of features and the record of its images, from the folder or computed now"
+    file = Path(folder) / f'{facts_key(facts | _shard_facts(shard))}-stream.npy'
+    known, what = file.with_suffix('.json'), f'the features of {_label(shard)}'
+    def there(): return {} if refresh else _record(file)
+    if record := there(): return file, record
+    with alone(RowFile(file, ()), what):
+        if record := there(): return file, record # another process was faster
+        if known.exists() and not refresh:
+            warnings.warn(f'{file} is damaged ({what}), and is computed again', stacklevel=3)
+        known.unlink(missing_ok=True)
+        record = compute(shard, file)
+        write_json(known, record | dict(digest=facts_key(record)))
+    return file, record
+
+# %% ../../nbs/train/stream.ipynb #12957a10
+class _Part(NamedTuple):
+    "The images of a shard that have labels"
+    file:Path
+    num_stored:int
+    paths:list
+    rows:list # of the file
+    targets:list
+    problems:list
+
+def _labelled(shard, file, record, read_labels, classes):
+    "Labels of the images of a shard; a problem where there are none"
+    label, known = _label(shard), _known(classes)
+    problems = [Problem(f'{label}: {name}', None, message) for name, message in record['problems']]
+    part = _Part(file, len(record['samples']), [], [], [], problems)
+    for row, (name, files) in enumerate(record['samples']):
+        sample = {ending: text.encode('utf-8', 'surrogateescape') for ending, text in files.items()}
+        path = f'{label}: {name}'
+        try: part.targets.append(_target(read_labels(sample | dict(__key__=name, __url__=shard)), classes, known))
+        except _Unclear as e: raise ValueError(f'{path} {e}') from None
+        except MemoryError: raise
+        except Exception as e: part.problems.append(Problem(path, None, _said(e)))
+        else:
+            part.paths.append(path)
+            part.rows.append(row)
+    return part
+
+def _said(error):
+    kind = '' if isinstance(error, ValueError) else f'read_labels: {type(error).__name__}: '
+    return kind + first_line(error)
+
+# %% ../../nbs/train/stream.ipynb #7311aba8
+def _dataset_of(parts, classes, groups):
+    "One dataset from all shards"
+    problems = [problem for part in parts for problem in part.problems]
+    paths = [path for part in parts for path in part.paths]
+    targets = np.array([y for part in parts for y in part.targets])
+    stored = [part for part in parts if part.num_stored]
+    first = np.cumsum([0, *(part.num_stored for part in stored)])
+    data = FeatureDataset([part.file for part in stored], MultiLabelDataset(paths, targets, classes, groups))
+    data.rows = np.concatenate([np.array(part.rows, int) + start for part, start in zip(stored, first)])
+    data.skipped = problems
+    if problems: data.notes = [f'left out of the stream: {len(problems)} of {len(paths) + len(problems)} images, '
+                               f'{some(map(str, problems), 3)}']
+    return data
+
+# %% ../../nbs/train/stream.ipynb #a624174a
+def _checked_names(classes, groups):
+    "Names of classes; an error about these and the groups comes before hours of work"
+    if isinstance(classes, (str, bytes)) or not len(classes):
+        raise ValueError(f'classes: expected a list of names, got {classes!r}')
+    return MultiLabelDataset([], np.zeros((0, len(classes))), classes, groups).classes
+
+def _check_numbers(**numbers):
+    for name, value in numbers.items(): check_range(name, check_type(name, value, int), low=1)
 
 # %% ../../nbs/train/stream.ipynb #cdd5fb95
 def stream_features( # noqa: PLR0913 - the keywords of `cache_features`, and what a stream has instead of a dataset
@@ -152,44 +326,37 @@ def stream_features( # noqa: PLR0913 - the keywords of `cache_features`, and wha
     size:int=224, # input size in pixels
     pooled:bool=True, # keep the mean patch alone, which is all that a linear head reads
     groups:dict|None=None, # of the training set, for a test set; by the labels if left out
-    read_labels:Callable=sample_labels, # from a sample to names or numbers of classes
+    read_labels:Callable=sample_labels, # from a sample, without its images, to names or numbers of classes
     batch_size:int=64, # images per forward pass
     precision:str='bf16', # 'bf16' or 'fp32'
-    num_workers:int=4, # threads that decode
-    device:str='auto', # auto, cpu, cuda or mps
-    progress:bool=True # show a bar
-) -> FeatureDataset: # float16 [1, n, 1 or v, D] for each shard; `skipped` has the problems
+    num_workers:int=2, # threads that decode
+    device:str|torch.device='auto', # where the backbone runs; 'auto' takes a GPU if there is one
+    progress:bool=True, # show a bar
+    refresh:bool=False # read again what is there: an address or a command is known by its text alone
+) -> FeatureDataset: # of features [1, N, 1 or v, D] in float16, one file for each shard; `skipped` has the problems
     "Features of a stream of images, which are not kept"
     from tqdm.auto import tqdm
     check_choice('precision', precision, ('bf16', 'fp32'))
-    check_range('num_workers', num_workers, low=1)
-    all_shards = _listed(shards)
+    _check_numbers(size=size, batch_size=batch_size, num_workers=num_workers)
+    classes, all_shards, device = _checked_names(classes, groups), _listed(shards), choose_device(device)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    classes, backbone = list(map(str, classes)), backbone.eval().to(choose_device(device))
-    facts = network_facts(backbone) | dict(size=size, pooled=pooled, precision=precision, classes=classes)
-    decode = partial(_decoded, read_labels=read_labels, classes=classes, change=resize(size))
-    features = partial(_features, backbone, precision=precision, pooled=pooled)
-    with tqdm(unit='img', disable=not progress) as bar:
-        read = partial(_read_shard, decode=decode, features=features, batch_size=batch_size,
-                       num_workers=num_workers, tell=bar.update)
-        stored = []
+    backbone, parts = backbone.eval().to(device), []
+    facts = network_facts(backbone) | dict(format=CACHE_FORMAT, size=size, pooled=pooled, precision=precision)
+    with _sharing(device) as (pool, n), tqdm(unit='img', disable=not progress) as bar:
+        run = _feature_function(_form(backbone, False, pooled), device, precision, pool, n)
+        compute = partial(_compute, forward=partial(_forward, run), change=resize(size), batch_size=batch_size,
+                          num_workers=num_workers, tell=bar.update)
         for i, shard in enumerate(all_shards):
             bar.set_description(f'shard {i + 1} of {len(all_shards)}')
-            stored.append(_stored_shard(shard, folder, facts, read))
-    return _dataset_of(stored, classes, groups)
+            file, record = _stored_shard(shard, folder, facts, compute, refresh)
+            parts.append(_labelled(shard, file, record, read_labels, classes))
+            _check_any(parts)
+    return _dataset_of(parts, classes, groups)
 
-# %% ../../nbs/train/stream.ipynb #7311aba8
-def _dataset_of(stored, classes, groups):
-    "One dataset from all shards"
-    records = [record for _, record in stored]
-    problems = [Problem(file, None, message) for record in records for file, message in record['problems']]
-    paths = [f"{record['shard']}: {name}" for record in records for name in record['names']]
-    if not paths: raise BadDataError(problems or [Problem(r['shard'], None, 'holds no image') for r in records])
-    targets = np.zeros((len(paths), len(classes)), np.uint8)
-    for y, labels in zip(targets, (labels for record in records for labels in record['targets'])): y[labels] = 1
-    files = [file for file, record in stored if record['names']]
-    data = FeatureDataset(files, MultiLabelDataset(paths, targets, classes, groups))
-    data.skipped = problems
-    if problems: data.notes = [f'left out of the stream: {len(problems)} of {len(paths) + len(problems)} images, '
-                               f'{some(map(str, problems), 3)}']
-    return data
+# %% ../../nbs/train/stream.ipynb #5cc82190
+def _forward(run, images): return np.concatenate([wait() for wait in run(images, 0, 0)])
+
+def _check_any(parts):
+    "If no image is of use so far, none will be"
+    if any(part.rows for part in parts): return
+    raise BadDataError([problem for part in parts for problem in part.problems])

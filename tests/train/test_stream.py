@@ -1,7 +1,9 @@
 "Archives become features: nothing is lost, nothing is read twice, and what is broken is named"
 import io
 import json
+import resource
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -108,12 +110,14 @@ def test_another_network_has_features_of_its_own(streamed, shards, backbone):
 
 BROKEN = {
     'truncated': (dict(png=b'\x89PNG\r\n', json=b'[]'), '0099: image is truncated or broken'),
-    'no image': (dict(json=b'[]'), '0099: has no image: expected jpg, jpeg, png, .*got json'),
-    'no labels': (None, '0099: has no labels: expected a file json, txt, cls, got png'),
+    'no image': (dict(json=b'[]'), '0099: has no image: expected jpg, jpeg, .*got json'),
+    'no labels': (None, '0099: has no labels: expected a file json, txt, cls, got none'),
     'unknown label': (b'["zebra"]', "0099: has the label 'zebra'; there are"),
     'number too high': (b'[20]', '0099: has the label 20; there are'),
     'no list': (b'"dog"', '0099: has labels of another form: expected a list, got str'),
     'no JSON': (b'{', '0099: Expecting property name'),
+    'deep JSON': (b'[' * 100_000, '0099: read_labels: RecursionError'),
+    'true and false': (b'[true, "dog"]', '0099: has the label True; there are'),
 }
 
 
@@ -148,3 +152,310 @@ def test_no_shard_at_all_is_an_error(streamed):
 
 def test_a_shard_that_is_not_there_is_an_error_that_names_it(streamed, tmp_path):
     with pytest.raises(FileNotFoundError, match='missing.tar'): streamed(tmp_path / 'missing.tar')
+
+
+# ---- archives that are not whole
+
+def cut(file, size):
+    file.write_bytes(file.read_bytes()[:size])
+    return file
+
+
+@pytest.mark.parametrize('left', [0.5, 0.9])
+def test_an_archive_that_is_cut_short_is_an_error(streamed, shards, left):
+    cut(shards[0], int(left * shards[0].stat().st_size))
+    with pytest.raises(OSError, match=r'shard .*a.tar is cut short after \d+ images'): streamed(shards)
+
+
+def test_an_archive_that_is_cut_between_images_is_an_error(streamed, shards):
+    with tarfile.open(shards[0]) as archive: end = archive.getmembers()[10].offset
+    cut(shards[0], end)
+    with pytest.raises(OSError, match='cut short after 4 images: no mark of its end'): streamed(shards)
+
+
+def test_a_damaged_header_is_not_the_end_of_an_archive(streamed, shards):
+    with tarfile.open(shards[0]) as archive: at = archive.getmembers()[10].offset
+    content = bytearray(shards[0].read_bytes())
+    content[at:at + 100] = b'x' * 100
+    shards[0].write_bytes(content)
+    with pytest.raises(OSError, match='cut short after 4 images: no mark of its end, bad checksum'): streamed(shards)
+
+
+def test_two_archives_in_one_file_are_an_error(streamed, shards):
+    shards[0].write_bytes(shards[0].read_bytes() + shards[1].read_bytes())
+    with pytest.raises(OSError, match='after 30 images: more follows the mark of its end'): streamed(shards[0])
+
+
+@pytest.mark.parametrize('command, why', [
+    ('head -c 30720 {}', 'unexpected end of data'),
+    ('cat {}; exit 7', 'its command ended with status 7'),
+    ('cat {} | head -c 30720; exit 7', 'its command ended with status 7')])
+def test_a_command_that_fails_is_an_error(streamed, shards, command, why):
+    with pytest.raises(OSError, match=rf'shard pipe:a.tar \(\w+\) is cut short after \d+ images: {why}'):
+        streamed(f'pipe:{command.format(shards[0])}')
+
+
+def test_nothing_is_stored_of_an_archive_that_is_cut_short(streamed, shards, tmp_path):
+    cut(shards[0], 30720)
+    with pytest.raises(OSError, match='cut short'): streamed(shards)
+    assert {file.suffix for file in (tmp_path / 'features').iterdir()} == {'.lock'}
+
+
+@pytest.mark.parametrize('content', [b'', b'no archive ' * 100])
+def test_what_is_no_archive_is_an_error(streamed, tmp_path, content):
+    (tmp_path / 'c.tar').write_bytes(content)
+    with pytest.raises(OSError, match='c.tar is cut short after 0 images: '): streamed(tmp_path / 'c.tar')
+
+
+def test_an_empty_archive_is_an_error(streamed, tmp_path):
+    with pytest.raises(OSError, match='c.tar holds no image'): streamed(write(tmp_path / 'c.tar', []))
+
+
+@pytest.mark.parametrize('kind', ['gz', 'bz2', 'xz'])
+def test_a_compressed_archive_is_read(streamed, shards, tmp_path, kind):
+    with tarfile.open(tmp_path / 'c.tar', f'w:{kind}') as packed, tarfile.open(shards[0]) as plain:
+        for member in plain: packed.addfile(member, plain.extractfile(member))
+    assert len(streamed(tmp_path / 'c.tar')) == 30
+
+
+def test_a_command_is_read_like_its_file(streamed, shards):
+    assert torch.equal(values(streamed(f'pipe:cat {shards[0]}')), values(streamed(shards[0])))
+
+
+# ---- labels
+
+def label_test(pictures, tmp_path, **parts):
+    parts = {ending: content.encode() for ending, content in parts.items()}
+    return write(tmp_path / 'c.tar', [('0000', dict(png=png(pictures.image(0))) | parts)])
+
+
+def test_another_reader_of_labels_is_asked_at_once(streamed, shards, pictures):
+    streamed(shards)
+    data = streamed(shards, read_labels=lambda sample: pictures.classes[:1])
+    assert data.targets.sum(0)[0] == 48
+
+
+def test_other_classes_need_no_new_features(backbone, streamed, shards, pictures, tmp_path, monkeypatch):
+    streamed(shards)
+    monkeypatch.setattr(stream, '_samples', lambda shard: pytest.fail(f'{shard} is read again'))
+    data = stream_features(backbone, shards, pictures.classes[::-1], tmp_path / 'features', 32, precision='fp32',
+                           device='cpu', progress=False)
+    assert np.array_equal(data.targets, pictures.targets[:, ::-1])
+
+
+def test_labels_that_are_mended_bring_the_image_back(streamed, shards, pictures):
+    with pytest.raises(BadDataError, match='zebra'): streamed(shards, read_labels=lambda sample: ['zebra'])
+    assert len(streamed(shards)) == 48
+
+
+def test_rows_are_those_of_the_images_with_labels(streamed, shards):
+    whole = values(streamed(shards))
+    def every_third(sample): return [0] if int(sample['__key__']) % 3 == 0 else ['zebra']
+    assert torch.equal(values(streamed(shards, read_labels=every_third)), whole[::3])
+
+
+def test_labels_are_read_of_bytes_that_are_no_text(streamed, pictures, tmp_path):
+    shard = write(tmp_path / 'c.tar', [('0000', dict(png=png(pictures.image(0)), raw=b'\xff\x00\x03\xed\xb2\x80'))])
+    data = streamed(shard, read_labels=lambda sample: [int(sample['raw'] == b'\xff\x00\x03\xed\xb2\x80')])
+    assert data.targets[0, 1] == 1
+
+
+def test_an_error_in_a_reader_of_labels_names_the_sample(streamed, shards):
+    with pytest.raises(BadDataError, match=r"b.tar: 0030: read_labels: KeyError: 'tags'"):
+        streamed(shards[1], read_labels=lambda sample: sample['tags'])
+
+
+def test_a_dict_without_labels_leaves_them_to_the_next_file(streamed, pictures, tmp_path):
+    data = streamed(label_test(pictures, tmp_path, json='{"width": 640}', cls='3'))
+    assert np.flatnonzero(data.targets[0]).tolist() == [3]
+
+
+@pytest.mark.parametrize('labels', ['[0, 1]', '[1, 0]', '[false, true]', '[1, 1]'])
+def test_zeros_and_ones_for_all_classes_stop_the_stream(backbone, pictures, tmp_path, labels):
+    shard = label_test(pictures, tmp_path, json=labels)
+    with pytest.raises(ValueError, match='c.tar: 0000 has the labels .* for 2 classes, .*give a read_labels'):
+        stream_features(backbone, shard, ['cat', 'dog'], tmp_path / 'f', 32, device='cpu', progress=False)
+
+
+@pytest.mark.parametrize('label, place', [(2, 0), (5, 1), (7, 2), ('7', 2)])
+def test_a_number_is_a_name_where_names_are_numbers(label, place):
+    classes = ['2', '5', '7']
+    assert np.flatnonzero(stream._target([label], classes, stream._known(classes))).tolist() == [place]
+
+
+@pytest.mark.parametrize('label', [0, 1, True, 2.0, None, [2]])
+def test_a_number_is_no_place_where_names_are_numbers(label):
+    classes = ['2', '5', '7']
+    with pytest.raises(ValueError, match='has the label .*; there are 2, 5, 7'):
+        stream._target([label], classes, stream._known(classes))
+
+
+# ---- what is not to be stored
+
+def test_features_beyond_float16_are_an_error(streamed, shards, backbone, tmp_path):
+    with torch.no_grad():
+        for weights in backbone.parameters(): weights.mul_(1e4)
+    with pytest.raises(ValueError, match=r'the features of .*a.tar: 0000 are not finite'): streamed(shards)
+    assert not [*(tmp_path / 'features').glob('*.json')]
+
+
+def test_too_little_memory_is_no_property_of_an_image(streamed, shards, monkeypatch):
+    def fails(im, f): raise MemoryError
+    with monkeypatch.context() as patch:
+        patch.setattr('cprfl.data.images._to_rgb', fails)
+        with pytest.raises(MemoryError, match='a.tar: 0000: image needs more memory'): streamed(shards)
+    assert len(streamed(shards)) == 48
+
+
+def test_two_images_of_one_name_are_left_out_and_named(streamed, pictures, tmp_path):
+    three = samples(pictures, [0, 1, 1, 2])
+    assert [str(p) for p in streamed(write(tmp_path / 'c.tar', three)).skipped] == [
+        f'{tmp_path}/c.tar: 0001: has more than one file json']
+
+
+@pytest.mark.parametrize('ending', ['JPG', 'jfif', 'apng'])
+def test_all_endings_of_images_are_known(streamed, pictures, tmp_path, ending):
+    assert len(streamed(write(tmp_path / 'c.tar', [('0000', {ending: png(pictures.image(0)), 'cls': b'3'})]))) == 1
+
+
+# ---- damage
+
+def zero(file): file.write_bytes(file.read_bytes()[:128] + bytes(file.stat().st_size - 128))
+
+
+DAMAGE = {
+    'zeroed features': ('npy', lambda file: zero(file)),
+    'short features': ('npy', lambda file: cut(file, 500)),
+    'empty features': ('npy', lambda file: cut(file, 0)),
+    'no features': ('npy', lambda file: file.unlink()),
+    'empty record': ('json', lambda file: cut(file, 0)),
+    'record of nothing': ('json', lambda file: file.write_text('{}')),
+    'another record': ('json', lambda file: file.write_text(file.read_text().replace('0000', '9999')))}
+
+
+@pytest.mark.parametrize('case', DAMAGE)
+def test_a_damaged_shard_is_computed_again(streamed, shards, tmp_path, case):
+    first = values(streamed(shards[0]))
+    suffix, damage = DAMAGE[case]
+    damage(next((tmp_path / 'features').glob(f'*.{suffix}')))
+    with pytest.warns(UserWarning, match='is damaged .*a.tar'): again = streamed(shards[0])
+    assert torch.equal(values(again), first)
+
+
+def test_a_shard_without_a_record_is_computed_in_silence(streamed, shards, tmp_path, recwarn):
+    streamed(shards[0])
+    next((tmp_path / 'features').glob('*.json')).unlink()
+    streamed(shards[0])
+    assert not [w for w in recwarn if 'damaged' in str(w.message)]
+
+
+# ---- many shards, and several processes
+
+def test_more_shards_than_open_files(streamed, pictures, tmp_path):
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    one = samples(pictures, [0])
+    many = [write(tmp_path / f'{i:03d}.tar', one) for i in range(120)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, most))
+    try: data = streamed(many)
+    finally: resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
+    assert torch.equal(data[119][0], data[0][0])
+
+
+def test_two_at_once_read_each_shard_once(streamed, shards, monkeypatch):
+    real, read = stream._samples, []
+    monkeypatch.setattr(stream, '_samples', lambda shard: read.append(shard) or real(shard))
+    with ThreadPoolExecutor(2) as pool: both = list(pool.map(streamed, [shards, shards]))
+    assert (len(both[0]), len(both[1]), sorted(read)) == (48, 48, [*map(str, shards)])
+
+
+def test_nothing_is_left_of_a_process_that_was_killed(streamed, shards, tmp_path):
+    from cprfl.files import _part_name
+    (tmp_path / 'features').mkdir()
+    left = tmp_path / 'features' / _part_name('0-stream.npy', 2**22 + 1)
+    left.touch()
+    streamed(shards[0])
+    assert not left.exists()
+
+
+# ---- what can be said at once
+
+WRONG = {
+    'size': (dict(size=0), 'size: expected at least 1, got 0'),
+    'batch': (dict(batch_size=0), 'batch_size: expected at least 1, got 0'),
+    'half a batch': (dict(batch_size=2.5), 'batch_size: expected a whole number, got 2.5'),
+    'workers': (dict(num_workers=0), 'num_workers: expected at least 1, got 0'),
+    'groups': (dict(groups=dict(tail=[99])), 'tail'),
+    'one name': (dict(classes='dog'), "classes: expected a list of names, got 'dog'"),
+    'no names': (dict(classes=[]), r'classes: expected a list of names, got \[\]'),
+    'twice': (dict(classes=['dog', 'dog']), "classes: expected different names, got 'dog' more than once"),
+}
+
+
+@pytest.mark.parametrize('case', WRONG)
+def test_wrong_settings_are_told_before_reading(backbone, shards, pictures, tmp_path, monkeypatch, case):
+    monkeypatch.setattr(stream, '_samples', lambda shard: pytest.fail(f'{shard} is read'))
+    wrong, message = WRONG[case]
+    settings = dict(classes=pictures.classes, device='cpu', progress=False) | wrong
+    with pytest.raises(ValueError, match=message):
+        stream_features(backbone, shards, folder=tmp_path / 'features', **settings)
+    assert not (tmp_path / 'features').exists()
+
+
+def test_a_second_file_that_is_missing_is_told_before_reading(streamed, shards, monkeypatch):
+    monkeypatch.setattr(stream, '_samples', lambda shard: pytest.fail(f'{shard} is read'))
+    with pytest.raises(FileNotFoundError, match='gone.tar is missing'): streamed([shards[0], 'gone.tar'])
+
+
+def test_a_shard_that_is_given_twice_is_an_error(streamed, shards, tmp_path):
+    (tmp_path / 'link.tar').symlink_to(shards[0])
+    with pytest.raises(ValueError, match='expected different archives, got .*link.tar more than once'):
+        streamed([*shards, tmp_path / 'link.tar'])
+
+
+def test_labels_that_never_fit_are_told_after_the_first_shard(streamed, shards, monkeypatch):
+    real, read = stream._samples, []
+    monkeypatch.setattr(stream, '_samples', lambda shard: read.append(shard) or real(shard))
+    with pytest.raises(BadDataError, match='zebra'): streamed(shards, read_labels=lambda sample: ['zebra'])
+    assert read == [str(shards[0])]
+
+
+# ---- commands and addresses
+
+def test_refresh_reads_a_command_again(streamed, shards, pictures):
+    command = f'pipe:cat {shards[0]}'
+    streamed(command)
+    write(shards[0], samples(pictures, range(5)))
+    assert (len(streamed(command)), len(streamed(command, refresh=True)), len(streamed(command))) == (30, 5, 5)
+
+
+def test_a_password_in_a_command_is_written_nowhere(streamed, shards, tmp_path):
+    data = streamed(f"pipe:echo 'Authorization: Bearer SECRET' >/dev/null; cat {shards[0]}")
+    written = b''.join(file.read_bytes() for file in (tmp_path / 'features').iterdir())
+    assert b'SECRET' not in written + ''.join(data.paths).encode()
+
+
+def test_a_password_in_a_command_is_not_in_its_error(streamed):
+    with pytest.raises(OSError, match='status 3') as error: streamed('pipe:echo SECRET >/dev/null; exit 3')
+    assert 'SECRET' not in str(error.value)
+
+
+def test_an_address_without_a_password_is_its_own_name():
+    assert stream._label('https://a.org:8080/B/b.tar') == 'https://a.org:8080/B/b.tar'
+
+
+@pytest.mark.parametrize('address', ['https://me:SECRET@a.org/b.tar', 'https://a.org/b.tar?key=SECRET'])
+def test_a_password_in_an_address_is_not_in_its_name(address):
+    assert stream._label(address).startswith('https://a.org/b.tar (')
+
+
+def test_without_the_extra_braces_say_what_to_install(streamed, monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'braceexpand', None)
+    with pytest.raises(ImportError, match=r'pip install "cprfl\[stream\]"'): streamed('{0..2}.tar')
+
+
+def test_a_backbone_without_parameters_has_features(shards, pictures, tmp_path):
+    class Pixels(torch.nn.Module):
+        def patches(self, images): return images.float().flatten(2).transpose(1, 2)
+
+    data = stream_features(Pixels(), shards, pictures.classes, tmp_path / 'f', 8, device='cpu', progress=False)
+    assert data.features.shape == (1, 48, 1, 3)
