@@ -51,7 +51,7 @@ class DataSettings:
 @dataclass
 class ModelSettings:
     "Which model, backbone and semantics"
-    model:str = 'cprfl' # cprfl, erm (linear head), mlgcn, coop, clip (zero-shot), clip-patches, or registered
+    model:str = 'cprfl' # cprfl, erm (linear head), topk (best patches), decoder, mlgcn, coop, clip, clip-patches, ...
     model_args:dict = field(default_factory=dict) # more keywords of the model
     backbone:str = 'resnet101' # resnet50, torchvision:resnet101, clip:RN50/openai, wheel:efficientnet-lite0, ...
     backbone_args:dict = field(default_factory=dict) # more keywords of the backbone
