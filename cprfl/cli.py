@@ -594,6 +594,7 @@ class TableOptions:
     protocol:str = 'shapes' # what the rows share: shapes, or a YAML file
     tables:str = '' # names with commas between; else all but those that search, or `search` with --held-out
     held_out:float = 0. # share of the training images that replaces the test set, for choosing settings
+    hide:str = '' # classes or groups that `unseen` hides, with commas between; those of the protocol when left out
     seeds:int = 3 # runs per row
     out:str = '' # folder; runs/table-PROTOCOL when left out, and runs/search-PROTOCOL with --held-out
     cache:str|None = None # folder of cached features and images
@@ -682,6 +683,7 @@ def table(o:TableOptions):
     if o.held_out:
         title = f'{protocol.title}, {o.held_out:.0%} of the training images in place of the test set'
         protocol = replace(protocol, title=title, recipe=protocol.recipe.with_(held_out=o.held_out))
+    if o.hide: protocol = replace(protocol, hide=_split(o.hide))
     rows, tables = all_rows(protocol), _chosen_tables(o, all_tables(protocol))
     if o.list: return _list_tables(protocol, tables, rows)
     _check_trials(protocol.trials, rows, tables)

@@ -115,7 +115,6 @@ def write_unseen(
     folder = Path(folder)
     for run in open_runs(folder / 'hidden', '*-hidden-s*[0-9]', 'report.json'):
         key, _, seed = run.folder.name.rpartition('-hidden-s')
-        if (run.folder.parent / f'{key}-names-hidden-s{seed}' / 'report.json').is_file(): continue # the same training
         found = unseen_results(run, Run(folder / f'{key}-s{seed}'), **kw)
         for table, rows in zip((classes, rankings), found):
             rows.insert(0, 'key', key)

@@ -306,7 +306,10 @@ def _name_rows(protocol, rows):
 def _hidden_rows(protocol, rows):
     "Rows whose training does not see some classes; key -> recipe"
     if not protocol.hide: return {}
-    return {f'{key}-hidden': rows[key].with_(hide=protocol.hide) for key in ('cprfl', 'cprfl-names') if key in rows}
+    key = _asked_by_name(protocol)
+    return {f'{key}-hidden': rows[key].with_(hide=protocol.hide)}
+
+def _asked_by_name(protocol): return 'cprfl-names' if protocol.names else 'cprfl'
 
 # %% ../../nbs/runs/tables.ipynb #cb850542
 def all_rows(
@@ -447,10 +450,9 @@ def all_tables(
 
 # %% ../../nbs/runs/tables.ipynb #7857a089
 def _unseen_table(protocol):
-    rows = [('cprfl', 'CPRFL'), ('cprfl-hidden', 'CPRFL, classes hidden')]
-    if protocol.names:
-        rows += [('cprfl-names', 'CPRFL + names'), ('cprfl-names-hidden', 'CPRFL + names, classes hidden')]
-    return Table('Hidden while training, and asked for afterwards', _rows(*rows))
+    key, label = _asked_by_name(protocol), 'CPRFL + names' if protocol.names else 'CPRFL'
+    rows = _rows((key, label), (f'{key}-hidden', f'{label}, classes hidden'))
+    return Table('Hidden while training, and asked for afterwards', rows)
 
 _NAMES = Table('With classifiers from names', _rows(
     ('asl', 'linear head, ASL'), ('asl-names', 'linear head, ASL + names'), ('cprfl', 'CPRFL'),

@@ -149,14 +149,25 @@ def test_predict_says_which_name_is_unknown(folder, capsys):
     assert "does not know 'zebra'" in capsys.readouterr().err
 
 
-def test_the_table_of_hidden_classes(tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def tiny_protocol(monkeypatch):
     from dataclasses import replace
 
     from cprfl.runs import tables
     small = replace(tables.get_protocol('shapes'), recipe=TINY, inputs={})
     monkeypatch.setitem(tables.PROTOCOLS, 'shapes', small)
+
+
+def test_the_table_of_hidden_classes(tmp_path, capsys, tiny_protocol):
     cprfl_table(['--tables', 'unseen', '--seeds', 1, '--out', tmp_path, '--workers', 1])
     found = pd.read_csv(tmp_path / 'unseen.csv')
     assert found['hidden'].sum() == 8
     assert 'share of the supervised mAP' in capsys.readouterr().out
     assert list(pd.read_csv(tmp_path / 'rankings.csv')['scale'])[1] == 'a typical old class'
+
+
+def test_the_table_hides_the_classes_that_are_named(tmp_path, tiny_protocol):
+    hidden = 'red ring, blue cross'
+    cprfl_table(['--tables', 'unseen', '--hide', hidden, '--seeds', 1, '--out', tmp_path, '--workers', 1])
+    found = pd.read_csv(tmp_path / 'unseen.csv')
+    assert set(found['name'][found['hidden']]) == set(hidden.split(', '))
