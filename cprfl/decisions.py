@@ -249,15 +249,15 @@ class Decisions:
         logits:ArrayLike # [N, C], or [C] of one image
     ) -> np.ndarray: # of the same shape, in log-odds
         "Distances from the thresholds"
-        return self.slope * np.nan_to_num(np.asarray(logits, float) - self.threshold) # infinite ones as the largest
+        return self.slope * (np.clip(np.asarray(logits, float), -1e9, 1e9) - self.threshold) # finite, for any slope
 
     def decide(self,
         logits:ArrayLike # [N, C], or [C] of one image
     ) -> np.ndarray: # int8 of the same shape: `YES`, `NO` or `UNSURE`
-        "Decide each label, or leave it open"
+        "Decide each label, or leave it open; a logit that is no number is left open"
         yes = np.asarray(logits, float) >= self.threshold
-        near = np.abs(self.distances(logits)) < self.margin
-        return np.where(near, UNSURE, np.where(yes, YES, NO)).astype(np.int8)
+        far = np.abs(self.distances(logits)) >= self.margin
+        return np.where(far, np.where(yes, YES, NO), UNSURE).astype(np.int8)
 
     def save(self,
         file:str|Path # .json

@@ -15,6 +15,8 @@ import pandas as pd
 # %% ../../nbs/runs/portable.ipynb #112412ff
 def _is_folder(to):
     "Whether a folder is meant, and not OWNER/NAME of the hub; a text that could be either is refused"
+    if to == '': raise ValueError('to: expected OWNER/NAME of the hub, or a folder, got an empty text; '
+                                  'nothing was uploaded')
     if isinstance(to, Path) or to.startswith(('.', '/', '~')) or Path(to).is_dir(): return True
     owner, *names = to.split('/')
     if len(names) == 1 and owner and names[0] and not Path(owner).is_dir(): return False

@@ -125,7 +125,7 @@ def predict_images( # noqa: PLR0913 - the options of the command
     device:str='auto', # auto, cpu, cuda or mps
     progress:bool=True, # show a bar
     model:torch.nn.Module|None=None # in place of the run's own, such as one with more classes
-) -> Iterator: # of (what was given, scores [C], or why the image could not be read); float64, where no sigmoid is 1
+) -> Iterator: # of (what was given, scores [C], or why the image could not be read); float64, 1 from logits of 37
     "Scores of every category for each image, in their order"
     from tqdm.auto import tqdm
     where = choose_device(device)

@@ -104,7 +104,7 @@ def test_a_repository_is_no_folder(run, monkeypatch):
     assert run.to_hub('me/mine') == 'sent to me/mine'
 
 
-@pytest.mark.parametrize('to', ['runs/shared', 'shared', 'runs/mine/shared', 'me/'])
+@pytest.mark.parametrize('to', ['runs/shared', 'shared', 'runs/mine/shared', 'me/', ''])
 def test_a_text_that_could_be_a_folder_is_not_uploaded(run, tmp_path, monkeypatch, to):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'runs').mkdir()
