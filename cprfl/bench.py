@@ -49,6 +49,7 @@ from .model.cprfl import CPRFL
 from .runs.export import ExportModel, ModelFile, export_model
 from .train.augment import BatchAugment
 from .train.cache import cache_features, cache_images, feature_facts, random_view
+from .train.cores import FreeCores
 from .train.rows import RowFile
 
 # %% ../nbs/bench.ipynb #b5e5440c
@@ -666,10 +667,11 @@ TRAININGS:dict[str, dict] = dict( # name -> keywords of `Setting`
 
 def count_steps(
     training:str, # a name of the table
-    seconds:float # to go on
+    seconds:float, # to go on
+    leave:bool=False # cores that are busy, looking each second
 ):
     "Take steps once a line arrives, and print how many there were per second"
-    step = KitStep(Setting(**TRAININGS[training]))
+    step, cores = KitStep(Setting(**TRAININGS[training])), FreeCores(1.)
     step() # warms up
     print('ready', flush=True)
     sys.stdin.readline()
@@ -677,12 +679,13 @@ def count_steps(
     while time.perf_counter() - began < seconds:
         step()
         steps += 1
+        if leave: cores.before_batch(None)
     print(steps / (time.perf_counter() - began), flush=True)
 
-def _steps_at_once(training, processes, seconds, **env): # steps/s of each
+def _steps_at_once(training, processes, seconds, leave=False, **env): # steps/s of each
     others = {k: v for k, v in os.environ.items() if k not in ('OMP_WAIT_POLICY', 'OMP_NUM_THREADS')}
     others['PYTHONPATH'] = os.pathsep.join(filter(None, sys.path))
-    code = f'from cprfl.bench import count_steps; count_steps({training!r}, {seconds})'
+    code = f'from cprfl.bench import count_steps; count_steps({training!r}, {seconds}, {leave})'
     running = [Popen([sys.executable, '-c', code], stdin=PIPE, stdout=PIPE, encoding='utf-8', env=others | env)
                for _ in range(processes)]
     for process in running: process.stdout.readline()
@@ -692,14 +695,15 @@ def _steps_at_once(training, processes, seconds, **env): # steps/s of each
 def bench_sharing(
     seconds:float=10. # of each measurement
 ) -> pd.DataFrame: # steps/s of the slower training, for each kind, and its share of the speed alone
-    "A training alone and two at once, by how their threads wait"
+    "A training alone and two at once, by how many threads they have and how these wait"
     asleep = dict(OMP_WAIT_POLICY='passive')
-    ways = {
+    ways:dict[str, tuple[int, dict]] = {
         'alone': (1, {}),
         'alone, waiting asleep': (1, asleep),
         'two at once': (2, {}),
         'two at once, waiting asleep': (2, asleep),
-        'two at once, one thread each': (2, dict(OMP_NUM_THREADS='1'))}
+        'two at once, one thread each': (2, dict(OMP_NUM_THREADS='1')),
+        'two at once, taking free cores': (2, dict(leave=True))}
     rows = []
     for name, (processes, env) in ways.items():
         steps = {kind: min(_steps_at_once(kind, processes, seconds, **env)) for kind in TRAININGS}

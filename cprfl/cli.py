@@ -14,6 +14,7 @@ import io
 import os
 import re
 import sys
+import time
 import warnings
 from argparse import ArgumentParser
 from collections import Counter
@@ -132,9 +133,9 @@ GOES_ON = dict(
     table='; the same command goes on', prepare='; the same command goes on')
 
 def _before_imports():
-    "What PyTorch and tqdm read when they are loaded"
-    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
-    if not sys.stderr.isatty(): os.environ.setdefault('TQDM_MININTERVAL', '30') # seconds between lines of a log
+    "What tqdm reads when it is loaded: seconds between the lines of a log"
+    if sys.stderr.isatty(): return
+    for name in ('TQDM_MININTERVAL', 'TQDM_MAXINTERVAL'): os.environ.setdefault(name, '30')
 
 def _complain(sentence): print(visible(sentence, keep='\n\t'), file=sys.stderr)
 def _as_sentence(message, *where, **more): return f'warning: {visible(message)}\n'
@@ -163,7 +164,7 @@ def console(
         description = f'{func.__doc__}\n\nExample:\n  ' + example.replace('\n', '\n  ')
         @wraps(func, assigned=('__module__', '__name__', '__qualname__', '__doc__'))
         def command(argv:list|None=None): # arguments; those of the process when left out
-            _before_imports()
+            if argv is None: _before_imports() # a process of its own
             argv = _flat(map(str, sys.argv[1:] if argv is None else argv))
             try:
                 _register(options, argv)
@@ -183,19 +184,20 @@ def console(
 # %% ../nbs/cli.ipynb #35230fcd
 def leave_busy_cores(
     seconds:float=0.5 # to look at what other programs do
-):
+) -> list: # of callbacks for a training, which goes on looking; none if OMP_NUM_THREADS is set
     "Use no more threads than there are free cores"
-    if 'OMP_NUM_THREADS' in os.environ: return
-    import psutil
-    import torch
-    cores, threads = psutil.cpu_count() or 1, torch.get_num_threads()
-    busy = cores * psutil.cpu_percent(seconds) / 100
-    free = max(1, round(cores - busy))
-    if free >= threads: return
-    torch.set_num_threads(free)
-    said = 'one thread' if free == 1 else f'{free} threads'
-    print(f'other programs use {busy:.1f} of {cores} cores, so this one takes {said}; '
-          f'OMP_NUM_THREADS={threads} takes all')
+    if 'OMP_NUM_THREADS' in os.environ: return []
+    from torch import get_num_threads
+
+    from cprfl.train.cores import FreeCores
+    cores = FreeCores()
+    time.sleep(seconds)
+    others, free = cores.look(), get_num_threads()
+    if free < cores.most:
+        said = 'one thread' if free == 1 else f'{free} threads'
+        print(f'other programs use {others:.1f} of {cores.cores} cores, so this one takes {said}; '
+              f'OMP_NUM_THREADS={cores.most} takes all')
+    return [cores]
 
 # %% ../nbs/cli.ipynb #c4a75546
 @dataclass
@@ -373,9 +375,9 @@ def train(o:TrainOptions):
     from cprfl.runs.run import is_main, run_recipe
     from cprfl.train.loggers import build_loggers
     loggers = build_loggers(o.run.log)
-    leave_busy_cores()
+    cores = leave_busy_cores()
     if is_main() and (kept := _kept(recipe, base)): print(kept)
-    run = run_recipe(recipe, o.run.out, resume=o.run.resume, cache=o.run.cache, callbacks=loggers)
+    run = run_recipe(recipe, o.run.out, resume=o.run.resume, cache=o.run.cache, callbacks=[*loggers, *cores])
     if is_main(): _show(run)
 
 def _show(run):
@@ -461,7 +463,7 @@ def predict(o:PredictOptions):
         decisions = run.decisions if o.threshold is None and not also else None
         write_predictions(o.out, sound, classes, threshold, decisions)
         print(f'predictions of {len(files) - len(problems):,} images: {o.out}')
-    else: _show_predictions(sound, run, o.k, classes)
+    else: _show_predictions(sound, run, o.k, classes, o.threshold)
     if problems:
         raise ValueError(f'{len(problems)} of {len(files)} images could not be read; ' + '\n'.join(problems))
 
@@ -470,22 +472,24 @@ def _without_problems(predictions, problems):
         if isinstance(scores, str): problems.append(scores)
         else: yield file, scores
 
-def _show_predictions(predictions, run, k, classes):
+def _show_predictions(predictions, run, k, classes, threshold):
     from cprfl.data.longtail import group_names
     added = len(classes) - len(run.classes)
     groups = [*group_names(run.groups, len(run.classes)), *['by its name'] * added]
     kind = 'cosine similarity' if run.recipe.model == 'clip' else 'sigmoid' + ', with names' * bool(run.recipe.names)
-    decisions = run.decisions
-    print(f'scores: {kind}' + '; decided by the thresholds of cprfl_decide' * bool(decisions))
+    decisions = run.decisions if threshold is None else None
+    how = '; decided by the thresholds of cprfl_decide' if decisions else ''
+    print(f'scores: {kind}{how}' if threshold is None else f'scores: {kind}; yes from {threshold:g}')
     for file, scores in predictions:
         print(visible(file))
-        words = _decision_words(decisions, scores)
+        words = _decision_words(decisions, threshold, scores)
         for rank, i in enumerate(scores.argsort(descending=True).tolist()):
             if rank >= k and words[i].strip() != 'yes': continue
             print(f'  {scores[i]:7.3f}  {words[i]}{visible(classes[i])}  ({groups[i]})')
 
-def _decision_words(decisions, scores):
-    "A word for each category, as wide as the others; none for those that were added by name"
+def _decision_words(decisions, threshold, scores):
+    "A word for each category, as wide as the others; none for those that nothing decides"
+    if threshold is not None: return ['yes ' if score >= threshold else 'no  ' for score in scores]
     if not decisions: return [''] * len(scores)
     from scipy.special import logit
 
@@ -571,11 +575,14 @@ class ReportOptions:
     gradcam:bool = True # maps of Grad-CAM as well, which take longest
     plugin:str|None = None # FILE.py or module that registers the run's model, if it is not of the kit
 
-def _by_name(folders, taken):
+def _by_name(folders, beside):
     "Runs by the names of their folders; by the whole path if two have the same"
     from cprfl.runs.run import Run
-    names = Counter([taken, *(Path(folder).name for folder in folders)])
-    return {Path(folder).name if names[Path(folder).name] == 1 else folder: Run(folder) for folder in folders}
+    paths = [Path(folder).resolve() for folder in (beside, *folders)]
+    if twice := [path for path, n in Counter(paths).items() if n > 1]:
+        raise ValueError(f'beside: expected different runs, got {twice[0]} more than once')
+    names = Counter(path.name for path in paths)
+    return {path.name if names[path.name] == 1 else str(path): Run(path) for path in paths[1:]}
 
 @console(ReportOptions, 'cprfl_report runs/mine --beside runs/linear --out mine.html')
 def report(o:ReportOptions):
@@ -583,7 +590,7 @@ def report(o:ReportOptions):
     from cprfl.look.run_page import run_page
     from cprfl.runs.run import Run
     leave_busy_cores()
-    others = _by_name(o.beside or [], Path(o.run).resolve().name)
+    others = _by_name(o.beside or [], o.run)
     for file in run_page(Run(o.run), o.out, others, images=o.images, gradcam=o.gradcam):
         print(f'{file}: {file.stat().st_size / 1e6:.1f} MB')
 

@@ -303,20 +303,17 @@ def test_help_comes_without_torch():
     assert not modules & {'torch', 'numpy', 'pandas', 'timm', 'matplotlib'}
 
 
-@pytest.mark.parametrize('given, policy', [({}, 'passive'), (dict(OMP_WAIT_POLICY='active'), 'active')])
-def test_idle_threads_sleep_unless_asked_otherwise(given, policy):
-    "The variable must be set before PyTorch is loaded, which the test above holds"
-    code = ('import os\nfrom cprfl import cli\n'
-            'try: cli.train(["--help"])\nexcept SystemExit: print(os.environ["OMP_WAIT_POLICY"])')
-    env = {name: value for name, value in os.environ.items() if name != 'OMP_WAIT_POLICY'} | given
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=env)
-    assert done.stdout.splitlines()[-1] == policy
+def test_a_command_called_from_python_sets_no_variables(monkeypatch):
+    monkeypatch.setattr(sys, 'stderr', io.StringIO()) # no terminal
+    before = dict(os.environ)
+    with pytest.raises(SystemExit): cli.train(['--help'])
+    assert dict(os.environ) == before
 
 
 def test_a_log_has_few_lines_of_progress(tmp_path):
     "The same bar on a terminal would be drawn for every step of the loop"
-    code = ('import contextlib, time\nfrom cprfl import cli\n'
-            'with contextlib.suppress(SystemExit): cli.train(["--help"])\n'
+    code = ('import contextlib, sys, time\nfrom cprfl import cli\n'
+            'sys.argv[1:] = ["--help"]\nwith contextlib.suppress(SystemExit): cli.train()\n'
             'from tqdm.auto import tqdm\nfor i in tqdm(range(20)): time.sleep(0.11)')
     env = {name: value for name, value in os.environ.items() if name != 'TQDM_MININTERVAL'}
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=env)
@@ -325,7 +322,14 @@ def test_a_log_has_few_lines_of_progress(tmp_path):
 
 def test_runs_of_one_name_are_told_by_their_paths(monkeypatch):
     monkeypatch.setattr('cprfl.runs.run.Run', str)
-    assert list(cli._by_name(['a/x', 'b/x', 'c/y'], 'mine')) == ['a/x', 'b/x', 'y']
+    paths = [str(Path(folder).resolve()) for folder in ('a/x', 'b/x')]
+    assert list(cli._by_name(['a/x', 'b/x', 'c/y'], 'mine')) == [*paths, 'y']
+    assert list(cli._by_name(['x'], 'other/x')) == [str(Path('x').resolve())]
+
+
+@pytest.mark.parametrize('beside, run', [(['a/x', 'a/x/'], 'mine'), (['a/x'], 'a/../a/x')])
+def test_a_run_is_not_put_beside_itself(beside, run):
+    with pytest.raises(ValueError, match='more than once'): cli._by_name(beside, run)
 
 
 def test_list_of_recipes(shell):
@@ -806,6 +810,12 @@ def test_predictions_are_decided(shell, decided, data):
     said = good(shell(cli.predict, decided, data / '28.png'))
     assert 'decided by the thresholds of cprfl_decide' in said
     assert re.search(r'0\.\d+  (yes|no|unsure) +cat', said)
+
+
+def test_a_threshold_of_the_command_line_decides(shell, decided, data):
+    said = good(shell(cli.predict, decided, data / '28.png', '--threshold', 0))
+    assert 'yes from 0' in said
+    assert len(re.findall(r'\d  yes ', said)) == len(CLASSES)
 
 
 def test_every_yes_is_shown(shell, decided, data):

@@ -94,8 +94,8 @@ class Worker:
 
     def start(self) -> Any: # `Popen`
         "A new process, which does not hear the Ctrl-C of this one"
-        env = dict(OMP_WAIT_POLICY='passive') | os.environ # idle threads sleep
-        env |= dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path)), OMP_NUM_THREADS=str(self.settings['threads']))
+        env = os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path)),
+                                OMP_NUM_THREADS=str(self.settings['threads']))
         self.process = Popen([sys.executable, '-c', _CODE], stdin=PIPE, stdout=PIPE, encoding='utf-8', env=env,
                              start_new_session=True)
         if self.registered: self.send(registered=self.registered)

@@ -24,6 +24,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
                   'StopOnSignal'],
     'size': ['feature_shape', 'disk_room', 'training_memory'],
     'loggers': ['Logger', 'CSVLogger', 'TensorBoardLogger', 'WandbLogger', 'LOGGERS', 'build_loggers'],
+    'cores': ['free_threads', 'FreeCores'],
     'distill': ['image_embedding', 'distance_to', 'Distill'],
     'checkpoint': ['PARTS_OF_A_STATE', 'data_key', 'collect_state', 'check_same_training', 'restore_state',
                    'saved_states',
