@@ -28,6 +28,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'style': ['GroupStyle', 'NO_GROUP', 'WITH_TOTAL', 'GROUP_COLOURS', 'INK', 'RIGHT', 'WRONG',
               'UNKNOWN', 'TEXT', 'FAINT', 'FILLINGS', 'in_order', 'group_styles', 'legend_of', 'signed',
               'true_labels', 'groups_in', 'light_to_dark', 'new_axes', 'shorten',
+              'text_width', 'shorten_to',
               'tidy', 'legend_text', 'legend_above', 'filling', 'grouped_bars', 'heat_map'],
     'plots': ['show_images', 'plot_class_counts', 'plot_training', 'plot_groups', 'plot_rows', 'plot_intervals',
               'plot_ap_by_frequency', 'plot_top', 'COLUMN_WIDTHS', 'save'],

@@ -47,7 +47,20 @@ from cprfl.look.predictions import (
     top_k_table,
 )
 from .prompts import class_similarity, prompt_drift, prompt_trajectories
-from .style import FAINT, INK, RIGHT, TEXT, UNKNOWN, group_styles, in_order, legend_of, legend_text, shorten
+from cprfl.look.style import (
+    FAINT,
+    INK,
+    RIGHT,
+    TEXT,
+    UNKNOWN,
+    group_styles,
+    in_order,
+    legend_of,
+    legend_text,
+    shorten,
+    shorten_to,
+    text_width,
+)
 from ..model.baselines import ZeroShotCLIP
 from ..model.names import NamedModel
 from ..runs.build import load_data
@@ -137,12 +150,14 @@ def draw_best(
     ax.set_title(figure_text(title), loc='left', fontsize=9, fontweight='bold', color=INK, pad=5)
     fills, marks = {None: UNKNOWN, True: RIGHT, False: 'white'}, {None: '', True: '✓ ', False: '✗ '}
     signs = [DECISION_SIGNS[word] for word in decided] or [''] * len(rows)
+    inches = ax.get_window_extent().width / ax.figure.dpi - 0.08
     for y, (label, score, right, without) in enumerate(rows):
         weight = 'bold' if label == chosen else 'normal'
-        letters = 17 - bool(decided) * (3 if label == chosen else 1) # as many as the column holds
-        name = figure_text(marks[right] + shorten(label, letters))
+        said = f'{signs[y]}{score:.2f}'
+        room = inches - text_width(said, 10) - text_width(f'{marks[right]}x', 10, weight)
+        name = marks[right] + shorten_to(label, room, 10, weight)
         ax.text(0, y + 0.4, name, fontsize=10, color=TEXT, fontweight=weight)
-        ax.text(1, y + 0.4, f'{signs[y]}{score:.2f}', fontsize=10, color=TEXT, ha='right')
+        ax.text(1, y + 0.4, said, fontsize=10, color=TEXT, ha='right')
         ax.barh(y + 0.58, 1, 0.24, color='#f1f3f4')
         style = dict(color=fills[right], hatch='/////' if right is False else '')
         ax.barh(y + 0.58, max(score, 0.004), 0.24, edgecolor=INK, linewidth=0.6, **style)

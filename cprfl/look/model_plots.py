@@ -33,19 +33,18 @@ from cprfl.look.style import (
     legend_text,
     light_to_dark,
     new_axes,
-    shorten,
+    shorten_to,
     signed,
+    text_width,
     tidy,
     true_labels,
 )
 from ..text import figure_text, visible
 
 # %% ../../nbs/look/model_plots.ipynb #318a25a9
-_POINTS, _LETTERS, _PAGE = 10, 17, 8.6 # of a label: size and length; inches of a page of the site
+_POINTS, _PAGE, _GAP = 10, 8.6, 0.05 # size of a label; inches of a page of the site, and between two columns
 
-def _short(name): return figure_text(shorten(visible(name), _LETTERS))
-
-def _bars(ax, rows, truth, groups):
+def _bars(ax, rows, truth, groups, inches):
     "Horizontal bars of one model's best labels under their names, the best on top"
     right = rows['right'].tolist() if truth else [None] * len(rows)
     for y, row in enumerate(rows.itertuples()):
@@ -55,7 +54,8 @@ def _bars(ax, rows, truth, groups):
         ax.barh(y + 0.22, row.score, 0.3, facecolor=face, linewidth=0.8, **edge)
         ax.text(row.score + 0.03, y + 0.22, f'{row.score:.2f}', fontsize=_POINTS, va='center', color=INK)
     marks = [{True: '✓ ', False: '✗ ', None: ''}[r] for r in right]
-    names = [_short(signed(c, g, groups)) for c, g in zip(rows['class'], rows['group'])]
+    room = inches - _GAP - text_width('✓ x', _POINTS) + text_width('x', _POINTS)
+    names = [shorten_to(signed(c, g, groups), room, _POINTS) for c, g in zip(rows['class'], rows['group'])]
     ax.set_yticks(np.arange(len(rows)) - 0.19, [m + n for m, n in zip(marks, names)], fontsize=_POINTS, ha='left')
     for label, r in zip(ax.get_yticklabels(), right): label.set_color(WRONG if r is False else INK)
     ax.set(xlim=(0, 1.3), ylim=(len(rows) - 0.5, -0.5), xticks=[])
@@ -64,14 +64,28 @@ def _bars(ax, rows, truth, groups):
     ax.spines['left'].set_color(FAINT)
 
 # %% ../../nbs/look/model_plots.ipynb #9eab8db2
-def _image_and_labels(row, dataset, i, truth):
+def _image_and_labels(row, dataset, i, truth, inches):
     "An image, and its true labels beside it"
     row[0].imshow(dataset[i][0].permute(1, 2, 0).numpy())
     row[0].set_axis_off()
     if not truth: return
-    names = '\n'.join(map(_short, true_labels(dataset, i)))
+    names = '\n'.join(shorten_to(name, inches - _GAP, _POINTS) for name in true_labels(dataset, i))
     row[1].text(0, 0.5, names, fontsize=_POINTS, va='center', color=INK)
     row[1].set_axis_off()
+
+def _title(name, inches):
+    "The name of a model, in two lines if it is too long for one"
+    name = visible(name)
+    def fits(text): return text_width(figure_text(text), _POINTS) <= inches
+    ends = [i for i, sign in enumerate(name, 1) if sign in ' -_' and fits(name[:i])]
+    if fits(name) or not ends: return shorten_to(name, inches, _POINTS)
+    return f'{figure_text(name[:ends[-1]])}\n{shorten_to(name[ends[-1]:], inches, _POINTS)}'
+
+def _titles(models, softmax, inches):
+    "What stands over the columns of models; numbered if names look the same"
+    titles = [_title(model, inches) for model in models]
+    if len(set(titles)) < len(titles): titles = [f'{i}: {title}' for i, title in enumerate(titles, 1)]
+    return [title + '\n(softmax)' * (model in softmax) for model, title in zip(models, titles)]
 
 def plot_top_k(
     table:pd.DataFrame, # as `top_k_table` gives it
@@ -87,13 +101,14 @@ def plot_top_k(
     widths = [edge, 1.4][:left]
     widths += [np.clip((_PAGE - sum(widths)) / len(models), 1.45, 2.2)] * len(models)
     most = max([0, *(dataset.targets[list(indices)] > 0).sum(1)]) if truth else 0 # lines beside an image
-    size = sum(widths), max(edge, 0.18 * most) * n + 0.45
+    titles = ['', 'truth'][:left] + _titles(models, softmax, widths[-1] - 0.3) # room for a number
+    heights = max(edge, 0.18 * most, 0.36 * table['rank'].max()), 0.17 * max(title.count('\n') for title in titles)
+    size = sum(widths), heights[0] * n + heights[1] + 0.3
     fig, axes = new_axes(axes, size, nrows=n, ncols=left + len(models), squeeze=False, width_ratios=widths)
     rows = {key: part.sort_values('rank') for key, part in table.groupby(['image', 'model'])}
     for row, i in zip(axes, indices):
-        _image_and_labels(row, dataset, i, truth)
-        for ax, model in zip(row[left:], models): _bars(ax, rows[i, model], truth, dataset.groups)
-    titles = ['', 'truth'][:left] + [_short(m) + '\n(softmax)' * (m in softmax) for m in models]
+        _image_and_labels(row, dataset, i, truth, widths[1])
+        for ax, model in zip(row[left:], models): _bars(ax, rows[i, model], truth, dataset.groups, widths[-1])
     for ax, title in zip(axes[0], titles): ax.set_title(title, fontsize=_POINTS, loc='left', color=INK)
     return fig, axes
 

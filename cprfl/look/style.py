@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['NO_GROUP', 'WITH_TOTAL', 'GROUP_COLOURS', 'INK', 'RIGHT', 'WRONG', 'UNKNOWN', 'TEXT', 'FAINT', 'FILLINGS',
-           'GroupStyle', 'in_order', 'group_styles', 'legend_of', 'shorten', 'signed', 'true_labels', 'groups_in',
-           'light_to_dark', 'new_axes', 'tidy', 'legend_text', 'legend_above', 'filling', 'grouped_bars', 'heat_map']
+           'GroupStyle', 'in_order', 'group_styles', 'legend_of', 'shorten', 'text_width', 'shorten_to', 'signed',
+           'true_labels', 'groups_in', 'light_to_dark', 'new_axes', 'tidy', 'legend_text', 'legend_above', 'filling',
+           'grouped_bars', 'heat_map']
 
 # %% ../../nbs/look/style.ipynb #cd78d068
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +20,7 @@ import pandas as pd
 from ..checks import check_range
 from ..data.dataset import MultiLabelDataset
 from ..data.longtail import GROUPS, group_names
-from ..text import figure_text
+from ..text import figure_text, visible
 
 # %% ../../nbs/look/style.ipynb #863dc1b5
 class GroupStyle(NamedTuple):
@@ -71,6 +73,28 @@ def shorten(
     check_range('n', n, low=3)
     name = ' '.join(str(name).split())
     return name if len(name) <= n else f'{name[:(n - 1) // 2]}…{name[-(n // 2):]}'
+
+@lru_cache(maxsize=10_000)
+def text_width(
+    text:str, # of a figure, on one line
+    points:float, # size of its letters
+    weight:str='normal' # or 'bold'
+) -> float: # inches
+    "The room that a text takes"
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+    if not text.strip(): return 0.
+    return TextPath((0, 0), text, size=points, prop=FontProperties(weight=weight)).get_extents().width / 72
+
+def shorten_to(
+    name:str, # any
+    inches:float, # room
+    points:float, # size of its letters
+    weight:str='normal' # or 'bold'
+) -> str: # for a figure
+    "A long name without as much of its middle as does not fit, on one line"
+    texts = (figure_text(shorten(visible(name), n)) for n in range(min(len(name), 60), 3, -1))
+    return next((text for text in texts if text_width(text, points, weight) <= inches), figure_text(shorten(name, 3)))
 
 def signed(
     name:str, # of a class, or of a group

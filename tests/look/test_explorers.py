@@ -199,14 +199,16 @@ def test_what_goes_wrong_becomes_a_sentence(dataset, tables, monkeypatch):
     explorer.close()
 
 
-@pytest.mark.parametrize('chosen', ['purple triangle a ▲', None])
+@pytest.mark.filterwarnings('ignore:Glyph')
+@pytest.mark.parametrize('chosen', [0, None])
 @pytest.mark.parametrize('decided', [['yes'] * 3, ()])
-def test_labels_of_the_best_keep_clear_of_scores(chosen, decided):
-    names = [f'purple triangle {c} ▲' for c in 'abc']
+@pytest.mark.parametrize('name', ['purple triangle', 'WOMAN WITH HAMMER', '槌を持つ女性の写真' * 2])
+def test_labels_of_the_best_keep_clear_of_scores(name, chosen, decided):
+    names = [f'{name} {c} ▲' for c in 'abc']
     fig = new_figure(192, 180)
     ax = panel(fig, 0, 30, 192, 150)
     rows = [(name, 0.99, False, np.nan) for name in names]
-    draw_best(ax, rows, 'CPRFL', chosen, decided)
+    draw_best(ax, rows, 'CPRFL', None if chosen is None else names[chosen], decided)
     fig.canvas.draw()
     boxes = [text.get_window_extent() for text in ax.texts]
     assert not [(a, b) for a, b in zip(boxes[::2], boxes[1::2]) if a.overlaps(b)]

@@ -141,12 +141,15 @@ def test_columns_are_truth_and_models(data, predictions):
         assert row[1].texts[0].get_text().split('\n') == labels
 
 
-@pytest.fixture
-def long_names(data):
-    "Images with many labels, whose names are long, and the predictions of four models"
-    data = ArrayDataset(data.images, np.ones_like(data.targets), [f'purple triangle {c}' * 2 for c in 'abcdef'], GROUPS)
+@pytest.fixture(params=['purple triangle ', 'WOMAN WITH HAMMER', '槌を持つ女性の写真'])
+def long_names(data, request):
+    "Images with many labels, whose names are long or wide, and the predictions of four models"
+    data = ArrayDataset(data.images, np.ones_like(data.targets), [f'{request.param}{c}' * 2 for c in 'abcdef'], GROUPS)
     logits = {f'shapes-cprfl-random-{m}': np.random.default_rng(m).normal(size=(30, 6)) for m in range(4)}
-    return data, top_k_table(logits, data.targets, data.classes, GROUPS)
+    return data, logits
+
+
+def top_k(data, logits, k=3): return top_k_table(logits, data.targets, data.classes, GROUPS, k=k)
 
 
 def boxes_of_texts(fig):
@@ -155,23 +158,32 @@ def boxes_of_texts(fig):
     return [t.get_window_extent() for t in fig.findobj(Text) if t.get_text() and t.get_visible()]
 
 
-def test_labels_of_the_best_do_not_overlap(long_names):
-    data, table = long_names
-    boxes = boxes_of_texts(plot_top_k(table, data, [3, 7])[0])
+@pytest.mark.filterwarnings('ignore:Glyph')
+@pytest.mark.parametrize('k', [1, 3, 6])
+def test_labels_of_the_best_do_not_overlap(long_names, k):
+    data, logits = long_names
+    boxes = boxes_of_texts(plot_top_k(top_k(data, logits, k), data, [3, 7])[0])
     assert not [(a, b) for a, b in combinations(boxes, 2) if a.padded(-1).overlaps(b.padded(-1))]
 
 
 def test_labels_of_the_best_can_be_read_on_a_page(long_names):
-    data, table = long_names
-    fig, _ = plot_top_k(table, data, [3, 7])
+    data, logits = long_names
+    fig, _ = plot_top_k(top_k(data, logits), data, [3, 7])
     assert min(t.get_fontsize() for t in fig.findobj(Text) if t.get_text()) >= 10
     assert fig.get_figwidth() <= 8.8, 'a page of 880 pixels shows it as it is'
 
 
 def test_long_labels_of_the_best_are_cut(long_names):
-    data, table = long_names
-    label = plot_top_k(table, data, [3, 7])[1][0, 2].get_yticklabels()[0].get_text()
+    data, logits = long_names
+    label = plot_top_k(top_k(data, logits), data, [3, 7])[1][0, 2].get_yticklabels()[0].get_text()
     assert '…' in label
+
+
+@pytest.mark.parametrize('names', [('photos-global-held-out', 'photos-names-held-out'), ('x' * 90, 'x' * 91)])
+def test_models_with_long_names_are_told_apart(data, names):
+    logits = dict(zip(names, np.random.default_rng(0).normal(size=(2, 30, 6))))
+    _, axes = plot_top_k(top_k(data, logits), data, [3])
+    assert axes[0, 2].get_title(loc='left') != axes[0, 3].get_title(loc='left')
 
 
 def test_without_truth_nothing_is_marked(data, predictions):
