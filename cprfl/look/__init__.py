@@ -44,7 +44,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
                   'draw_predictions', 'TELLING', 'by_score', 'PredictionExplorer', 'ModelMaps', 'overlay', 'frame',
                   'room_for_maps', 'patch_at', 'draw_attention', 'AttentionExplorer', 'draw_paths',
                   'draw_names', 'draw_neighbours', 'DriftExplorer'],
-    'living': ['telling_orders', 'chosen_images', 'write_page', 'explorer_page'],
+    'living': ['telling_orders', 'can_be_read', 'chosen_images', 'write_page', 'explorer_page'],
     'run_page': ['html_table', 'run_page'],
     'monitor': ['WatchedFolder', 'draw_alignment', 'draw_training', 'Follower', 'TrainingMonitor'],
 })

@@ -228,16 +228,17 @@ class PredictionExplorer(ImageExplorer):
     def __init__(self,
         runs:dict, # name -> `Run`; or a table as `Run.predictions` gives it, which asks for `dataset`
         dataset:Any=None, # a test set; or a folder, files, {name: bytes}; the first run's test set when left out
-        k:int=3, # labels per image
+        k:int=3, # labels per image, at most C
         model:str|None=None # of the first filter; the first CPRFL run, or else the last, when left out
     ):
         cprfl = [name for name, run in runs.items() if not is_table(run) and run.recipe.model == 'cprfl']
         self.model = model or (cprfl[0] if cprfl else list(runs)[-1])
         check_choice('model', self.model, runs)
-        self.runs, self.k, self.compared = runs, k, ComparedRuns(runs, dataset)
+        check_range('k', k, low=1)
+        self.runs, self.compared = runs, ComparedRuns(runs, dataset)
         self.predictions = p = self.compared.predictions
+        self.k = min(k, len(p.classes))
         super().__init__(self.compared.dataset, self.compared.size)
-        check_range('k', k, 1, len(p.classes))
         self.category = int(p.logits[self.model][0].argmax())
         self._decisions = {name: None if is_table(run) else run.decisions for name, run in runs.items()}
         data = p.logits, p.targets, p.groups

@@ -74,10 +74,11 @@ def _targets(dataset, paths, classes):
         share = f'{len(lost)} of {len(paths)}'
         raise ValueError(f'the dataset lacks {share} predicted images, such as {_few(lost)}')
     if list(dataset.classes) != classes:
-        theirs, ours = (_few(set(a) - set(b)) for a, b in ((dataset.classes, classes), (classes, dataset.classes)))
-        if not theirs + ours: raise ValueError('the dataset has the classes of the predictions in another order')
-        raise ValueError(f'the dataset has other classes than the predictions: {theirs or "none"} '
-                         f'instead of {ours or "none"}')
+        theirs, ours = (set(a) - set(b) for a, b in ((dataset.classes, classes), (classes, dataset.classes)))
+        if not theirs | ours: raise ValueError('the dataset has the classes of the predictions in another order')
+        known = {'the dataset': theirs, 'the predictions': ours}
+        where = ', '.join(f'{_few(names)} only in {who}' for who, names in known.items() if names)
+        raise ValueError(f'the dataset has other classes than the predictions: {where}')
     return dataset.targets[[row[path] for path in paths]]
 
 # %% ../../nbs/look/predictions.ipynb #7717f914

@@ -9,6 +9,7 @@ __all__ = ['html_table', 'run_page']
 import re
 from base64 import b64encode
 from collections import Counter
+from functools import partial
 from io import BytesIO, StringIO
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from ..data.longtail import group_names
 from .errors import FALSE_POSITIVE, MISS, RunErrors
 from .explorer import class_labels, fit
 from .explorers import AttentionExplorer, ComparedRuns, DriftExplorer, PredictionExplorer
-from .living import write_page
+from .living import can_be_read, write_page
 from .plots import plot_training
 from .predictions import align_predictions
 from .style import in_order, legend_of
@@ -72,18 +73,16 @@ def _curves(run):
 
 # %% ../../nbs/look/run_page.ipynb #430447cb
 def _test_set(run):
-    "The test set, or None; and why its images cannot be shown, or an empty text"
-    test = None
+    "The test set, or None; and a sentence if its images cannot be shown"
     try:
-        test = run.test_set()
+        test = run.test_set(check='none') # an image that is missing is left out
         align_predictions({run.folder.name: run}, test)
-    except (OSError, ValueError) as e: return None, _reason(e)
-    try: test.image(0)
-    except (OSError, ValueError) as e: return test, _reason(e)
-    return test, ''
+    except (OSError, ValueError) as e: return None, f'The test set cannot be used: {_reason(e)}.'
+    if any(can_be_read(test, i) for i in range(len(test))): return test, ''
+    return test, f'None of the {len(test):,} test images can be read, such as {test.paths[0]}.'
 
 def _reason(error):
-    "Why images cannot be read, on one line"
+    "What is wrong with a test set, on one line"
     problems = getattr(error, 'problems', ())
     if not problems: return first_line(error)
     more = f', and {len(problems) - 1} more' if len(problems) > 1 else ''
@@ -119,23 +118,18 @@ _TITLES = {FALSE_POSITIVE: 'Confident false positives', MISS: 'Confident misses'
 
 def _telling_errors(table, can_be_shown):
     "Confident errors for the page: as many of each kind and group, each of another class and image"
-    sorts = table.groupby(['kind', 'group'], observed=True).ngroups
-    quota, taken, chosen = max(_TILES // max(sorts, 1), 1), Counter(), []
+    strata = table.groupby(['kind', 'group'], observed=True).ngroups
+    quota, taken, images, classes, chosen = max(_TILES // max(strata, 1), 1), Counter(), set(), set(), []
     for error in table.itertuples():
         if len(chosen) == _TILES: break
-        sort, once = (error.kind, error.group), (error.image, (error.kind, error.category))
-        if taken[sort] == quota or any(taken[key] for key in once) or not can_be_shown(error.image): continue
-        taken.update((sort, *once))
+        stratum, category = (error.kind, error.group), (error.kind, error.category)
+        if taken[stratum] == quota or error.image in images or category in classes: continue
+        if not can_be_shown(error.image): continue
+        taken[stratum] += 1
+        images.add(error.image)
+        classes.add(category)
         chosen.append(error)
     return chosen
-
-def _can_be_shown(dataset):
-    "From an image to whether it can be read"
-    def check(i):
-        try: dataset.image(i)
-        except (OSError, ValueError): return False
-        return True
-    return check
 
 def _small_jpeg(pixels):
     "An image of 150 pixels on the screen, as an address"
@@ -155,7 +149,7 @@ def _tile(error, dataset, labels, said):
 
 def _tiles(errors, run, dataset):
     "The most confident errors with their images"
-    chosen = _telling_errors(errors.table(run), _can_be_shown(dataset))
+    chosen = _telling_errors(errors.table(run), partial(can_be_read, dataset))
     labels = class_labels(dataset.classes, dataset.groups)
     said, parts = errors.scores[run] >= errors.threshold[run], []
     for kind, title in _TITLES.items():
@@ -180,8 +174,8 @@ def _limit(run):
 
 def _errors(run, test, why):
     "Errors by group and class, and the most confident with their images"
-    lost = f'The images of the test set cannot be read, so no image is shown: {html_text(why)}'
-    if test is None: return _figures(run.report) + f'<p class="note">{lost}</p>'
+    lost = f'<p class="note">{html_text(why)}</p>'
+    if test is None: return _figures(run.report) + lost
     name, (limit, words) = run.folder.name, _limit(run)
     compared = ComparedRuns({name: run}, test)
     errors = RunErrors(compared.predictions, limit)
@@ -189,7 +183,7 @@ def _errors(run, test, why):
     about = f'<p>A label is said if {words}. Shares are of the labels that are there, and of those that are said.</p>'
     parts = [about, html_table(_group_errors(by_class, run.groups)),
              _details(f'{len(run.classes)} classes', html_table(by_class))]
-    return ''.join([*parts, f'<p class="note">{lost}</p>' if why else _tiles(errors, name, compared.dataset)])
+    return ''.join([*parts, lost if why else _tiles(errors, name, compared.dataset)])
 
 # %% ../../nbs/look/run_page.ipynb #5118070f
 _ENDS = 5 # classes at each end of the thresholds

@@ -36,10 +36,10 @@ from ..train.cache import cache_features, cache_images
 from ..train.trainer import evaluating
 
 # %% ../../nbs/runs/build.ipynb #8546368c
-def _read_benchmark(recipe, split):
+def _read_benchmark(recipe, split, **how):
     transform = resize(recipe.image_size) if recipe.image_size else None
     if recipe.benchmark == 'shapes-lt': more = dict(seed=recipe.data_seed)
-    else: more = dict(skip_bad=recipe.skip_bad)
+    else: more = dict(skip_bad=recipe.skip_bad) | how
     return load_benchmark(recipe.benchmark, split, root=recipe.root, transform=transform, **more)
 
 _TABLES = '.csv', '.tsv', '.tab', '.psv'
@@ -50,11 +50,11 @@ _NOT_READ = {
     ('.yaml', '.yml', '.xml'): 'name the folder or the labels that it is about'}
 _OF_TABLES = 'path_column', 'label_column', 'label_separator', 'image_suffix', 'unknown'
 
-def _read_file(recipe, file, match=None, groups=None):
+def _read_file(recipe, file, match=None, groups=None, **how):
     "The images of a list, table, COCO JSON, VOC XML or folder; `match` has the classes of a training set"
     path = Path(file)
     if not path.exists(): raise FileNotFoundError(f'no such list or folder: {path}')
-    kw = dict(skip_bad=recipe.skip_bad, transform=resize(recipe.image_size))
+    kw = dict(skip_bad=recipe.skip_bad, transform=resize(recipe.image_size)) | how
     if match is not None: kw |= dict(match=match, groups=groups, drop=recipe.classes is not None)
     given = {name: getattr(recipe, name) for name in _OF_TABLES if getattr(recipe, name) is not None}
     if path.is_file() and path.suffix.lower() in _TABLES:
@@ -102,10 +102,11 @@ def read_test_file(
     recipe:Recipe, # how images are read
     file:str|Path, # .txt, a table, COCO .json, VOC XML, or a folder of class folders
     classes:list, # C names of the training set
-    groups:dict # class indices of head, medium and tail, of the training set
+    groups:dict, # class indices of head, medium and tail, of the training set
+    **how # for the reader, such as check='none'
 ) -> MultiLabelDataset: # with these classes
     "Images to test on"
-    return _with_labels(_read_file(recipe, file, classes, groups), file, 'score')
+    return _with_labels(_read_file(recipe, file, classes, groups, **how), file, 'score')
 
 # %% ../../nbs/runs/build.ipynb #3326e6a9
 def hidden_classes(
@@ -150,18 +151,19 @@ class Splits:
 
     @classmethod
     def read(cls,
-        recipe:Recipe # which images
+        recipe:Recipe, # which images
+        **how # for the readers, such as check='none'
     ):
         "The images of a recipe, and its held-out rows"
-        if recipe.benchmark: train = _read_benchmark(recipe, 'train')
-        else: train = _with_labels(_read_file(recipe, recipe.train_file), recipe.train_file, 'learn')
+        if recipe.benchmark: train = _read_benchmark(recipe, 'train', **how)
+        else: train = _with_labels(_read_file(recipe, recipe.train_file, **how), recipe.train_file, 'learn')
         if recipe.held_out:
             rows = _hold_out(train, recipe)
             if not recipe.benchmark and not recipe.test_file: # then these images are all there are
                 train.groups = frequency_groups(class_counts(train.targets[rows[0]]))
             return cls(train, None, rows, recipe.hide)
-        if recipe.benchmark: return cls(train, _read_benchmark(recipe, 'test'), hide=recipe.hide)
-        test = recipe.test_file and read_test_file(recipe, recipe.test_file, train.classes, train.groups)
+        if recipe.benchmark: return cls(train, _read_benchmark(recipe, 'test', **how), hide=recipe.hide)
+        test = recipe.test_file and read_test_file(recipe, recipe.test_file, train.classes, train.groups, **how)
         return cls(train, test or None, hide=recipe.hide)
 
     def cached(self,

@@ -69,7 +69,8 @@ def _rows_of_classes(run, supervised, extended, raw, test):
 # %% ../../nbs/runs/hidden.ipynb #aa03cc0f
 def _found(scores, shown, columns, k):
     "Share of the labels in some columns that are among the first k of their image"
-    first = torch.zeros_like(scores, dtype=torch.bool).scatter(1, scores.topk(k, dim=1).indices, True)
+    best = scores.topk(min(k, scores.shape[1]), dim=1).indices
+    first = torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True)
     hits = (first & shown)[:, columns].sum()
     return round(100 * float(hits / shown[:, columns].sum()), 2)
 

@@ -97,9 +97,11 @@ class Run(Usable, Portable):
         with self._file('prompts.safetensors', 'only CPRFL learns prompts') as file: stored = read_tensors(file)
         return {int(name.split('_')[1]): prompts for name, prompts in sorted(stored.items())}
 
-    def test_set(self):
-        "The images it was tested on, or None"
-        return Splits.read(self.recipe).test
+    def test_set(self,
+        **how # for the readers, such as check='none', which leaves out a look at the files
+    ): # a dataset, or None
+        "The images it was tested on"
+        return Splits.read(self.recipe, **how).test
 
     def model(self,
         which:str='auto' # 'best', 'last', or the one that the recipe selects
