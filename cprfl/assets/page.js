@@ -434,6 +434,7 @@ class DriftSection extends Section {
       }, 350)
     }
     this.play.textContent = this.playing ? '❚❚' : '▶'
+    this.play.setAttribute('aria-label', this.playing ? 'Pause' : 'Play')
   }
 
   draw() {
@@ -515,9 +516,9 @@ document.addEventListener('keydown', event => {
   const { tagName } = event.target // a control keeps the keys that it needs itself
   if (event.ctrlKey || event.metaKey || event.altKey || tagName === 'SELECT') return
   if (tagName === 'INPUT' && event.key.startsWith('Arrow')) return
-  if (event.key === ' ' && tagName === 'BUTTON') return // a button is pressed by it
   const section = sections.find(each => each.root.classList.contains('active'))
   if (!section) return
+  if (event.key === ' ' && !(section.film && tagName === 'BODY')) return // it presses buttons, opens details, scrolls
   if (event.key === 'ArrowLeft') section.step(-1)
   else if (event.key === 'ArrowRight') section.step(1)
   else if (/^[0-9g\[\]+\- m]$/.test(event.key)) section.key(event.key)

@@ -368,6 +368,28 @@ def test_epochs_run_centre_and_film(page):
     assert 'epoch 1 of 5' in caption()
 
 
+def test_the_button_of_the_film_says_what_it_does(page):
+    section(page, 2).get_by_label('Play').click()
+    section(page, 2).get_by_label('Pause').click()
+    assert section(page, 2).get_by_label('Play').count() == 1
+
+
+def test_space_scrolls_where_nothing_plays(page):
+    page.keyboard.press(' ')
+    page.wait_for_timeout(500)
+    assert page.evaluate('window.scrollY') > 100
+
+
+def test_space_opens_details(browser, decided, tmp_path):
+    [file] = run_page(decided, tmp_path / 'report.html', images=2, gradcam=False)
+    page = opened(browser, file)
+    details = page.locator('details').first
+    details.locator('summary').focus()
+    page.keyboard.press(' ')
+    assert details.get_attribute('open') == ''
+    page.close()
+
+
 def test_a_point_chooses_its_category(page):
     point = section(page, 2).locator('svg').first.locator('[data-category="5"]')
     point.click(force=True)
