@@ -75,16 +75,18 @@ def shorten(
     return name if len(name) <= n else f'{name[:(n - 1) // 2]}…{name[-(n // 2):]}'
 
 @lru_cache(maxsize=10_000)
+def _width(text, points, weight):
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+    return TextPath((0, 0), text, size=points, prop=FontProperties(weight=weight)).get_extents().width / 72
+
 def text_width(
     text:str, # of a figure, on one line
     points:float, # size of its letters
     weight:str='normal' # or 'bold'
 ) -> float: # inches
     "The room that a text takes"
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import TextPath
-    if not text.strip(): return 0.
-    return TextPath((0, 0), text, size=points, prop=FontProperties(weight=weight)).get_extents().width / 72
+    return _width(text, points, weight) if text.strip() else 0.
 
 def shorten_to(
     name:str, # any
