@@ -9,13 +9,23 @@ __all__ = ['bundle']
 import hashlib
 import json
 import platform
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from ..checks import first_line
 from ..files import reading, write_json, write_text
-from .plots import plot_ap_by_frequency, plot_rows, plot_training, save
-from ..runs.report import Results, collect_runs, format_table, read_tables, unfinished, write_table_files
+from .plots import plot_ap_by_frequency, plot_intervals, plot_rows, plot_training, save
+from cprfl.runs.report import (
+    Results,
+    collect_runs,
+    format_table,
+    intervals_of,
+    read_tables,
+    unfinished,
+    write_table_files,
+)
 from ..runs.run import Run
 from ..runs.stored import without_paths
 from ..runs.tables import Table
@@ -28,21 +38,29 @@ def _first_seeds(runs, results):
     for key, run in zip(results['key'], runs): keys.setdefault(key, run)
     return keys
 
-def _figures(runs, labels, results):
+def _intervals(first):
+    "mAP with its interval over test images; None if their labels cannot be read"
+    try: return intervals_of(first, next(iter(first.values())).test_set(check='none'))
+    except (OSError, ValueError) as e:
+        warnings.warn(f'the bundle has no intervals: {first_line(e)}', stacklevel=3)
+        return None
+
+def _figures(first, labels, results, intervals):
     "Name -> figure"
-    first, made = _first_seeds(runs, results), {}
+    made = {}
     metrics = {labels[key]: run.metrics for key, run in first.items() if (run.folder / 'metrics.csv').is_file()}
     if metrics: made['training'], _ = plot_training(metrics)
     made['groups'], _ = plot_rows(results, labels)
+    if intervals is not None: made['intervals'], _ = plot_intervals(intervals, labels)
     aps = {labels[key]: run.report['ap'] for key, run in first.items()}
     one = next(iter(first.values()))
     made['ap_by_frequency'], _ = plot_ap_by_frequency(aps, one.class_counts, one.groups)
     return made
 
-def _write_figures(folder, runs, labels, results):
+def _write_figures(folder, *measured):
     import matplotlib.pyplot as plt
     folder.mkdir(exist_ok=True)
-    figures = _figures(runs, labels, results)
+    figures = _figures(*measured)
     for name, figure in figures.items():
         save(figure, folder / name, columns=2)
         plt.close(figure)
@@ -98,6 +116,7 @@ _FIGURE = r"""\begin{figure}[h]\centering
 _CAPTIONS = dict(
     training='Training loss, and validation mAP or learning rate, by epoch.',
     groups='mAP by group: mean, and standard deviation over seeds where there are several.',
+    intervals='mAP by group with its bootstrap interval of 95 % over the test images, one seed of each method.',
     ap_by_frequency='AP of each class against its number of training images.')
 
 def _as_latex(sentence): return latex_text(sentence).replace('±', r'$\pm$')
@@ -123,9 +142,12 @@ def bundle(
     folder.mkdir(parents=True, exist_ok=True)
     write_table_files(folder, images, dict(runs=Table('Runs', tuple((*row, '') for row in rows.items()))),
                       results, classes)
+    first = _first_seeds(runs, results)
+    intervals = _intervals(first)
+    if intervals is not None: write_text(folder / 'intervals.csv', intervals.round(3).to_csv(index=False))
     stored = read_tables(folder)
     _write_table(folder, stored, columns)
-    _write_page(folder, stored.caption('runs'), _write_figures(folder / 'figures', runs, rows, results))
+    _write_page(folder, stored.caption('runs'), _write_figures(folder / 'figures', first, rows, results, intervals))
     _write_settings(folder / 'configs', runs)
     write_json(folder / 'versions.json', _versions())
     _write_digests(folder)

@@ -35,8 +35,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'export': ['OUTPUTS', 'TOLERANCE', 'ExportModel', 'describe_model', 'ModelFile', 'compare_exported',
                'export_model'],
     'latex': ['chosen_columns', 'latex_table'],
-    'report': ['FORMATS', 'collect', 'collect_runs', 'intervals', 'stored_logits', 'rule_results', 'paper_results',
-               'make_table', 'caption', 'unfinished', 'make_rule_table', 'format_table', 'compare_to',
+    'report': ['FORMATS', 'collect', 'collect_runs', 'intervals', 'stored_logits', 'intervals_of', 'rule_results',
+               'paper_results', 'make_table', 'caption', 'unfinished', 'make_rule_table', 'format_table', 'compare_to',
                'difference_table', 'write_results', 'write_table_files', 'write_tables', 'Results', 'read_tables',
                'results_table', 'summarise', 'ensemble_report'],
 })
