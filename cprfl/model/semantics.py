@@ -14,6 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -38,6 +39,11 @@ def fill_template(
         raise ValueError(f'template: expected a {{}} for the class name, got {template!r}')
     return [template.replace('{}', str(c).replace('_', ' ')) for c in classes]
 
+# %% ../../nbs/model/semantics.ipynb #776cab07
+def _device(net):
+    "Where a network is; the CPU if it has neither parameters nor buffers"
+    return next((t.device for t in chain(net.parameters(), net.buffers())), torch.device('cpu'))
+
 # %% ../../nbs/model/semantics.ipynb #d40ecf35
 @dataclass
 class Clip:
@@ -54,15 +60,14 @@ class Clip:
         texts:list # sentences
     ) -> torch.Tensor: # [n, m], float32, not normalised
         "Embeddings of sentences, at the encoder's own scale"
-        device = next(self.model.parameters()).device
-        return self.model.encode_text(self.tokenizer(texts).to(device)).float()
+        return self.model.encode_text(self.tokenizer(texts).to(_device(self.model))).float()
 
     @torch.no_grad()
     def encode_image(self,
         images:torch.Tensor # [B, 3, H, W], uint8 or floats in 0..1
     ) -> torch.Tensor: # [B, m], float32, not normalised
         "Embeddings of images, which are first resized and normalised"
-        images = images.to(next(self.model.parameters()).device)
+        images = images.to(_device(self.model))
         images = images.float() / 255 if images.dtype == torch.uint8 else images
         size = (self.image_size, self.image_size)
         if images.shape[-2:] != size:

@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from ..checks import check_range
 from .backbones import PatchModel, backbone_and_width
+from .semantics import _device
 
 # %% ../../nbs/model/towers.ipynb #9f0cc6a5
 def _check_tower(backbone, D, m):
@@ -171,7 +172,7 @@ def training_cost(
     distill:bool=False # with a frozen copy of the backbone
 ) -> TrainingCost:
     "Count weights, operations and memory of a training"
-    images = torch.rand(2, 3, image_size, image_size, device=next(model.parameters()).device)
+    images = torch.rand(2, 3, image_size, image_size, device=_device(model))
     one, two = (_kept(model, images[:n], precision) for n in (1, 2))
     forward, step = _operations(model, images[:1])
     weights, learned = _numbers(model), _numbers(model, learned=True)

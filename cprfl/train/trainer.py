@@ -26,6 +26,7 @@ from ..data.longtail import class_counts, stratified_split
 from ..losses import build_loss
 from ..metrics import multilabel_report
 from ..model.backbones import preferred_memory_format
+from ..model.semantics import _device
 from .cache import FeatureDataset
 from cprfl.train.callbacks import (
     EMA,
@@ -90,7 +91,7 @@ def evaluating(
     "The model in eval mode; afterwards each part is back in the mode that it had"
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
-    try: yield next((p.device for p in model.parameters()), torch.device('cpu'))
+    try: yield _device(model)
     finally:
         for m, training in modes: m.training = training
 

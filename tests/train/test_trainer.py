@@ -9,7 +9,7 @@ from toys import Head, StopAfter, Toy, build, config, feature_model, paint, pict
 
 from cprfl.losses import build_loss
 from cprfl.train.callbacks import Callback, NonFiniteLoss
-from cprfl.train.trainer import EpochSampler, Trainer, build_loader, evaluate, predict, total_loss
+from cprfl.train.trainer import EpochSampler, Trainer, build_loader, evaluate, evaluating, predict, total_loss
 
 
 def losses(trainer): return [row['loss'] for row in trainer.history]
@@ -380,6 +380,16 @@ def test_two_paths_are_averaged_in_a_prediction():
 def test_two_paths_train():
     trainer = toy(model=feature_model(dropout=0., global_path=True), epochs=1)
     assert torch.isfinite(predict(trainer.evaluated, Toy())).all()
+
+
+def test_the_device_of_a_model_is_that_of_its_buffers():
+    model = nn.Module()
+    model.register_buffer('table', torch.zeros(2, device='meta'))
+    with evaluating(model) as device: assert device.type == 'meta'
+
+
+def test_a_model_without_tensors_is_on_the_cpu():
+    with evaluating(nn.Identity()) as device: assert device.type == 'cpu'
 
 
 # ---- few images, few classes
