@@ -6,10 +6,11 @@
 __all__ = ['feature_facts', 'feature_key', 'random_view', 'FeatureDataset', 'cache_features', 'CachedImages', 'cache_images']
 
 # %% ../../nbs/train/cache.ipynb #96fa0ddd
+import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from ..checks import check_choice
 from ..data.dataset import MultiLabelDataset
-from ..files import write_json
+from ..files import reading, write_json
 from ..model.folding import folded
 from .config import choose_device
 from .fingerprint import facts_key, image_facts, nearest_change, network_facts
@@ -67,12 +68,31 @@ def random_view(
         return torch.stack([op(image) for image in images])
 
 # %% ../../nbs/train/cache.ipynb #58cfd164
+def _described(file):
+    "What is needed to open an array on disk"
+    with reading(file): return file, os.stat(file).st_mtime_ns, *_header(file)
+
+def _opened(file, changed, shape, dtype, start):
+    "An array on disk, which cannot be written"
+    with reading(file):
+        if os.stat(file).st_mtime_ns != changed: raise ValueError('it was replaced while in use')
+        return np.memmap(file, dtype, 'r', start, shape)
+
+def _mapped(files):
+    "An array on disk, or several as one"
+    return _Shards(files) if isinstance(files, list) else _opened(*_described(files))
+
+# %% ../../nbs/train/cache.ipynb #f61467e0
+_MOST_OPEN = 64 # of the files of a dataset, since a process may not open thousands
+
 class _Shards:
     "Features [views, N, ...] in several files, as one array"
-    def __init__(self, arrays):
-        self.arrays = arrays
-        self.ends = np.cumsum([array.shape[1] for array in arrays])
-        self.shape = (arrays[0].shape[0], int(self.ends[-1]), *arrays[0].shape[2:])
+    def __init__(self, files):
+        described = [_described(file) for file in files]
+        self.opened = lru_cache(_MOST_OPEN)(lambda k: _opened(*described[k]))
+        shapes = [_opened(*one).shape for one in described] # opened once, to see that all are whole
+        self.ends = np.cumsum([shape[1] for shape in shapes])
+        self.shape = (shapes[0][0], int(self.ends[-1]), *shapes[0][2:])
         self.ndim = len(self.shape)
 
     def __len__(self): return self.shape[0]
@@ -80,20 +100,9 @@ class _Shards:
     def __getitem__(self, at):
         view, row = at
         k = int(np.searchsorted(self.ends, row, 'right'))
-        return self.arrays[k][view, row - self.ends[k]] # counted from the end of the shard
+        return self.opened(k)[view, row - self.ends[k]] # counted from the end of the shard
 
 def _shards(n, size): return [range(start, min(start + size, n)) for start in range(0, n, size)]
-
-def _mapped(files):
-    "An array on disk, or several as one"
-    if not isinstance(files, list): return np.load(files, mmap_mode='r')
-    return _Shards(list(map(_without_handle, files)))
-
-def _without_handle(file):
-    "An array on disk; the file is not kept open, since there may be thousands"
-    shape, dtype, start = _header(file)
-    content = torch.from_file(str(file), size=Path(file).stat().st_size, dtype=torch.uint8).numpy()
-    return content[start:].view(dtype).reshape(shape)
 
 # %% ../../nbs/train/cache.ipynb #75f0348a
 class _StoredDataset(MultiLabelDataset):
@@ -153,14 +162,14 @@ def _batches(dataset, batches, num_workers):
         first = first or images[0].shape
         for i, image in zip(batch, images):
             if image.shape == first: continue
-            raise ValueError(f'cache: {dataset.paths[i]} is {list(image.shape)}, the images before it are '
+            raise ValueError(f'dataset: {dataset.paths[i]} is {list(image.shape)}, the images before it are '
                              f'{list(first)}; give the dataset a transform such as resize(224)')
         yield torch.stack(images)
 
 def _check_finite(values, batch, paths):
     if values.dtype.kind != 'f': return
     bad = [paths[i] for i, value in zip(batch, values) if not np.isfinite(value).all()]
-    if bad: raise ValueError(f'cache: the features of {bad[0]} are not finite, or beyond the 65,504 of float16')
+    if bad: raise ValueError(f'the features of {bad[0]} are not finite, or beyond the 65,504 of float16')
 
 # %% ../../nbs/train/cache.ipynb #ca5e0004
 def _fill(rows, missing, compute, dataset, batch_size, num_workers, bar):
@@ -192,7 +201,7 @@ def _file(folder, kind, facts): return Path(folder)/f"{facts_key(facts)}{'-image
 def _cache_file(folder, kind, facts, dataset, lead, fill, progress):
     "The file with these facts, complete; `fill` computes what is missing"
     from tqdm.auto import tqdm
-    if not len(dataset): raise ValueError('cache: the dataset has no images')
+    if not len(dataset): raise ValueError('dataset: expected at least one image, got none')
     rows = RowFile(_file(folder, kind, facts), lead)
     if rows.file.exists() and rows.good(progress).all(): return rows.file
     what = f'{kind} of {len(dataset)} images' if kind == 'features' else f'{len(dataset)} decoded images'

@@ -23,7 +23,7 @@ from cprfl.data.images import BadDataError
 from cprfl.data.shapes import shapes_lt
 from cprfl.model.backbones import build_backbone
 from cprfl.model.cprfl import CPRFL
-from cprfl.train.cache import FeatureDataset, cache_features, cache_images, feature_key, random_view
+from cprfl.train.cache import FeatureDataset, _mapped, cache_features, cache_images, feature_key, random_view
 from cprfl.train.config import TrainConfig
 from cprfl.train.fingerprint import _plain, image_digests
 from cprfl.train.rows import RowFile
@@ -312,7 +312,8 @@ def test_features_that_are_not_finite_are_refused(images, tmp_path):
 
 
 def test_a_dataset_without_images_is_refused(images, tmp_path):
-    with pytest.raises(ValueError, match='the dataset has no images'): cache(images.subset([]), tmp_path)
+    with pytest.raises(ValueError, match='dataset: expected at least one image, got none'):
+        cache(images.subset([]), tmp_path)
 
 
 # ---- damage
@@ -725,6 +726,40 @@ def test_a_cache_is_opened_for_reading_only(images, tmp_path):
     [name] = stored(tmp_path)
     os.chmod(tmp_path / name, stat.S_IRUSR)
     assert len(FeatureDataset(tmp_path / name, images)) == 40
+
+
+# ---- several files as one array
+
+@pytest.fixture
+def files(tmp_path):
+    "Three files of features, each with the number of its file"
+    found = [tmp_path / f'{i}.npy' for i in range(3)]
+    for i, file in enumerate(found): np.save(file, np.full((1, 2, 4), i, np.float16))
+    return found
+
+
+def test_shards_are_opened_for_reading_only(files):
+    with pytest.raises(ValueError, match='read-only'): _mapped(files)[0, 3][:] = 0
+
+
+def test_few_shards_are_open_at_a_time(files, monkeypatch):
+    monkeypatch.setattr('cprfl.train.cache._MOST_OPEN', 1)
+    array = _mapped(files)
+    assert [array[0, row][0] for row in (5, 0, 3, 0)] == [2, 0, 1, 0]
+    assert array.opened.cache_info().currsize == 1
+
+
+@pytest.mark.parametrize('size', [0, 10, 130])
+def test_a_file_that_was_cut_is_named(files, size):
+    os.truncate(files[1], size)
+    with pytest.raises(ValueError, match='1.npy is damaged'): _mapped(files)
+    with pytest.raises(ValueError, match='1.npy is damaged'): _mapped(files[1])
+
+
+def test_a_shard_that_is_replaced_while_in_use_is_an_error(files):
+    array = _mapped(files)
+    os.utime(files[2], (0, 0))
+    with pytest.raises(ValueError, match='2.npy .*it was replaced while in use'): array[0, 5]
 
 
 # ---- images decoded once
