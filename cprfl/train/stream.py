@@ -6,8 +6,11 @@
 __all__ = ['sample_labels', 'stream_features']
 
 # %% ../../nbs/train/stream.ipynb #52cfa946
+import bz2
+import gzip
 import hashlib
 import json
+import lzma
 import os
 import re
 import tarfile
@@ -16,8 +19,10 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
-from io import BytesIO
+from importlib import import_module
+from io import BufferedReader, BytesIO
 from itertools import groupby, islice
 from numbers import Integral
 from pathlib import Path
@@ -28,7 +33,7 @@ from urllib.request import url2pathname
 import numpy as np
 import torch
 
-from ..checks import check_choice, check_range, check_type, first_line, some
+from ..checks import brief, check_choice, check_range, check_type, first_line, some
 from ..data.dataset import MultiLabelDataset, read_image, resize
 from ..data.images import IMAGE_SUFFIXES, BadDataError, Problem
 from ..files import write_atomic, write_json
@@ -52,12 +57,21 @@ def sample_labels(
 ) -> list: # names or numbers of classes
     "The labels that a sample brings along"
     for ending in _READ:
-        labels = _READ[ending](sample[ending].decode('utf-8-sig')) if ending in sample else None
+        labels = _read(sample, ending)
         if isinstance(labels, list): return labels
-        if labels is None: continue # such as a dict of other things
+        if labels is None: continue # no such file, or a dict of other things
         raise ValueError(f'has labels of another form: expected a list, got {type(labels).__name__}')
-    there = some(_endings(sample)) or 'none'
-    raise ValueError(f'has no labels: expected a file {some(_READ)}, got {there}')
+    there = [f'{name} without labels' if name in _READ else name for name in _endings(sample)]
+    raise ValueError(f'has no labels: expected a file {some(_READ)}, got {some(there) or "none"}')
+
+def _read(sample, ending):
+    "What a file of labels has, or None"
+    if ending in sample.get('__not_kept__', ()):
+        raise ValueError(f'has a file {ending} that is not kept: expected UTF-8 of at most 64 kB')
+    if ending not in sample: return None
+    try: return _READ[ending](sample[ending].decode('utf-8-sig'))
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f'has a file {ending} that cannot be read: {first_line(e)}') from None
 
 def _endings(sample): return [name for name in sample if not name.startswith('__')]
 
@@ -74,7 +88,8 @@ def _place(label, known):
     if isinstance(label, (str, Integral)) and not isinstance(label, bool):
         found = known.get(label, known.get(str(label)))
         if found is not None: return found
-    raise ValueError(f'has the label {label!r}; there are {some((name for name in known if isinstance(name, str)), 5)}')
+    names = (name for name in known if isinstance(name, str))
+    raise ValueError(f'has the label {brief(label)}; there are {some(names, 5)}')
 
 def _target(labels, classes, known):
     "Multi-hot labels [C]"
@@ -89,27 +104,35 @@ def _target(labels, classes, known):
 
 # %% ../../nbs/train/stream.ipynb #d612d11b
 def _library():
-    "What expands braces, what opens a shard, and what splits the names of its files"
+    "What expands braces, how a shard is opened, and what splits the names of its files"
     try:
         from braceexpand import braceexpand
-        from webdataset.gopen import gopen
         from webdataset.tariterators import base_plus_ext
     except ImportError as e: raise ImportError('archives need webdataset: pip install "cprfl[stream]"') from e
-    return braceexpand, gopen, base_plus_ext
+    return braceexpand, import_module('webdataset.gopen'), base_plus_ext # the package has a function of this name
 
 # %% ../../nbs/train/stream.ipynb #d37c0a72
 def _listed(shards):
     "All shards that are meant, each of which is there as far as one can see"
     if isinstance(shards, (str, os.PathLike)): shards = [shards]
     found = [_local(name) for shard in shards for name in _expanded(os.fspath(shard))]
-    if not found: raise ValueError('stream: expected at least one shard, got none')
+    if not found: raise ValueError('shards: expected at least one shard, got none')
     seen:set = set()
     for shard in found:
-        if not urlsplit(shard).scheme and not os.path.exists(shard): raise FileNotFoundError(f'{shard} is missing')
+        _check_openable(shard)
         if (facts := facts_key(_shard_facts(shard))) in seen:
             raise ValueError(f'shards: expected different archives, got {_label(shard)} more than once')
         seen.add(facts)
     return found
+
+def _check_openable(shard):
+    if os.path.isdir(shard): raise IsADirectoryError(f'shards: expected archives, got the folder {shard}')
+    if os.path.exists(shard): return
+    if not urlsplit(shard).scheme: raise FileNotFoundError(f'{shard} is missing')
+    _, opening, _ = _library()
+    known = [scheme for scheme in opening.gopen_schemes if scheme != '__default__']
+    if urlsplit(opening.rewrite_url(shard)).scheme not in (*known, 'file', ''):
+        raise ValueError(f'shards: expected a file or an address with {some(known)}, got {_label(shard)}')
 
 def _local(shard): return url2pathname(urlsplit(shard).path) if shard.startswith('file:') else shard
 
@@ -117,7 +140,8 @@ def _expanded(shard):
     "`a{0..2}.tar` stands for three archives; a command stays as it is"
     if '{' not in shard or shard.startswith('pipe:') or os.path.exists(shard): return [shard]
     expand, _, _ = _library()
-    return expand(shard)
+    try: return list(expand(shard))
+    except ValueError: raise ValueError(f'shards: expected pairs of braces, got {_label(shard)}') from None
 
 # %% ../../nbs/train/stream.ipynb #de2b687d
 def _shard_facts(shard):
@@ -131,28 +155,40 @@ def _label(shard):
     parts = urlsplit(shard)
     if os.path.exists(shard) or not parts.scheme: return shard
     names = re.findall(r'[\w.-]+\.(?:tar|tgz)\b[\w.]*', shard)
-    plain = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    place = re.sub('^[^/]*@', '', parts.netloc + parts.path) # without a name and a password
+    plain = f'{parts.scheme}://{place}'
     if parts.scheme == 'pipe': plain = f"pipe:{names[-1] if names else ''}"
     return shard if plain == shard else f'{plain} ({hashlib.sha256(shard.encode()).hexdigest()[:8]})'
 
 # %% ../../nbs/train/stream.ipynb #57e7ac16
+class _NoArchive(tarfile.ReadError):
+    "Not even the beginning is that of an archive"
+
 class _Member(tarfile.TarInfo):
     "A file of an archive; only the mark of the end ends the archive"
     @classmethod
     def fromtarfile(cls, archive):
         try: return super().fromtarfile(archive)
         except tarfile.EOFHeaderError: raise
-        except tarfile.HeaderError as e: raise tarfile.ReadError(f'no mark of its end, {e}') from None
+        except tarfile.HeaderError as e:
+            if isinstance(e, tarfile.InvalidHeaderError) and not archive.offset: raise _NoArchive(str(e)) from None
+            raise tarfile.ReadError(f'no mark of its end, {e}') from None
+
+# %% ../../nbs/train/stream.ipynb #4ba1da45
+_PACKED = {rb'\x1f\x8b\x08': gzip.open, rb'BZh.1AY&SY': bz2.open, rb'\xfd7zXZ|\]\0\0\x80': lzma.open}
 
 def _members(stream):
     "Names and contents of the files of an archive, all of which is read"
-    with tarfile.open(fileobj=stream, mode='r|*', tarinfo=_Member) as archive:
+    if not hasattr(stream, 'peek'): stream = BufferedReader(stream)
+    packed = [unpack for magic, unpack in _PACKED.items() if re.match(magic, stream.peek(10))]
+    for unpack in packed: stream = unpack(stream) # which also compares checksums
+    with tarfile.open(fileobj=stream, mode='r|', tarinfo=_Member) as archive:
         for member in archive:
             if member.isreg(): yield member.name, archive.extractfile(member).read()
             archive.members = [] # else it keeps them all
         yield '', b'' # so that the last sample is known to be whole
         rest = iter(lambda: archive.fileobj.read(2**16), b'')
-        if any([chunk.strip(b'\0') for chunk in rest]): raise tarfile.ReadError('more follows the mark of its end')
+        if sum(1 for chunk in rest if chunk.strip(b'\0')): raise tarfile.ReadError('more follows the mark of its end')
 
 # %% ../../nbs/train/stream.ipynb #342b8d38
 def _grouped(members, split):
@@ -166,45 +202,67 @@ def _grouped(members, split):
         if name: yield sample # others, such as README or .hidden, belong to no image
 
 # %% ../../nbs/train/stream.ipynb #05d71c55
+_UNREADABLE = tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError
+
 def _samples(shard):
     "The samples of an archive, as they come; at the end an error unless all of it came"
-    _, gopen, split = _library()
-    stream, n, why = open(shard, 'rb') if os.path.exists(shard) else gopen(shard), 0, ''
-    raw = getattr(stream, 'stream', stream) # of a command, without the wrapper whose errors quote it
+    _, opening, split = _library()
+    stream = open(shard, 'rb') if os.path.exists(shard) else opening.gopen(shard)
+    command, n, fault = getattr(stream, 'proc', None), 0, None
+    raw = stream.stream if command else stream # without the wrapper, whose errors quote the command
     try:
         for sample in _grouped(_members(raw), split):
             yield sample
             n += 1
-    except (tarfile.TarError, EOFError) as e: why = first_line(e)
-    finally: raw.close()
-    status = stream.proc.wait() if raw is not stream else 0
-    if status and (not why or status not in (141, -13)): # which is what a command gets whose output is not read
-        why = f'its command ended with status {status}'
-    if why: raise OSError(f'shard {_label(shard)} is cut short after {n} images: {why}')
+    except _UNREADABLE as e: fault = e
+    except BaseException: # where the samples go
+        if command: command.terminate()
+        raise
+    finally:
+        raw.close()
+        status = command.wait() if command else 0
+    if status and (not fault or status not in (141, -13)): # which is what a command gets whose output is not read
+        fault = ChildProcessError(f'its command ended with status {status}')
+    if isinstance(fault, _NoArchive): raise OSError(f'shard {_label(shard)} is no archive: {fault}')
+    if fault: raise OSError(f'shard {_label(shard)} is not whole ({n} images read): {first_line(fault)}')
     if not n: raise OSError(f'shard {_label(shard)} holds no image')
 
 # %% ../../nbs/train/stream.ipynb #c525e556
 _PICTURES = [suffix.removeprefix('.') for suffix in IMAGE_SUFFIXES]
 _NO_MEMORY = 'image needs more memory than there is' # of `open_image`
 
+class _Picture(BytesIO):
+    "The bytes of an image, which remarks call by its name"
+    def __init__(self, content, label):
+        super().__init__(content)
+        self.label = label
+
+    def __str__(self): return self.label
+
 def _decoded(sample, change, label):
     "The image [3, H, W] of a sample, or what is wrong with it"
     if twice := sample.get('__twice__'): return f'has more than one file {twice}'
-    picture = next((sample[ending] for ending in _PICTURES if ending in sample), None)
-    if picture is None: return f'has no image: expected {some(_PICTURES)}, got {some(_endings(sample))}'
-    try: return change(read_image(BytesIO(picture)))
+    there, name = [ending for ending in _PICTURES if ending in sample], f"{label}: {sample['__key__']}"
+    if not there: return f'has no image: expected {some(_PICTURES)}, got {some(_endings(sample))}'
+    if len(there) > 1: return f'has more than one image: {some(there)}'
+    try: return change(read_image(_Picture(sample[there[0]], name)))
     except BadDataError as e: message = e.problems[0].message
-    if message == _NO_MEMORY: raise MemoryError(f"{label}: {sample['__key__']}: {message}") # another time there may be
+    if message == _NO_MEMORY: raise MemoryError(f'{name}: {message}') # another time there may be
     return message
 
 # %% ../../nbs/train/stream.ipynb #27091743
-_LARGEST = 2**20 # bytes of a file that is kept
+_LARGEST = 2**16 # bytes of a file that is kept
+
+def _text(content):
+    "None if it is too long, or no text"
+    if len(content) > _LARGEST: return None
+    try: return content.decode()
+    except UnicodeDecodeError: return None
 
 def _kept(sample):
-    "Name and files of a sample, as text that keeps every byte"
-    files = {ending: sample[ending].decode('utf-8', 'surrogateescape') for ending in _endings(sample)
-             if not f'.{ending}'.endswith(IMAGE_SUFFIXES) and len(sample[ending]) <= _LARGEST}
-    return [sample['__key__'], files]
+    "Name of a sample, and the texts of its files; None for one that is not kept"
+    endings = [ending for ending in _endings(sample) if not f'.{ending}'.endswith(IMAGE_SUFFIXES)]
+    return [sample['__key__'], {ending: _text(sample[ending]) for ending in endings}]
 
 def _save(features, file):
     with open(file, 'wb') as f: np.save(f, features)
@@ -216,8 +274,8 @@ def _compute( # noqa: PLR0913 - what is read, where it goes, and how
     "Write the features of an archive, and give what is to be known of them"
     label, samples, problems, values = _label(shard), [], [], None
     decode = partial(_decoded, change=change, label=label)
-    with tempfile.TemporaryFile(dir=file.parent) as raw, ThreadPoolExecutor(num_workers) as pool:
-        stream = iter(_samples(shard))
+    with (tempfile.TemporaryFile(dir=file.parent) as raw, ThreadPoolExecutor(num_workers) as pool,
+          closing(_samples(shard)) as stream):
         for batch in iter(lambda: list(islice(stream, batch_size)), []):
             read = list(pool.map(decode, batch))
             problems += [[s['__key__'], message] for s, message in zip(batch, read) if isinstance(message, str)]
@@ -256,7 +314,6 @@ def _stored_shard(shard, folder, facts, compute, refresh):
         if record := there(): return file, record # another process was faster
         if known.exists() and not refresh:
             warnings.warn(f'{file} is damaged ({what}), and is computed again', stacklevel=3)
-        known.unlink(missing_ok=True)
         record = compute(shard, file)
         write_json(known, record | dict(digest=facts_key(record)))
     return file, record
@@ -277,9 +334,8 @@ def _labelled(shard, file, record, read_labels, classes):
     problems = [Problem(f'{label}: {name}', None, message) for name, message in record['problems']]
     part = _Part(file, len(record['samples']), [], [], [], problems)
     for row, (name, files) in enumerate(record['samples']):
-        sample = {ending: text.encode('utf-8', 'surrogateescape') for ending, text in files.items()}
-        path = f'{label}: {name}'
-        try: part.targets.append(_target(read_labels(sample | dict(__key__=name, __url__=shard)), classes, known))
+        path, sample = f'{label}: {name}', _sample(name, files, shard)
+        try: part.targets.append(_target(read_labels(sample), classes, known))
         except _Unclear as e: raise ValueError(f'{path} {e}') from None
         except MemoryError: raise
         except Exception as e: part.problems.append(Problem(path, None, _said(e)))
@@ -288,9 +344,15 @@ def _labelled(shard, file, record, read_labels, classes):
             part.rows.append(row)
     return part
 
+def _sample(name, files, shard):
+    "What `read_labels` is given"
+    kept = {ending: text.encode() for ending, text in files.items() if text is not None}
+    return kept | dict(__key__=name, __url__=shard, __not_kept__=[ending for ending in files if ending not in kept])
+
 def _said(error):
     kind = '' if isinstance(error, ValueError) else f'read_labels: {type(error).__name__}: '
-    return kind + first_line(error)
+    text = kind + first_line(error)
+    return text if len(text) <= 300 else f'{text[:300]}...'
 
 # %% ../../nbs/train/stream.ipynb #7311aba8
 def _dataset_of(parts, classes, groups):
@@ -311,7 +373,7 @@ def _dataset_of(parts, classes, groups):
 def _checked_names(classes, groups):
     "Names of classes; an error about these and the groups comes before hours of work"
     if isinstance(classes, (str, bytes)) or not len(classes):
-        raise ValueError(f'classes: expected a list of names, got {classes!r}')
+        raise ValueError(f'classes: expected a list of names, got {brief(classes)}')
     return MultiLabelDataset([], np.zeros((0, len(classes))), classes, groups).classes
 
 def _check_numbers(**numbers):

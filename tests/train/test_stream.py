@@ -1,8 +1,11 @@
 "Archives become features: nothing is lost, nothing is read twice, and what is broken is named"
+import gzip
 import io
 import json
 import resource
+import subprocess
 import tarfile
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -115,8 +118,14 @@ BROKEN = {
     'unknown label': (b'["zebra"]', "0099: has the label 'zebra'; there are"),
     'number too high': (b'[20]', '0099: has the label 20; there are'),
     'no list': (b'"dog"', '0099: has labels of another form: expected a list, got str'),
-    'no JSON': (b'{', '0099: Expecting property name'),
-    'deep JSON': (b'[' * 100_000, '0099: read_labels: RecursionError'),
+    'no JSON': (b'{', '0099: has a file json that cannot be read: Expecting property name'),
+    'deep JSON': (b'[' * 60_000, '0099: has a file json that cannot be read: .*recursion'),
+    'no numbers': (dict(cls=b'dog'), '0099: has a file cls that cannot be read: invalid literal'),
+    'JSON of other things': (b'{"width": 640}', '0099: has no labels: expected a file .*, got json without labels'),
+    'long JSON': (b'["dog"]' + bytes(2**16), '0099: has a file json that is not kept: expected UTF-8 of at most 64 kB'),
+    'no text': (dict(txt=b'chien \xe9'), '0099: has a file txt that is not kept'),
+    'long label': (json.dumps(['x' * 9999]).encode(), r"0099: has the label 'x+\.\.\.x+'; there are"),
+    'two images': (dict(tif=b'', json=b'[]'), '0099: has more than one image: png, tif'),
     'true and false': (b'[true, "dog"]', '0099: has the label True; there are'),
 }
 
@@ -124,7 +133,8 @@ BROKEN = {
 @pytest.mark.parametrize('case', BROKEN)
 def test_a_broken_sample_is_left_out_and_named(streamed, pictures, tmp_path, case):
     parts, message = BROKEN[case]
-    if not isinstance(parts, dict): parts = dict(png=png(pictures.image(0))) | (dict(json=parts) if parts else {})
+    if isinstance(parts, bytes): parts = dict(json=parts)
+    if case not in ('truncated', 'no image'): parts = dict(png=png(pictures.image(0))) | (parts or {})
     data = streamed([write(tmp_path / 'c.tar', [*samples(pictures, range(3)), ('0099', parts)])])
     assert len(data) == 3
     with pytest.raises(BadDataError, match=message): raise BadDataError(data.skipped)
@@ -137,8 +147,10 @@ def test_a_stream_without_an_image_is_an_error(streamed, tmp_path):
 
 
 def test_a_test_set_takes_the_groups_of_the_training(streamed, shards):
-    train = streamed(shards[:1])
-    assert streamed(shards[1:], groups=train.groups).groups.keys() == train.groups.keys()
+    train = streamed(shards[:1], groups=dict(head=range(5), tail=range(5, 20)))
+    test = streamed(shards[1:], groups=train.groups)
+    assert {name: list(ids) for name, ids in test.groups.items()} == dict(head=[*range(5)], tail=[*range(5, 20)])
+    assert list(streamed(shards[1:]).groups['tail']) != [*range(5, 20)]
 
 
 def test_braces_stand_for_several_shards(streamed, shards, tmp_path):
@@ -147,7 +159,7 @@ def test_braces_stand_for_several_shards(streamed, shards, tmp_path):
 
 
 def test_no_shard_at_all_is_an_error(streamed):
-    with pytest.raises(ValueError, match='expected at least one shard, got none'): streamed([])
+    with pytest.raises(ValueError, match='shards: expected at least one shard, got none'): streamed([])
 
 
 def test_a_shard_that_is_not_there_is_an_error_that_names_it(streamed, tmp_path):
@@ -164,13 +176,13 @@ def cut(file, size):
 @pytest.mark.parametrize('left', [0.5, 0.9])
 def test_an_archive_that_is_cut_short_is_an_error(streamed, shards, left):
     cut(shards[0], int(left * shards[0].stat().st_size))
-    with pytest.raises(OSError, match=r'shard .*a.tar is cut short after \d+ images'): streamed(shards)
+    with pytest.raises(OSError, match=r'shard .*a.tar is not whole \(\d+ images read\): '): streamed(shards)
 
 
 def test_an_archive_that_is_cut_between_images_is_an_error(streamed, shards):
     with tarfile.open(shards[0]) as archive: end = archive.getmembers()[10].offset
     cut(shards[0], end)
-    with pytest.raises(OSError, match='cut short after 4 images: no mark of its end'): streamed(shards)
+    with pytest.raises(OSError, match=r'not whole \(4 images read\): no mark of its end'): streamed(shards)
 
 
 def test_a_damaged_header_is_not_the_end_of_an_archive(streamed, shards):
@@ -178,33 +190,35 @@ def test_a_damaged_header_is_not_the_end_of_an_archive(streamed, shards):
     content = bytearray(shards[0].read_bytes())
     content[at:at + 100] = b'x' * 100
     shards[0].write_bytes(content)
-    with pytest.raises(OSError, match='cut short after 4 images: no mark of its end, bad checksum'): streamed(shards)
+    with pytest.raises(OSError, match=r'not whole \(4 images read\): no mark of its end, bad'): streamed(shards)
 
 
 def test_two_archives_in_one_file_are_an_error(streamed, shards):
     shards[0].write_bytes(shards[0].read_bytes() + shards[1].read_bytes())
-    with pytest.raises(OSError, match='after 30 images: more follows the mark of its end'): streamed(shards[0])
+    with pytest.raises(OSError, match=r'\(30 images read\): more follows the mark of its end'): streamed(shards[0])
 
 
 @pytest.mark.parametrize('command, why', [
     ('head -c 30720 {}', 'unexpected end of data'),
     ('cat {}; exit 7', 'its command ended with status 7'),
-    ('cat {} | head -c 30720; exit 7', 'its command ended with status 7')])
+    ('cat {} | head -c 30720; exit 7', 'its command ended with status 7'),
+    ('exit 127 {}', 'its command ended with status')])
 def test_a_command_that_fails_is_an_error(streamed, shards, command, why):
-    with pytest.raises(OSError, match=rf'shard pipe:a.tar \(\w+\) is cut short after \d+ images: {why}'):
+    with pytest.raises(OSError, match=rf'shard pipe:a.tar \(\w+\) is not whole \(\d+ images read\): {why}'):
         streamed(f'pipe:{command.format(shards[0])}')
 
 
 def test_nothing_is_stored_of_an_archive_that_is_cut_short(streamed, shards, tmp_path):
     cut(shards[0], 30720)
-    with pytest.raises(OSError, match='cut short'): streamed(shards)
+    with pytest.raises(OSError, match='not whole'): streamed(shards)
     assert {file.suffix for file in (tmp_path / 'features').iterdir()} == {'.lock'}
 
 
-@pytest.mark.parametrize('content', [b'', b'no archive ' * 100])
-def test_what_is_no_archive_is_an_error(streamed, tmp_path, content):
+@pytest.mark.parametrize('content, what', [
+    (b'', 'is not whole .0 images read.: '), (b'<html>' * 100, 'is no archive: ')])
+def test_what_is_no_archive_is_an_error(streamed, tmp_path, content, what):
     (tmp_path / 'c.tar').write_bytes(content)
-    with pytest.raises(OSError, match='c.tar is cut short after 0 images: '): streamed(tmp_path / 'c.tar')
+    with pytest.raises(OSError, match=f'c.tar {what}'): streamed(tmp_path / 'c.tar')
 
 
 def test_an_empty_archive_is_an_error(streamed, tmp_path):
@@ -216,6 +230,14 @@ def test_a_compressed_archive_is_read(streamed, shards, tmp_path, kind):
     with tarfile.open(tmp_path / 'c.tar', f'w:{kind}') as packed, tarfile.open(shards[0]) as plain:
         for member in plain: packed.addfile(member, plain.extractfile(member))
     assert len(streamed(tmp_path / 'c.tar')) == 30
+
+
+@pytest.mark.parametrize('at', [-8, -4])
+def test_a_wrong_checksum_of_gzip_is_an_error(streamed, shards, tmp_path, at):
+    content = bytearray(gzip.compress(shards[0].read_bytes()))
+    content[at] ^= 1
+    (tmp_path / 'c.tgz').write_bytes(content)
+    with pytest.raises(OSError, match=r'c.tgz is not whole \(30 images read\): '): streamed(tmp_path / 'c.tgz')
 
 
 def test_a_command_is_read_like_its_file(streamed, shards):
@@ -254,10 +276,18 @@ def test_rows_are_those_of_the_images_with_labels(streamed, shards):
     assert torch.equal(values(streamed(shards, read_labels=every_third)), whole[::3])
 
 
-def test_labels_are_read_of_bytes_that_are_no_text(streamed, pictures, tmp_path):
-    shard = write(tmp_path / 'c.tar', [('0000', dict(png=png(pictures.image(0)), raw=b'\xff\x00\x03\xed\xb2\x80'))])
-    data = streamed(shard, read_labels=lambda sample: [int(sample['raw'] == b'\xff\x00\x03\xed\xb2\x80')])
-    assert data.targets[0, 1] == 1
+def test_short_texts_are_kept_and_the_others_named(streamed, pictures, tmp_path):
+    parts = dict(png=png(pictures.image(0)), a='\xe9'.encode(), b=bytes(2**16), c=bytes(2**16 + 1), d=b'\xff')
+    seen = []
+    streamed(write(tmp_path / 'c.tar', [('0000', parts)]), read_labels=lambda sample: seen.append(sample) or [])
+    assert [seen[0]['a'], seen[0]['b']] == [parts['a'], parts['b']]
+    assert seen[0]['__not_kept__'] == ['c', 'd']
+
+
+def test_a_long_error_of_a_reader_is_cut(streamed, pictures, tmp_path):
+    shard = write(tmp_path / 'c.tar', samples(pictures, range(2)))
+    def fails(sample): return [] if sample['__key__'] == '0000' else sample['x' * 9999]
+    assert len(streamed(shard, read_labels=fails).skipped[0].message) < 310
 
 
 def test_an_error_in_a_reader_of_labels_names_the_sample(streamed, shards):
@@ -313,6 +343,13 @@ def test_two_images_of_one_name_are_left_out_and_named(streamed, pictures, tmp_p
         f'{tmp_path}/c.tar: 0001: has more than one file json']
 
 
+def test_a_remark_on_an_image_names_it(streamed, tmp_path):
+    dark = io.BytesIO()
+    Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) + 1).save(dark, 'png')
+    shard = write(tmp_path / 'c.tar', [('0000', dict(png=dark.getvalue(), cls=b'3'))])
+    with pytest.warns(UserWarning, match='c.tar: 0000: its brightest pixel'): streamed(shard)
+
+
 @pytest.mark.parametrize('ending', ['JPG', 'jfif', 'apng'])
 def test_all_endings_of_images_are_known(streamed, pictures, tmp_path, ending):
     assert len(streamed(write(tmp_path / 'c.tar', [('0000', {ending: png(pictures.image(0)), 'cls': b'3'})]))) == 1
@@ -347,6 +384,16 @@ def test_a_shard_without_a_record_is_computed_in_silence(streamed, shards, tmp_p
     next((tmp_path / 'features').glob('*.json')).unlink()
     streamed(shards[0])
     assert not [w for w in recwarn if 'damaged' in str(w.message)]
+
+
+def test_a_refresh_that_fails_leaves_what_was_there(streamed, shards):
+    command = f'pipe:cat {shards[0]}'
+    first = values(streamed(command))
+    shards[0].rename(shards[0].with_suffix('.gone'))
+    with pytest.raises(OSError, match='its command ended with status 1'): streamed(command, refresh=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert torch.equal(values(streamed(command)), first)
 
 
 # ---- many shards, and several processes
@@ -406,6 +453,21 @@ def test_a_second_file_that_is_missing_is_told_before_reading(streamed, shards, 
     with pytest.raises(FileNotFoundError, match='gone.tar is missing'): streamed([shards[0], 'gone.tar'])
 
 
+def test_a_folder_is_no_archive(streamed, shards, tmp_path):
+    with pytest.raises(IsADirectoryError, match='expected archives, got the folder'): streamed([shards[0], tmp_path])
+
+
+@pytest.mark.parametrize('address, message', [
+    ('htp://me:SECRET@a.org/b.tar', 'expected a file or an address with pipe, http, .*, got htp://a.org/b.tar'),
+    ('htp://me:SECRET@a.org/{a,b}.tar', 'expected a file or an address with .*, got htp://a.org/a.tar'),
+    ('me:SECRET@a.org/b.tar', 'expected a file or an address with .*, got me://a.org/b.tar'),
+    ('https://me:SECRET@a.org/{a.tar', 'expected pairs of braces, got https://a.org/{a.tar')])
+def test_a_wrong_address_is_told_without_its_password(streamed, shards, monkeypatch, address, message):
+    monkeypatch.setattr(stream, '_samples', lambda shard: pytest.fail(f'{shard} is read'))
+    with pytest.raises(ValueError, match=f'shards: {message}') as error: streamed([shards[0], address])
+    assert 'SECRET' not in str(error.value)
+
+
 def test_a_shard_that_is_given_twice_is_an_error(streamed, shards, tmp_path):
     (tmp_path / 'link.tar').symlink_to(shards[0])
     with pytest.raises(ValueError, match='expected different archives, got .*link.tar more than once'):
@@ -437,6 +499,21 @@ def test_a_password_in_a_command_is_written_nowhere(streamed, shards, tmp_path):
 def test_a_password_in_a_command_is_not_in_its_error(streamed):
     with pytest.raises(OSError, match='status 3') as error: streamed('pipe:echo SECRET >/dev/null; exit 3')
     assert 'SECRET' not in str(error.value)
+
+
+def test_a_command_ends_if_the_backbone_fails(streamed, shards, backbone, monkeypatch):
+    started, start = [], subprocess.Popen.__init__
+
+    def remembered(process, *args, **kw):
+        started.append(process)
+        start(process, *args, **kw)
+
+    def fails(images): raise RuntimeError('no luck')
+
+    monkeypatch.setattr(subprocess.Popen, '__init__', remembered)
+    monkeypatch.setattr(backbone, 'patches', fails)
+    with pytest.raises(RuntimeError, match='no luck'): streamed(f'pipe:cat {shards[0]}', batch_size=8)
+    assert [process.returncode is None for process in started] == [False]
 
 
 def test_an_address_without_a_password_is_its_own_name():
