@@ -27,6 +27,7 @@ from ..metrics import multilabel_report
 from ..model.cprfl import CPRFL
 from ..model.names import NameClassifier, NamedModel
 from ..model.registry import MODELS
+from ..model.semantics import _device
 from ..model.unseen import ExtendedModel
 from .build import Splits, build_model, build_names, build_names_backbone, check_logits
 from .portable import Portable
@@ -271,7 +272,7 @@ def _named(recipe, model, train, all_classes, ask):
     "The trained model with its names, measured on the training images"
     settings, names = recipe.name_settings, build_names(recipe, train.classes, all_classes)
     named = NamedModel(model, names, train.class_counts, settings.k, settings.per_image, build_names_backbone(recipe))
-    named.to(next(model.parameters()).device)
+    named.to(_device(model))
     return named.standardise(ask(model, train), ask(named.by_name, train))
 
 def _with_added(path, test, named, logits, by_name, writes):
