@@ -35,6 +35,26 @@ def read(page): return nbformat.read(NBS / page, 4)
 def cells(kind): return [(page, cell) for page in PAGES for cell in read(page).cells if cell.cell_type == kind]
 
 
+def is_shown(cell):
+    "Whether a code cell leaves something on its page: exported ones do if they define a public name"
+    first, _, rest = cell.source.partition('\n')
+    if first.startswith('#| hide'): return False
+    if not first.startswith('#| export'): return True
+    kinds = ast.FunctionDef, ast.ClassDef
+    return any(isinstance(node, kinds) and not node.name.startswith('_') for node in ast.parse(rest).body)
+
+
+def hanging(page):
+    "Paragraphs that end with a colon, though the code below them is not on the page"
+    ends, found = None, []
+    for cell in read(page).cells:
+        if cell.cell_type == 'code' and cell.source.startswith('#| hide'): continue # what follows it may be shown
+        if ends and cell.cell_type == 'code' and not is_shown(cell): found.append(ends)
+        last = cell.source.rstrip().splitlines()[-1] if cell.source.strip() else ''
+        ends = last if cell.cell_type == 'markdown' and last.endswith(':') else None
+    return found
+
+
 QUARTO = yaml.safe_load((ROOT / '_quarto.yml').read_text())
 SITE, HTML = QUARTO['website'], QUARTO['format']['html']
 
@@ -74,6 +94,15 @@ def processed(site):
 
 
 def address(page, front): return str(Path(page).with_name(front['output-file']))
+
+
+def test_titles_are_unique():
+    titles = [read(page).cells[0].source.splitlines()[0] for page in PAGES]
+    assert not {title for title in titles if titles.count(title) > 1}
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_a_colon_is_followed_by_what_it_announces(page): assert not hanging(page)
 
 
 def test_every_page_is_processed(processed, record_property):
