@@ -236,7 +236,7 @@ def inverse_frequency_weight(
     num_samples:int|torch.Tensor, # training images N, or one number for each class [C]
     power:float=1. # 1: inverse, 0.5: its square root
 ) -> torch.Tensor: # [C]
-    "(N / n_c) ** power"
+    "`(N / n_c) ** power`"
     return (num_samples/class_counts.clamp(min=1))**power
 
 # %% ../nbs/losses.ipynb #f11ce18c

@@ -11,8 +11,10 @@ from urllib.parse import urlsplit
 
 import yaml
 
-NBS = Path(__file__).parent.parent / 'nbs'
+ROOT = Path(__file__).parent.parent
+BASE = urlsplit(yaml.safe_load((ROOT / '_quarto.yml').read_text())['website']['site-url']).path # the site lies there
 WIDTHS = 390, 1280, 1920 # pixels: a phone, a laptop, a large screen
+LIVING = 'analysis/living/' # explorers by themselves, which have tests of their own
 BROWSER = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-sync', '--no-first-run']
 
 # What a page shows, measured in the page itself
@@ -22,10 +24,15 @@ CUT = """() => [...document.querySelectorAll('main div.sourceCode pre, main pre.
     .filter(pre => pre.scrollWidth > pre.clientWidth + 1).map(pre => pre.textContent.trim().slice(0, 60))"""
 BROKEN = """() => [...document.querySelectorAll('main td')]
     .filter(td => /^-?[0-9.]+(\\s*±\\s*[0-9.]+)?$/.test(td.textContent.trim()))
-    .filter(td => { const range = document.createRange(); range.selectNodeContents(td);
-        return new Set([...range.getClientRects()].map(box => Math.round(box.top / 8))).size > 1; })
+    .filter(td => { const range = document.createRange(), walker = document.createTreeWalker(td, NodeFilter.SHOW_TEXT);
+        const tops = new Set(); // of the text alone: an element inside has a box of its own
+        while (walker.nextNode()) { range.selectNodeContents(walker.currentNode);
+            for (const box of range.getClientRects()) tops.add(Math.round(box.top / 8)); }
+        return tops.size > 1; })
     .map(td => td.textContent.trim())"""
-LOGO = "() => [...document.querySelectorAll('.navbar img')].every(img => img.getBoundingClientRect().width > 8)"
+LOGO = """() => { // of the logos for the light and the dark one is hidden
+    const logos = [...document.querySelectorAll('.navbar img')];
+    return !logos.length || logos.some(img => img.getBoundingClientRect().width > 8); }"""
 FIRST = "() => { const a = document.querySelector('a[href], button'); return !a || a.classList.contains('skip'); }"
 DARK = """() => {
     const numbers = colour => (colour.match(/[0-9.]+/g) || [0, 0, 0]).map(Number);
@@ -52,13 +59,18 @@ DARK = """() => {
 }"""
 
 
-class Quiet(SimpleHTTPRequestHandler):
+class Below(SimpleHTTPRequestHandler):
+    "The site below its path; the page for what is lost asks for files by whole paths"
     def log_message(self, *args): pass
+
+    def translate_path(self, path):
+        inside = path.startswith(f'{BASE}/')
+        return super().translate_path(path.removeprefix(BASE) if inside else f'/outside of the site/{path}')
 
 
 def serve(folder):
     "A server of the folder on a free port of this machine"
-    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=str(folder)))
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Below, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
 
@@ -72,7 +84,7 @@ def flat(contents):
 
 def sections():
     "Page -> the title of its sidebar, which is what the navbar should mark"
-    sidebars = yaml.safe_load((NBS / 'sidebar.yml').read_text())['website']['sidebar']
+    sidebars = yaml.safe_load((ROOT / 'nbs' / 'sidebar.yml').read_text())['website']['sidebar']
     return {page.replace('.ipynb', '.html'): bar['title'] for bar in sidebars for page in flat(bar['contents'])}
 
 
@@ -112,7 +124,7 @@ def visit(browser, home, names, width, scheme, pictures=None):
     page, marks = context.new_page(), sections()
     listener = Listener(page, home)
     for name in names:
-        page.goto(f'http://{home}/{name}', wait_until='load')
+        page.goto(f'http://{home}{BASE}/{name}', wait_until='load')
         for fault in [*look(page, name, width, scheme, marks), *listener.taken()]: yield name, fault
         if pictures:
             file = Path(pictures) / f'{name[:-5].replace("/", "-")}-{width}-{scheme}.png'
@@ -124,6 +136,7 @@ def browse(tree, chromium, pictures=None):
     "Faults of a rendered site: (page, width, scheme, fault)"
     from playwright.sync_api import sync_playwright
     names = sorted(file.relative_to(tree).as_posix() for file in Path(tree).rglob('*.html'))
+    names = [name for name in names if not name.startswith(LIVING)]
     if not names: raise FileNotFoundError(f'{tree}: no page in it')
     if pictures: Path(pictures).mkdir(parents=True, exist_ok=True)
     server = serve(tree)

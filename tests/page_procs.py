@@ -2,6 +2,7 @@
 import dataclasses
 import importlib
 import re
+import typing
 
 from fastcore.docments import docments
 
@@ -18,6 +19,7 @@ def without_modules(signature):
 
 
 def type_name(anno):
+    if typing.get_origin(anno) is typing.Annotated: anno = typing.get_args(anno)[0] # without what is for the parser
     name = getattr(anno, '__name__', '') if isinstance(anno, type) else ''
     return (name or MODULES.sub('', str(anno))).replace('|', r'\|')
 

@@ -19,15 +19,18 @@ FAULTS = { # page -> its text, and what should be found
     'analysis/top3': (page(mark=''), 'the navbar marks []'),
     'analysis/wide': (page('<div style="width: 3000px">x</div>'), 'scrolls sideways'),
     'analysis/host': (page('<img src="http://other.invalid/a.png" class="bare">'), 'asks another host: other.invalid'),
-    'analysis/lost': (page('<img src="nowhere.png" class="bare">'), '404: /analysis/nowhere.png'),
+    'analysis/lost': (page('<img src="nowhere.png" class="bare">'), '404: /cprfl/analysis/nowhere.png'),
     'analysis/error': (page(script=SCRIPT + '; nothing()'), 'error: nothing is not defined'),
     'analysis/code': (page(LONG), 'code is cut'),
     'analysis/cell': (page(NARROW), 'a number is broken over lines: 1.0 ± 0.1'),
     'analysis/skip': (page().replace('class="skip"', ''), 'the first link does not skip'),
     'analysis/logo': (page().replace('<a class="nav', '<img width="0"><a class="nav'), 'the logo has no size'),
+    'analysis/root': (page('<img src="/nowhere.png" class="bare">'), '404: /nowhere.png'),
     'analysis/light': (page(script=''), 'the page is light'),
     'analysis/dim': (page('<p style="color: #444">dim</p>'), 'contrast'),
     'analysis/sheet': (page('<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">'), 'no sheet under')}
+LOGOS = '<img style="display: none"><img width="32" height="32">'
+FINE = '<table><td><code style="padding: 9px">30</code></td></table>'
 GOOD = 'tutorials/first_training'
 
 
@@ -35,7 +38,8 @@ GOOD = 'tutorials/first_training'
 def site(tmp_path_factory):
     "A folder of pages"
     folder = tmp_path_factory.mktemp('site')
-    for name, (text, _) in (FAULTS | {GOOD: (page(), None)}).items():
+    good = page(FINE).replace('<a class="nav', f'{LOGOS}<a class="nav')
+    for name, (text, _) in (FAULTS | {GOOD: (good, None)}).items():
         file = folder / f'{name}.html'
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)

@@ -96,6 +96,28 @@ def processed(site):
 def address(page, front): return str(Path(page).with_name(front['output-file']))
 
 
+def markdown_of(cell):
+    "Lines of Markdown that a cell has, or has left"
+    texts = [cell.source] if cell.cell_type == 'markdown' else []
+    texts += [''.join(out.get('data', {}).get('text/markdown', '')) for out in cell.get('outputs', [])]
+    return [line for text in texts for line in text.splitlines()]
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_deviations_stay_beside_their_means(page):
+    "In a narrow cell a plain space before ± breaks the line"
+    assert not [line for cell in read(page).cells for line in markdown_of(cell) if line[:1] == '|' and ' ± ' in line]
+
+
+def starred(text): return '*' in re.sub('`[^`]*`', '', text or '')
+
+
+def test_docstrings_have_no_asterisks_but_in_code():
+    "nbdev sets a docstring in italics, by asterisks around it"
+    symbols = {f'{module}.{name}': symbol for module in MODULES for name, symbol in public_symbols(module).items()}
+    assert not [name for name, symbol in symbols.items() if callable(symbol) and starred(inspect.getdoc(symbol))]
+
+
 def test_titles_are_unique():
     titles = [read(page).cells[0].source.splitlines()[0] for page in PAGES]
     assert not {title for title in titles if titles.count(title) > 1}

@@ -119,7 +119,8 @@ def plot_top_k_report(
     axes:Any=None # one per measure
 ):
     "Recall and precision of the k best labels: a cluster per group, a bar per model"
-    fig, axes = new_axes(axes, (4.4 * len(measures), 3), ncols=len(measures), sharey=True, squeeze=False)
+    size = max(4.4 * len(measures), 6.5), 3
+    fig, axes = new_axes(axes, size, ncols=len(measures), sharey=True, squeeze=False)
     models = list(dict.fromkeys(report['model']))
     for j, (ax, measure) in enumerate(zip(np.ravel(axes), measures)):
         values = report.pivot(index='model', columns='group', values=measure)

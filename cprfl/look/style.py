@@ -159,10 +159,13 @@ def legend_text(
 
 def legend_above(
     ax:Any, # matplotlib axes
-    ncols:int, # entries side by side
+    ncols:int, # entries side by side, if the figure is wide enough
     **kw # of `ax.legend`
 ):
     "A legend that covers nothing: above the axes, at the left"
+    handles = kw.get('handles') or ax.get_legend_handles_labels()[0]
+    widest = max((text_width(handle.get_label(), 9) for handle in handles), default=0) + 0.5 # with its mark
+    ncols = max(1, min(ncols, int((ax.figure.get_figwidth() - 0.8) / widest)))
     ax.legend(**dict(frameon=False, fontsize=9, ncols=ncols, loc='lower left', bbox_to_anchor=(0, 1)) | kw)
 
 # %% ../../nbs/look/style.ipynb #59a9f4dc

@@ -35,7 +35,7 @@ def similarity_scores(
     features:torch.Tensor, # [B, C, d] category-specific features P'
     prompts:torch.Tensor # [C, d] category prompts P
 ) -> torch.Tensor: # [B, C] logits
-    "p'_i . p_i for each image and category, in float32 (paper, eq. 6, before the sigmoid)"
+    "`p'_i . p_i` for each image and category, in float32 (paper, eq. 6, before the sigmoid)"
     with torch.autocast(features.device.type, enabled=False):
         return torch.einsum('bcd,cd->bc', features.float(), prompts.float())
 
@@ -143,7 +143,7 @@ class FreePrompts(nn.Module):
 
 # %% ../../nbs/model/cprfl.ipynb #702de166
 class CosineScores(nn.Module):
-    "temperature * cos(p'_i, p_i) + bias, both learned"
+    "`temperature * cos(p'_i, p_i) + bias`, both learned"
     def __init__(self,
         temperature:float=10., # a at the start
         bias:float=-3. # b at the start
