@@ -95,7 +95,8 @@ def shorten_to(
     weight:str='normal' # or 'bold'
 ) -> str: # for a figure
     "A long name without as much of its middle as does not fit, on one line"
-    texts = (figure_text(shorten(visible(name), n)) for n in range(min(len(name), 60), 3, -1))
+    name = visible(name)
+    texts = (figure_text(shorten(name, n)) for n in range(min(max(len(name), 4), 60), 3, -1))
     return next((text for text in texts if text_width(text, points, weight) <= inches), figure_text(shorten(name, 3)))
 
 def signed(

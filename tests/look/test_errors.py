@@ -280,10 +280,14 @@ def test_a_closed_explorer_has_left_the_selection(explorer, tables, dataset):
     assert predictions.selection is None
 
 
-def test_more_than_three_labels(tables, dataset):
+def test_other_than_three_labels(tables, dataset):
     explorer = PredictionExplorer(tables, dataset).set(k=1)
     assert len(explorer.table()) == 2
-    with pytest.raises(ValueError, match='k: expected'): PredictionExplorer(tables, dataset, k=5)
+    with pytest.raises(ValueError, match='k: expected'): PredictionExplorer(tables, dataset, k=0)
+
+
+def test_there_are_no_more_labels_than_classes(tables, dataset):
+    assert PredictionExplorer(tables, dataset, k=50).k == len(dataset.classes)
 
 
 def test_categories_come_by_score(tables, dataset):
