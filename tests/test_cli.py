@@ -332,6 +332,20 @@ def test_a_run_is_not_put_beside_itself(beside, run):
     with pytest.raises(ValueError, match='more than once'): cli._by_name(beside, run)
 
 
+@pytest.mark.parametrize('given, said', [({}, 'so this one takes one thread; OMP_NUM_THREADS=4 takes all'),
+                                         (dict(OMP_NUM_THREADS='4'), '')])
+def test_busy_cores_are_left_to_others(monkeypatch, capsys, given, said):
+    monkeypatch.setattr('psutil.cpu_count', lambda: 4)
+    monkeypatch.setattr('psutil.cpu_percent', lambda: 1000.) # more than this process can use
+    monkeypatch.setattr('torch.get_num_threads', iter([4, 1]).__next__)
+    monkeypatch.setattr('torch.set_num_threads', lambda n: None)
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    for name, value in given.items(): monkeypatch.setenv(name, value)
+    callbacks = cli.leave_busy_cores(0.01)
+    assert len(callbacks) == (not given)
+    assert said in capsys.readouterr().out
+
+
 def test_list_of_recipes(shell):
     out = good(shell(cli.train, '--recipe', 'list'))
     for name, recipe in RECIPES.items(): assert re.search(f'^{name} +{re.escape(recipe.about)}$', out, re.M)
