@@ -35,7 +35,7 @@ from .checks import check_choice, check_range, did_you_mean, some
 from .files import Owner, write_text
 from .model.registry import MODELS
 from .registry import import_plugin
-from .runs.recipe import RECIPES, DataSettings, ModelSettings, Recipe, RunSettings, get_recipe
+from .runs.recipe import OF_LISTS, RECIPES, DataSettings, ModelSettings, Recipe, RunSettings, get_recipe
 from .text import VisibleStream, visible
 from .train.config import TrainConfig, choose_device
 
@@ -322,6 +322,7 @@ def _train_defaults(argv):
     recipe = _start(name, given.list, given.benchmark)
     data = _part(DataSettings, recipe)
     if given.list: data = replace(data, benchmark=None, test_file=None)
+    elif given.benchmark: data = replace(data, **dict.fromkeys(OF_LISTS))
     head = {name: recipe.model_args.get(name) for name in _HEAD}
     model = _part(ModelOptions, recipe, **head)
     training = replace(recipe.train, loss_args={}) # another loss may not take them
@@ -335,7 +336,7 @@ def _recipe(o, base):
     model['backbone_args'] = _keywords_of('backbone', o.model, base)
     if o.model.weights != base.weights: model['pretrained'] = False
     train = replace(o.training, loss_args=_keywords_of('loss', o.training, base.train))
-    if o.data.benchmark and o.data.train_file != base.train_file:
+    if o.data.benchmark and o.data.train_file:
         raise ValueError('--list and --benchmark: give one of the two')
     run = {f.name: getattr(o.run, f.name) for f in fields(RunSettings)}
     return Recipe(**run, **vars(o.data), **model, train=train)

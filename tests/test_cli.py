@@ -111,10 +111,10 @@ def runs(data, tmp_path_factory):
 # ---- every option of before this command line was made from dataclasses, with where it arrives
 
 OPTIONS = [
-    ('--list photos.csv', 'train_file', 'photos.csv'), ('--test-list test.csv', 'test_file', 'test.csv'),
-    ('--held-out 0.25', 'held_out', 0.25), ('--classes c.txt', 'classes', 'c.txt'), ('--root data', 'root', 'data'),
-    ('--skip-bad', 'skip_bad', True), ('--image-size 64', 'image_size', 64), ('--model mlgcn', 'model', 'mlgcn'),
-    ('--backbone resnet18', 'backbone', 'resnet18'), ('--weights r.pth', 'weights', 'r.pth'),
+    ('--list photos.csv', 'train_file', 'photos.csv'), ('--test-list test.csv --list a.csv', 'test_file', 'test.csv'),
+    ('--held-out 0.25', 'held_out', 0.25), ('--classes c.txt --list a.csv', 'classes', 'c.txt'),
+    ('--root data', 'root', 'data'), ('--skip-bad', 'skip_bad', True), ('--image-size 64', 'image_size', 64),
+    ('--model mlgcn', 'model', 'mlgcn'), ('--backbone resnet18', 'backbone', 'resnet18'), ('--weights r.pth', 'weights', 'r.pth'),
     ('--frozen', 'frozen', True), ('--frozen --tune 1', 'tune', 1), ('--cache-images', 'cache_images', True),
     ('--frozen --views 3', 'views', 3), ('--semantics words', 'semantics', 'words'),
     ('--semantics-norm 12', 'semantics_norm', 12.), ('--loss focal', 'train.loss', 'focal'),
@@ -269,6 +269,16 @@ def test_the_head_is_cprfls_alone(shell):
 
 def test_a_list_or_a_benchmark(shell):
     assert 'give one of the two' in bad(shell(cli.train, '--list', 'photos.csv', '--benchmark', 'voc-lt'))
+
+
+def test_a_benchmark_takes_the_place_of_a_recipes_list(asked):
+    quiet(cli.train, '--recipe', 'frozen-cprfl', '--benchmark', 'voc-lt')
+    assert (asked['benchmark'], asked['train_file']) == ('voc-lt', None)
+
+
+def test_a_test_list_beside_a_benchmark_is_refused(shell):
+    said = bad(shell(cli.train, '--benchmark', 'shapes-lt', '--test-list', 'mine.csv'))
+    assert "test_file: the benchmark 'shapes-lt' has its own, got 'mine.csv'; it goes with a train_file" in said
 
 
 # ---- help

@@ -21,7 +21,7 @@ from packaging.version import Version
 import cprfl
 from cprfl._modidx import d as index
 from cprfl.model.registry import MODELS
-from cprfl.runs.recipe import RECIPES, Recipe, get_recipe
+from cprfl.runs.recipe import OF_LISTS, RECIPES, Recipe, get_recipe
 from cprfl.train.config import TrainConfig
 
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
@@ -161,6 +161,22 @@ def test_an_unknown_recipe_is_refused():
 
 def test_a_recipe_needs_data():
     with pytest.raises(ValueError, match='give a benchmark or a train_file'): Recipe(benchmark=None)
+
+
+def test_a_list_takes_the_place_of_the_benchmark():
+    recipe = get_recipe('shapes-cprfl').with_(train_file='mine.csv')
+    assert (recipe.benchmark, recipe.train_file) == (None, 'mine.csv')
+
+
+def test_a_benchmark_takes_the_place_of_lists():
+    recipe = get_recipe('frozen-cprfl').with_(test_file='test.txt', classes='names.txt').with_(benchmark='voc-lt')
+    assert [recipe.benchmark, *(getattr(recipe, name) for name in OF_LISTS)] == ['voc-lt', None, None, None]
+
+
+@pytest.mark.parametrize('name', OF_LISTS)
+def test_a_list_beside_a_benchmark_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name}: the benchmark 'shapes-lt' has its own, got 'mine.txt'"):
+        Recipe(**{name: 'mine.txt'})
 
 
 def test_cached_views_need_a_frozen_backbone():

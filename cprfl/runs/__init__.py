@@ -11,7 +11,7 @@ import lazy_loader
 # %% ../../nbs/runs/index.ipynb #0925edb4
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'recipe': ['GLOBAL_HEAD', 'RECIPES', 'RunSettings', 'DataSettings', 'ModelSettings', 'NameSettings',
-               'field_names', 'Recipe', 'get_recipe'],
+               'field_names', 'OF_LISTS', 'Recipe', 'get_recipe'],
     'stored': ['RunConfig', 'read_report', 'check_numeric', 'read_frame', 'read_metrics',
                'without_paths'],
     'registered': ['REGISTRIES', 'recorded', 'check_recorded', 'packed', 'unpack'],

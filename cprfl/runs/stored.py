@@ -19,7 +19,7 @@ from pandas.api.types import is_numeric_dtype
 from .. import __version__
 from ..checks import brief, check_range, check_type, some
 from ..files import csv_frame, reading
-from .recipe import Recipe, field_names
+from .recipe import OF_LISTS, Recipe, field_names
 from .registered import check_recorded
 from ..settings import check_keys, from_dict, read_json
 
@@ -80,7 +80,9 @@ class RunConfig:
         data = check_type('data', config.get('data'), str|None)
         all_classes = config.get('all_classes')
         if all_classes is not None: all_classes = _check_classes('all_classes', all_classes)
-        recipe = from_dict(Recipe, field_names(check_keys('recipe', config['recipe'])), 'recipe')
+        recipe = field_names(check_keys('recipe', config['recipe']))
+        if recipe.get('benchmark'): recipe |= dict.fromkeys(OF_LISTS) # once they were kept beside it, unused
+        recipe = from_dict(Recipe, recipe, 'recipe')
         return cls(recipe, classes, groups, counts, num_train, registered, data, all_classes)
 
 # %% ../../nbs/runs/stored.ipynb #7cd85dc3

@@ -20,6 +20,7 @@ from cprfl.runs.build import Splits, build_model, load_data
 from cprfl.runs.predict import Pictures
 from cprfl.runs.recipe import GLOBAL_HEAD, RECIPES, Recipe, get_recipe
 from cprfl.runs.run import Run, find_runs, open_runs, run_or_open, run_recipe
+from cprfl.runs.stored import RunConfig
 from cprfl.train.callbacks import Callback
 from cprfl.train.config import TrainConfig
 from cprfl.train.trainer import predict
@@ -54,6 +55,20 @@ def test_a_recipe_from_a_file(tmp_path):
     file = tmp_path / 'r.yaml'
     file.write_text('base: shapes-erm\nepochs: 7\nimage_size: 96\n')
     assert get_recipe(str(file)) == get_recipe('shapes-erm').with_(epochs=7, image_size=96)
+
+
+def test_a_file_with_a_list_reads_the_list(tmp_path):
+    file = tmp_path / 'r.yaml'
+    file.write_text('train_file: mine.csv\nimage_size: 96\n')
+    assert get_recipe(str(file)).benchmark is None
+
+
+def test_a_run_that_kept_a_list_beside_its_benchmark_is_read(tmp_path):
+    recipe = asdict(Recipe()) | dict(train_file='train.txt') # which older runs did not read
+    config = dict(recipe=recipe, classes=['dog', 'cat'], groups=dict(head=[0], tail=[1]), class_counts=[5, 1],
+                  num_train=6)
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    assert RunConfig.read(tmp_path / 'config.json').recipe == Recipe()
 
 
 @pytest.mark.parametrize('text, words', [
