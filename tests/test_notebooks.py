@@ -20,6 +20,12 @@ TABLES_ONLY = {f'analysis/{name}.ipynb' for name in (
     'end_to_end', 'decisions', 'faithfulness', 'top3_photos')} # the last two have saved ones
 NEED_RUNS = ['analysis/top3.ipynb', 'analysis/errors.ipynb', 'analysis/attention.ipynb', 'analysis/prompt_drift.ipynb']
 RUN = [name for name in NOTEBOOKS if not name.startswith('analysis/') or name in TABLES_ONLY]
+SHORTER = { # what of a notebook is replaced when it is tested: its cells are run, its figures are not checked
+    'tutorials/first_training.ipynb': [('epochs=8', 'epochs=1')],
+    'tutorials/new_model.ipynb': [('epochs=15', 'epochs=1')],
+    'tutorials/several_gpus.ipynb': [('epochs=4', 'epochs=1')],
+    'analysis/prompt_drift.ipynb': [('epochs=4', 'epochs=1'), ('image_size=64', 'image_size=32')],
+}
 MOST = 150_000 # bytes of outputs that a reference page may keep
 
 
@@ -158,6 +164,17 @@ def run_here(name, said, env):
         for child in multiprocessing.active_children(): child.terminate() # which would be waited for
 
 
+def shortened(name, folder):
+    "A copy of a notebook that trains for fewer epochs than its readers do"
+    text = (NBS / name).read_text()
+    for long, short in SHORTER[name]:
+        assert long in text, f'{name} has no {long!r}: see SHORTER'
+        text = text.replace(long, short)
+    copy = folder / Path(name).name
+    copy.write_text(text)
+    return copy
+
+
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     "Runs a notebook in a fork of a process that has loaded the heavy libraries, which saves seconds for each"
@@ -167,8 +184,9 @@ def run(tmp_path_factory):
         context.set_forkserver_preload(HEAVY)
 
         def run_notebook(name, **env):
-            said = tmp_path_factory.mktemp('said') / 'output.txt'
-            process = context.Process(target=run_here, args=(name, said, env))
+            folder = tmp_path_factory.mktemp('said')
+            said, page = folder / 'output.txt', shortened(name, folder) if name in SHORTER else name
+            process = context.Process(target=run_here, args=(page, said, env))
             process.start()
             process.join()
             assert process.exitcode == 0, said.read_text()[-3000:]
@@ -210,8 +228,8 @@ def plain_runs(folder):
     table = pd.DataFrame((rng.random((24, 4)) < 0.5).astype(int), columns=labels)
     table.assign(path=names).to_csv(folder / 'all.csv', index=False)
     file, head = str(folder / 'all.csv'), dict(d=16, heads=2, head_dim=8, ffn_dim=16)
-    recipe = Recipe(train_file=file, test_file=file, image_size=64, backbone='shapes', backbone_args=dict(stage=3),
-                    semantics='words', alignment_images=0,
+    recipe = Recipe(benchmark=None, train_file=file, test_file=file, image_size=64, backbone='shapes',
+                    backbone_args=dict(stage=3), semantics='words', alignment_images=0,
                     train=TrainConfig(epochs=1, batch_size=6, select='last', device='cpu'))
     for name in ('one', 'two'): run_recipe(recipe.with_(name=f'{name}-s0', model_args=head), folder, progress=False)
     run_recipe(recipe.with_(name='linear-s0', model='erm'), folder, progress=False)
