@@ -17,6 +17,17 @@ TINY = dict(SIZES, backbone='resnet18')
 HABITS = dict(encode_text=True, run_average=True, all_rows=True, floats=True)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def small_text_tower():
+    "In place of the RN50 whose text tower the reference runs in each step"
+    def small(*name, **kw): return open_clip.CLIP(
+        1024, vision_cfg=dict(layers=1, width=64, image_size=32, patch_size=16),
+        text_cfg=dict(layers=1, width=16, heads=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(open_clip, 'create_model', small)
+        yield
+
+
 @pytest.fixture(scope='module')
 def tiny(): return bench.Setting(**TINY, classes=6, batch=2)
 
