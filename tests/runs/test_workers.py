@@ -2,10 +2,12 @@
 import subprocess
 import sys
 import textwrap
+from dataclasses import asdict
 from threading import Thread
 
 import psutil
 import pytest
+from PIL import Image
 
 import cprfl.runs.workers
 from cprfl.cli import demo as cprfl_demo
@@ -15,8 +17,18 @@ from cprfl.runs.recipe import get_recipe
 from cprfl.runs.workers import Worker, side_by_side
 
 CLIP = get_recipe('shapes-clip')
-LONG = get_recipe('shapes-erm').with_(name='long', image_size=32, epochs=5000, select='last', device='cpu',
-                                      precision='fp32')
+
+
+@pytest.fixture(scope='module')
+def long(tmp_path_factory):
+    "A training of many short epochs"
+    folder = tmp_path_factory.mktemp('images')
+    for i in range(8): Image.new('RGB', (40, 40), (30 * i, 0, 0)).save(folder / f'{i}.png')
+    rows = ['path,dark,light', *(f'{i}.png,{int(i < 4)},{int(i >= 4)}' for i in range(8))]
+    (folder / 'all.csv').write_text('\n'.join(rows))
+    files = dict.fromkeys(('train_file', 'test_file'), str(folder / 'all.csv'))
+    return get_recipe('shapes-erm').with_(name='long', image_size=32, epochs=50_000, batch_size=8, select='last',
+                                          device='cpu', precision='fp32', alignment_images=0, **files)
 
 
 def wait_for(file, process):
@@ -34,21 +46,21 @@ def worker(tmp_path):
     worker.close()
 
 
-def test_a_killed_worker_costs_its_run(worker, tmp_path):
+def test_a_killed_worker_costs_its_run(worker, long, tmp_path):
     said = []
-    thread = Thread(target=lambda: said.append(worker.run(LONG)))
+    thread = Thread(target=lambda: said.append(worker.run(long)))
     process = worker.start()
     thread.start()
     wait_for(tmp_path / 'long' / 'metrics.csv', process)
     process.kill()
     thread.join()
     assert 'its process was killed (SIGKILL)' in said[0]
-    assert worker.run(CLIP) is None
+    assert worker.run(long.with_(name='short', epochs=1)) is None
     assert worker.process is not process
 
 
-def test_a_worker_that_is_closed_saves_its_training(worker, tmp_path):
-    thread = Thread(target=worker.run, args=(LONG,))
+def test_a_worker_that_is_closed_saves_its_training(worker, long, tmp_path):
+    thread = Thread(target=worker.run, args=(long,))
     process = worker.start()
     thread.start()
     wait_for(tmp_path / 'long' / 'metrics.csv', process)
@@ -87,15 +99,16 @@ def test_all_workers_are_told_to_end_before_one_is_waited_for():
 def test_an_error_between_two_runs_is_raised_in_the_end():
     def fail(recipe): raise OSError('the disk is full')
     said = []
-    with pytest.raises(OSError, match='the disk is full'): side_by_side([CLIP, LONG], [Idle(said)], fail)
+    with pytest.raises(OSError, match='the disk is full'): side_by_side([CLIP, CLIP], [Idle(said)], fail)
     assert said == [CLIP.name, 'hang up', 'close']
 
 
-def test_workers_end_with_a_killed_parent(tmp_path):
+def test_workers_end_with_a_killed_parent(long, tmp_path):
     code = f"""
-        from test_workers import LONG
+        from cprfl.runs.recipe import Recipe
         from cprfl.runs.workers import Worker, side_by_side
-        side_by_side([LONG, LONG.with_(name='other')], [Worker({str(tmp_path)!r}) for _ in range(2)])
+        long = Recipe(**{asdict(long)!r})
+        side_by_side([long, long.with_(name='other')], [Worker({str(tmp_path)!r}) for _ in range(2)])
         """
     parent = subprocess.Popen([sys.executable, '-c', textwrap.dedent(code)], cwd=__file__.rsplit('/', 1)[0])
     for name in ('long', 'other'): wait_for(tmp_path / name / 'metrics.csv', parent)

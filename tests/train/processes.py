@@ -8,11 +8,12 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from toys import build, picture_model
 
-from cprfl.data.shapes import shapes_lt
+from cprfl.data.dataset import ArrayDataset
 from cprfl.train.callbacks import Callback, MeanLoss
 from cprfl.train.trainer import predict
 
@@ -48,12 +49,19 @@ class Breaks(Callback):
         trainer.loss = trainer.loss * float('nan')
 
 
+def pictures(n, C=20, size=32):
+    "Noise with labels"
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+    return ArrayDataset(images, (rng.random((n, C)) < 0.2).astype(np.uint8), [f'class {c}' for c in range(C)])
+
+
 MORE = dict(stop=[Stops()], nan=[Breaks('nan')], fails=[Breaks('fails')])
 
 
 def main(out, how=''):
     torch.set_num_threads(1)
-    out, data, losses = Path(out), shapes_lt('train'), Losses()
+    out, data, losses = Path(out), pictures(197), Losses()
     model = picture_model(dropout=0.2 if how else 0.) # each process has a dropout of its own
     model.backbone.requires_grad_(False) # batch statistics are those of a process's own images
     valid = data.subset(range(160, 197))
