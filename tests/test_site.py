@@ -71,7 +71,8 @@ def settings():
 def process(folder):
     "What nbdev hands to Quarto, and what it warned of"
     copy_project(folder, 'settings.ini', 'pyproject.toml', '_quarto.yml')
-    code = 'from nbdev.serve import proc_nbs; proc_nbs(n_workers=0, force=True)' # nbdev_proc_nbs would install Quarto
+    code = ( # nbdev_proc_nbs would install Quarto, and closing a shell for each page takes longer than the pages
+        'import os; from nbdev.serve import proc_nbs; proc_nbs(n_workers=0, force=True); os._exit(0)')
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
     env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': path}
     done = subprocess.run([sys.executable, '-c', code], cwd=folder, env=env, capture_output=True, text=True)
