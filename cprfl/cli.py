@@ -49,7 +49,10 @@ def _as_value(text):
 def _as_keywords(words):
     for word in words:
         if '=' not in word: raise ValueError(f'expected NAME=VALUE, got {word}')
-    return {name: _as_value(value) for name, _, value in (word.partition('=') for word in words)}
+    pairs = [word.split('=', 1) for word in words]
+    for name, n in Counter(name for name, _ in pairs).items():
+        if n > 1: raise ValueError(f'{name}: is given {n} times')
+    return {name: _as_value(value) for name, value in pairs}
 
 @_REGISTRY.primitive_rule
 def _keywords(info):
@@ -75,9 +78,22 @@ def _optional(info):
 _INSIDE = re.compile(r'--(?:train|(\w+[-_]args))\.([\w-]+)(?:=(.*))?', re.DOTALL)
 _RENAMED = {'--purity': '--alignment-images'} # of version 0.1
 
+def _together(words):
+    "Keywords behind one option: --loss-args a=1 --lr 1 --loss-args b=2 becomes --lr 1 --loss-args a=1 b=2"
+    others, keywords = [], {}
+    place = others
+    for word in words:
+        option, _, value = word.partition('=')
+        if word.startswith('--'):
+            takes_keywords = option.endswith(('-args', '_args'))
+            place = keywords.setdefault(option.replace('_', '-'), []) if takes_keywords else others
+            if takes_keywords: word = value
+        if word or place is others: place.append(word)
+    return [*others, *(word for option, pairs in keywords.items() for word in (option, *pairs))]
+
 def _flat(argv):
     "Words without settings inside others: --train.epochs becomes --epochs, --names-args.k 5 becomes --names-args k=5"
-    words, inside, left = [], {}, iter(argv)
+    words, left = [], iter(argv)
     for word in left:
         found = _INSIDE.fullmatch(word)
         if not found: words.append(_RENAMED.get(word, word))
@@ -85,11 +101,8 @@ def _flat(argv):
         else:
             value = next(left, '') if found[3] is None else found[3]
             name = found[2].replace('-', '_')
-            inside.setdefault(f"--{found[1].replace('_', '-')}", []).append(f'{name}={value}')
-    for option, pairs in inside.items():
-        at = words.index(option) if option in words else len(words)
-        words[at:at + 1] = [option, *pairs]
-    return words
+            words += [f'--{found[1]}', f'{name}={value}']
+    return _together(words)
 
 # %% ../nbs/cli.ipynb #c21b70cf
 def _is_rule(line): return line.startswith(('──', '----')) # of dashes where the output is not UTF-8
@@ -323,8 +336,7 @@ def _train_defaults(argv):
     data = _part(DataSettings, recipe)
     if given.list: data = replace(data, benchmark=None, test_file=None)
     elif given.benchmark: data = replace(data, **dict.fromkeys(OF_LISTS))
-    head = {name: recipe.model_args.get(name) for name in _HEAD}
-    model = _part(ModelOptions, recipe, **head)
+    model = replace(_part(ModelOptions, recipe), model_args={}, backbone_args={}, names_args={}) # see `_keywords_of`
     training = replace(recipe.train, loss_args={}) # another loss may not take them
     return TrainOptions(data, model, training, _part(RunOptions, recipe), given.recipe)
 
@@ -332,8 +344,10 @@ def _train_defaults(argv):
 def _recipe(o, base):
     "The recipe that the options describe, as a change of another"
     model = {f.name: getattr(o.model, f.name) for f in fields(ModelSettings)}
-    model['model_args'] = _keywords_of('model', o.model, base) | _head(o.model, base)
-    model['backbone_args'] = _keywords_of('backbone', o.model, base)
+    model['model_args'] = _keywords_of('model', o.model, base) | _head(o.model)
+    _check_parts(o.model, base)
+    _check_used(o, base)
+    for owner in ('backbone', 'names'): model[f'{owner}_args'] = _keywords_of(owner, o.model, base)
     if o.model.weights != base.weights: model['pretrained'] = False
     train = replace(o.training, loss_args=_keywords_of('loss', o.training, base.train))
     if o.data.benchmark and o.data.train_file:
@@ -341,18 +355,42 @@ def _recipe(o, base):
     run = {f.name: getattr(o.run, f.name) for f in fields(RunSettings)}
     return Recipe(**run, **vars(o.data), **model, train=train)
 
-def _keywords_of(owner, given, base):
-    before, now = getattr(base, f'{owner}_args'), getattr(given, f'{owner}_args')
-    start = before if getattr(given, owner) == getattr(base, owner) else {}
-    return start | (now if now != before else {})
+_NEEDS = dict(backbone=('backbone', 'weights', 'lora', 'tune'), semantics=('semantics', 'semantics_norm'))
 
-def _head(model, base):
+def _check_parts(model, base):
+    "Refuse what is given for a part that the model does without"
+    if model.model not in MODELS: return
+    takes = MODELS[model.model].takes
+    without = [part for part in _NEEDS if not takes(part)]
+    if model.names or not takes('backbone'): without = [part for part in without if part != 'semantics'] # used
+    for part in without:
+        given = [_option(name) for name in _NEEDS[part] if getattr(model, name) != getattr(base, name)]
+        if given: raise ValueError(f"{', '.join(given)}: --model {model.model} has no {part}")
+
+_GOES_WITH = dict(sampler_power='--sampler class_aware', valid_fraction='--select valid', cache_shard='--frozen')
+
+def _check_used(o, base):
+    "Refuse a setting of something that is switched off"
+    settings, before = vars(o.model) | vars(o.training), vars(base) | vars(base.train)
+    used = dict(sampler_power=o.training.sampler == 'class_aware', valid_fraction=o.training.select == 'valid',
+                cache_shard=o.model.frozen)
+    for name, is_used in used.items():
+        if settings[name] != before[name] and not is_used:
+            raise ValueError(f'{_option(name)}: goes with {_GOES_WITH[name]}')
+
+def _option(name): return '--' + name.replace('_', '-')
+
+def _keywords_of(owner, given, base):
+    "Those of the recipe, unless the owner is another, and those that are given"
+    same = getattr(given, owner) == getattr(base, owner)
+    return (getattr(base, f'{owner}_args') if same else {}) | getattr(given, f'{owner}_args')
+
+def _head(model):
     "The keywords of CPRFL that were given by name"
     named = {name: getattr(model, name) for name in _HEAD}
-    given = {name: value for name, value in named.items() if value != base.model_args.get(name)}
+    given = {name: value for name, value in named.items() if value is not None}
     if given and model.model != 'cprfl' and model.model in MODELS:
-        options = ', '.join('--' + name.replace('_', '-') for name in given)
-        raise ValueError(f'{options}: these are for --model cprfl only')
+        raise ValueError(f"{', '.join(map(_option, given))}: these are for --model cprfl only")
     return given
 
 # %% ../nbs/cli.ipynb #f667860b

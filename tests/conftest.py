@@ -1,5 +1,12 @@
+import os
+
 import pytest
 from helpers import ROOT, SHARED
+
+
+def pytest_xdist_auto_num_workers(config):
+    "One more than there are cores, because tests of browsers and of other processes wait"
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope='session')

@@ -126,7 +126,7 @@ OPTIONS = [
     ('--backbone-lr 0.5', 'train.backbone_lr', 0.5), ('--prompt-lr 0.5', 'train.prompt_lr', 0.5),
     ('--weight-decay 0.5', 'train.weight_decay', 0.5), ('--ema 0.5', 'train.ema', 0.5),
     ('--precision fp32', 'train.precision', 'fp32'), ('--augment flip', 'train.augment', 'flip'),
-    ('--select valid', 'train.select', 'valid'), ('--valid-fraction 0.5', 'train.valid_fraction', 0.5),
+    ('--select valid', 'train.select', 'valid'), ('--valid-fraction 0.5 --select valid', 'train.valid_fraction', 0.5),
     ('--select valid --patience 2', 'train.patience', 2), ('--num-workers 3', 'train.num_workers', 3),
     ('--compile default', 'train.compile', 'default'), ('--save-steps 5', 'train.save_steps', 5),
     ('--device cpu', 'train.device', 'cpu'), ('--seed 4', 'train.seed', 4), ('--name mine', 'name', 'mine'),
@@ -139,7 +139,8 @@ NEW_OPTIONS = [
     ('--model-args tau=1e-1', 'model_args.tau', 0.1), ('--backbone-args stage=2', 'backbone_args.stage', 2),
     ('--pretrained', 'pretrained', True), ('--data-seed 3', 'data_seed', 3),
     ('--alignment-images 7', 'alignment_images', 7), ('--purity 0', 'alignment_images', 0),
-    ('--recipe frozen-erm --list a.csv --cache-pooled', 'cache_pooled', True), ('--cache-shard 9', 'cache_shard', 9),
+    ('--recipe frozen-erm --list a.csv --cache-pooled', 'cache_pooled', True),
+    ('--cache-shard 9 --frozen', 'cache_shard', 9),
     ('--train.epochs 3', 'train.epochs', 3),
     ('--loss-args.gamma-neg 2', 'train.loss_args', dict(gamma_neg=2)),
     ('--model-args.tau=1e-1', 'model_args.tau', 0.1), ('--template {}', 'template', '{}'),
@@ -256,6 +257,44 @@ def test_keywords_go_with_what_they_belong_to(asked, tmp_path):
 def test_keywords_are_added_to_those_of_the_recipe(asked):
     quiet(cli.train, '--model-args', 'tau=0.1', 'residual=True', '--d', 16)
     assert asked['model_args'] == RECIPES['shapes-cprfl'].model_args | dict(tau=0.1, residual=True, d=16)
+
+
+def test_a_keyword_that_equals_the_recipes_is_kept_for_another_owner(asked):
+    quiet(cli.train, '--backbone', 'clip:RN50/openai', '--backbone-args', 'stage=3') # as shapes-cprfl has it
+    assert asked['backbone_args'] == dict(stage=3)
+
+
+def test_a_width_that_equals_the_recipes_is_refused_for_another_model(shell):
+    assert '--d: these are for --model cprfl only' in bad(shell(cli.train, '--model', 'decoder', '--d', 256))
+
+
+def test_keywords_may_stand_in_several_places(asked):
+    quiet(cli.train, '--model-args', 'depth=2', '--lr', '1', '--model-args', 'residual=True')
+    assert asked['model_args'].items() >= dict(depth=2, residual=True).items()
+
+
+def test_a_keyword_is_given_once(shell):
+    said = bad(shell(cli.train, '--model-args', 'depth=2', 'depth=3'))
+    assert 'depth: is given 2 times' in said
+
+
+def test_keywords_of_names_are_added_to_those_of_the_recipe(asked):
+    quiet(cli.train, '--recipe', 'frozen-names', '--names-args', 'k=5')
+    assert asked['names_args'] == RECIPES['frozen-names'].names_args | dict(k=5)
+
+
+@pytest.mark.parametrize('model, option, part', [
+    ('clip', '--weights', 'backbone'), ('coop', '--backbone', 'backbone'), ('erm', '--semantics', 'semantics')])
+def test_what_is_given_for_a_part_that_is_not_there_is_refused(shell, model, option, part):
+    said = bad(shell(cli.train, '--model', model, option, 'words'))
+    assert f'{option}: --model {model} has no {part}' in said
+
+
+@pytest.mark.parametrize('given, goes_with', [
+    ('--sampler-power 1.5', '--sampler class_aware'), ('--valid-fraction 0.5', '--select valid'),
+    ('--cache-shard 9', '--frozen')])
+def test_a_setting_of_what_is_switched_off_is_refused(shell, given, goes_with):
+    assert f'{given.split()[0]}: goes with {goes_with}' in bad(shell(cli.train, *given.split()))
 
 
 def test_weights_from_a_file_are_the_only_weights(asked):

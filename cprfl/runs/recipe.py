@@ -105,7 +105,8 @@ def field_names(
     return named
 
 # %% ../../nbs/runs/recipe.ipynb #cd337681
-OF_LISTS = 'train_file', 'test_file', 'classes' # settings of your own lists, which a benchmark does without
+OF_LISTS = ( # settings of your own lists, which a benchmark does without
+    'train_file', 'test_file', 'classes', 'path_column', 'label_column', 'label_separator', 'image_suffix', 'unknown')
 
 def _one_source(changes):
     "A list takes the place of the benchmark, and a benchmark that of the lists"
