@@ -148,7 +148,8 @@ def choose_shrinkage(
     repeats:int=5 # other cuts
 ) -> float:
     "The k with the lowest cost on images that were left out"
-    if held.positive.any(1).sum() < 4 * folds: return 10.
+    negative = held.known & ~held.positive
+    if min(held.positive.any(1).sum(), negative.any(1).sum()) < 4 * folds: return 10. # a part might lack one kind
     costs = []
     for seed in range(repeats):
         rounds = [_round(fit, held, *rows) for rows in KFold(folds, shuffle=True, random_state=seed).split(held.logits)]

@@ -218,15 +218,22 @@ def test_analyses_run_on_any_runs(run, tmp_path_factory, name):
     run(name, CPRFL_RUNS=str(made_once(tmp_path_factory, 'small_runs', small_runs)))
 
 
-def plain_runs(folder):
-    "Runs on images of one's own: no boxes, no record of alignment, no image tower, rare classes only"
+LABELS = ['dog', 'hair drier', '$x_{1$', 'tree'] # the third one is no formula
+OWN = dict( # what images of one's own show: [N, C]
+    mixed=(np.random.default_rng(0).random((24, 4)) < 0.5).astype(int), # rare classes only
+    full=np.ones((24, 3), int), # each image shows each class, and none is rare
+    single=np.array([[1], [0], [1]])) # one class
+
+
+def own_runs(folder, shown):
+    "Runs on images of one's own: no boxes, no record of alignment, no image tower"
     from cprfl.runs.recipe import Recipe
     from cprfl.runs.run import run_recipe
     from cprfl.train.config import TrainConfig
-    rng, labels, names = np.random.default_rng(0), ['dog', 'hair drier', 'cat', 'tree'], [f'{i}.png' for i in range(24)]
+    rng, names = np.random.default_rng(0), [f'{i}.png' for i in range(len(shown))]
     for name in names: Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(folder / name)
-    table = pd.DataFrame((rng.random((24, 4)) < 0.5).astype(int), columns=labels)
-    table.assign(path=names).to_csv(folder / 'all.csv', index=False)
+    table = pd.DataFrame(shown, columns=LABELS[:shown.shape[1]]).assign(path=names)
+    table.to_csv(folder / 'all.csv', index=False)
     file, head = str(folder / 'all.csv'), dict(d=16, heads=2, head_dim=8, ffn_dim=16)
     recipe = Recipe(benchmark=None, train_file=file, test_file=file, image_size=64, backbone='shapes',
                     backbone_args=dict(stage=3), semantics='words', alignment_images=0,
@@ -235,6 +242,8 @@ def plain_runs(folder):
     run_recipe(recipe.with_(name='linear-s0', model='erm'), folder, progress=False)
 
 
+@pytest.mark.parametrize('shown', OWN)
 @pytest.mark.parametrize('name', NEED_RUNS)
-def test_analyses_run_on_images_of_your_own(run, tmp_path_factory, name):
-    run(name, CPRFL_RUNS=str(made_once(tmp_path_factory, 'plain_runs', plain_runs)))
+def test_analyses_run_on_images_of_your_own(run, tmp_path_factory, name, shown):
+    folder = made_once(tmp_path_factory, f'own_runs_{shown}', lambda folder: own_runs(folder, OWN[shown]))
+    run(name, CPRFL_RUNS=str(folder))

@@ -23,7 +23,9 @@ def folder_of_runs(
     else: places = [folder / 'runs' / 'demo' for folder in (Path.cwd(), *Path.cwd().parents)]
     for place in places:
         if find_runs(place, having=having): return place
-    raise FileNotFoundError(f'no run that has a {having}: `make demo` trains some in a few minutes; '
+    without = [run.name for place in places for run in find_runs(place, having='config.json')]
+    lacking = f' ({some(without)} has none)' if without else ''
+    raise FileNotFoundError(f'no run that has a {having}{lacking}: `make demo` trains some in a few minutes; '
                             'or set CPRFL_RUNS to a folder of runs')
 
 # %% ../../nbs/look/choice.ipynb #e1020d03

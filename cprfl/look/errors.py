@@ -80,9 +80,13 @@ def label_errors(
         from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
     except ImportError as e:
         raise ImportError("label_errors: expected cleanlab to be installed; pip install 'cprfl[labels]'") from e
-    labels = [np.flatnonzero(row > 0).tolist() for row in targets]
-    found = find_multilabel_issues_per_class(labels, np.asarray(scores, float), n_jobs=1)
-    return np.asarray(found, bool) & (targets >= 0)
+    shown = targets > 0
+    both = shown.any(0) & ~shown.all(0) # classes with one kind of label give nothing to compare
+    found = np.zeros(shown.shape, bool)
+    if both.any():
+        labels = [np.flatnonzero(row).tolist() for row in shown[:, both]]
+        found[:, both] = find_multilabel_issues_per_class(labels, np.asarray(scores, float)[:, both], n_jobs=1)
+    return found & (targets >= 0)
 
 # %% ../../nbs/look/errors.ipynb #8a539d35
 class RunErrors:

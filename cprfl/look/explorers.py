@@ -613,7 +613,7 @@ def draw_neighbours(
     ax.barh(y, near['now'], 0.6, color=colours)
     ax.scatter(near['start'], y, marker='D', s=36, facecolors='white', edgecolors=TEXT, zorder=3)
     ax.set_yticks(y, [figure_text(shorten(label, 20)) for label in labels], fontsize=9)
-    ax.set(xlim=(min(0, cosines.min() - 0.05), 1.05), ylim=(len(near) - 0.5, -0.5))
+    ax.set(xlim=(cosines.min(initial=0.05) - 0.05, 1.05), ylim=(max(len(near), 1) - 0.5, -0.5))
     ax.set_xlabel('cosine', fontsize=9)
 
 # %% ../../nbs/look/explorers.ipynb #e6451802

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..checks import check_range
 from ..data.dataset import MultiLabelDataset
 from ..data.longtail import group_names
 from .attention import strongest_point
@@ -292,6 +293,7 @@ def plot_similarity(
     "Similarity of classes before and after, in the order of the first; a figure of its own, so it takes no axes"
     from scipy.cluster.hierarchy import leaves_list
     before, after, C = change['before'], change['after'], len(change['before'])
+    check_range('classes', C, low=2)
     link, group = _cosine_linkage(before), group_names(groups, C)
     order = leaves_list(link)
     values = np.hstack([before.to_numpy()[:, order], np.full((C, 1), np.nan), after.to_numpy()[:, order]])

@@ -97,6 +97,6 @@ def neighbour_changes(
     "The nearest prompts of each class at the first and the last epoch"
     sim = similarity_change(prompts, classes, centre=centre)
     before, after = _neighbours(sim['before'], k), _neighbours(sim['after'], k)
-    kept = [len(set(a) & set(b)) / len(a) for a, b in zip(before, after)]
+    kept = [len(set(a) & set(b)) / len(a) if a else np.nan for a, b in zip(before, after)]
     columns = {'class': list(classes), 'group': group_names(groups, len(classes))}
     return pd.DataFrame(columns | dict(before=before, after=after, kept=kept))

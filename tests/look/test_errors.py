@@ -104,6 +104,14 @@ def test_label_errors_are_found_by_cleanlab(dataset):
     assert not found[9, 1]
 
 
+def test_a_class_that_all_images_show_has_no_label_errors():
+    pytest.importorskip('cleanlab', reason="cleanlab is optional (pip install 'cprfl[labels]')")
+    rng = np.random.default_rng(0)
+    targets = np.stack([np.ones(24, int), np.arange(24) % 2], 1)
+    found = label_errors(np.clip(targets + rng.normal(0, 0.05, targets.shape), 0.01, 0.99), targets)
+    assert not found[:, 0].any()
+
+
 def test_without_cleanlab_the_error_says_how_to_install(dataset, explorer, monkeypatch):
     monkeypatch.setitem(sys.modules, 'cleanlab.multilabel_classification.filter', None)
     with pytest.raises(ImportError, match=r"pip install 'cprfl\[labels\]'"):

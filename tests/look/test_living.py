@@ -143,8 +143,8 @@ def photos(tmp_path_factory):
     return folder
 
 
-def trained(folder, name, **settings):
-    recipe = get_recipe('shapes-erm').with_(
+def trained(folder, name, base='shapes-erm', **settings):
+    recipe = get_recipe(base).with_(
         name=name, benchmark=None, train_file=str(folder / 'list.csv'), root=str(folder / 'images'), image_size=32,
         epochs=1, batch_size=8, device='cpu', precision='fp32', **settings)
     return run_recipe(recipe, folder / 'runs', progress=False)
@@ -242,6 +242,12 @@ def test_a_report_says_which_class_has_another_name(run, photos, tmp_path):
 
 def test_a_report_of_two_classes(photos, tmp_path):
     page = report(trained(photos, 'two', hide=['dog', 'x&y'], held_out=0.5), tmp_path)
+    assert 'class="living"' in page
+
+
+def test_a_report_of_one_class(photos, tmp_path):
+    page = report(trained(photos, 'single', 'shapes-cprfl', hide=OWN[1:], held_out=0.5,
+                          model_args=dict(d=16, heads=2, head_dim=8, ffn_dim=16)), tmp_path)
     assert 'class="living"' in page
 
 

@@ -402,8 +402,7 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path):
     assert (tmp_path / 'clip-s0' / 'report.json').exists()
 
 
-def test_rows_with_cached_features_run_side_by_side(tmp_path):
-    "Their data loaders start processes of their own"
+def test_the_row_of_coop_can_be_opened(tmp_path):
     coop = all_rows(get_protocol('shapes'))['coop'].with_(name='coop-s0', epochs=1)
     assert run_many([coop], tmp_path, workers=1, progress=False) == {}
     assert Run(tmp_path / 'coop-s0').model() is not None

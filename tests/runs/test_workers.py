@@ -14,6 +14,7 @@ from cprfl.cli import demo as cprfl_demo
 from cprfl.cli import table as cprfl_table
 from cprfl.files import Owner
 from cprfl.runs.recipe import get_recipe
+from cprfl.runs.tables import run_many
 from cprfl.runs.workers import Worker, side_by_side
 
 CLIP = get_recipe('shapes-clip')
@@ -118,6 +119,11 @@ def test_workers_end_with_a_killed_parent(long, tmp_path):
     parent.wait()
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_loaders_of_workers_start_processes_of_their_own(long, tmp_path):
+    short = [long.with_(name=name, epochs=1, num_workers=1) for name in ('one', 'other')]
+    assert run_many(short, tmp_path, workers=2, threads=1, progress=False) == {}
 
 
 # ---- a folder of a table
