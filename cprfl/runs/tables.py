@@ -327,6 +327,7 @@ def all_rows(
         add(f'asl@{slug(label)}', asl.with_(**changes), f'inputs: {label}')
         add(f'cprfl@{slug(label)}', cprfl.with_(**changes), f'inputs: {label}')
     for label, change in _SEARCH.items(): add(f'cprfl@{slug(label)}', change(cprfl), label)
+    protocol.trials.check(rows)
     for key, label, recipe in protocol.trials.recipes(rows): add(trial_key(key, label), recipe, f'trials: {label}')
     rows |= protocol.trials.best(rows)
     for key, recipe in _name_rows(protocol, rows).items(): add(key, recipe, 'names')
