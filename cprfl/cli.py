@@ -653,8 +653,9 @@ def _keep_results(out, write):
 
 def _check_trials(trials, rows, chosen):
     "Raise if methods are to be compared at their best rates, and these are not known yet"
-    if 'compared' not in chosen or not trials.results or not (missing := trials.missing(rows)): return
-    raise ValueError(f'tables: `compared` takes the best settings from {trials.results}, which lacks the trials '
+    compared = [name for name in ('compared', 'compared-names') if name in chosen]
+    if not compared or not trials.results or not (missing := trials.missing(rows)): return
+    raise ValueError(f'tables: `{compared[0]}` takes the best settings from {trials.results}, which lacks the trials '
                      f'{some(missing, 3)}; make them with --tables trials --held-out 0.33 --seeds 1 '
                      f'--out {Path(trials.results).parent}')
 
