@@ -434,6 +434,19 @@ def test_tables_of_runs_that_are_there(runs, capsys):
     assert f'runs and tables: {runs}' in out
 
 
+def test_a_share_that_the_runs_did_not_hold_out_is_refused(runs, capsys):
+    with pytest.raises(SystemExit):
+        cprfl_table(['--no-run', '--held-out', '0.5', '--tables', 'methods', '--out', str(runs)])
+    assert 'held_out: expected runs with 0.5, got clip-s0 with 0;' in capsys.readouterr().err
+
+
+def test_the_caption_has_the_share_that_runs_held_out(tmp_path, capsys):
+    recipe = all_rows(get_protocol('shapes'))['clip'].with_(held_out=0.3)
+    run_many(seeded(recipe, 1), tmp_path, workers=1, progress=False)
+    cprfl_table(['--no-run', '--held-out', '0.3', '--tables', 'methods', '--out', str(tmp_path)])
+    assert '30% of the training images in place of the test set' in capsys.readouterr().out
+
+
 def test_tables_are_printed_again_without_their_runs(runs, tmp_path, capsys):
     p = get_protocol('shapes')
     write_tables(runs, p, {'methods': all_tables(p)['methods']})
