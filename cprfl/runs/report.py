@@ -409,9 +409,10 @@ def _check_held_out(results, first, tables, share):
     keys = {key for table in tables.values() for key, _, _ in table.rows}
     stored = results.assign(held_out=results.get('held_out', first.recipe.held_out))
     other = stored[stored['key'].isin(keys) & (stored['held_out'] != share)]
-    for _, run in other.head(1).iterrows():
-        raise ValueError(f'held_out: expected runs with {share:g}, got {run["key"]}-s{run["seed"]} '
-                         f'with {run["held_out"]:g}; give the same, or choose another folder')
+    if other.empty: return
+    run = other.iloc[0]
+    raise ValueError(f'held_out: expected runs with {share:g}, got {run["key"]}-s{run["seed"]} '
+                     f'with {run["held_out"]:g}; give the same, or choose another folder')
 
 def _write_rules(folder):
     rules = rule_results(folder)
