@@ -181,6 +181,19 @@ def test_a_file_that_is_no_protocol(tmp_path, text, words):
     with pytest.raises(ValueError, match=re.escape(words)): get_protocol(str(file))
 
 
+@pytest.mark.parametrize('text, words', [
+    ('recipe: {semantics: words}', "recipe: semantics: expected in `sources: clip`, got 'words'"),
+    ('recipe: {seed: 1}', 'recipe: seed: expected in `cprfl_table --seeds`, got 1'),
+    ('recipe: {train: {seed: 1}}', 'recipe: seed: expected in'), ('recipe: {data-seed: 1}', 'recipe: data_seed: '),
+    ('loss_args: {dbfocal: {neg_scale: 2}}', "got 'dbfocal'; did you mean db_focal?"),
+    ('names_args: {k: 5}', 'names_args: these need `names`'),
+    ('names_tried: {k 5: {k: 5}}', 'names_tried: these need `names`')])
+def test_settings_that_no_row_uses_are_refused(tmp_path, text, words):
+    file = tmp_path / 'p.yaml'
+    file.write_text(f'title: x\nsources: {{clip: shapes}}\n{text}\n')
+    with pytest.raises(ValueError, match=re.escape(words)): get_protocol(str(file))
+
+
 def test_a_protocol_that_is_not_there():
     with pytest.raises(ValueError, match='expected one of shapes or a YAML file'): get_protocol('nothing')
 
