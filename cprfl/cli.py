@@ -677,6 +677,8 @@ def _chosen_tables(o, tables):
     else: chosen = [name for name in names if name not in _WHEN_NAMED]
     if unknown := [name for name in chosen if name not in tables]:
         raise ValueError(f"tables: expected some of {', '.join(names)}, got {', '.join(unknown)}")
+    if o.hide and 'unseen' not in chosen:
+        raise ValueError(f'hide: only `unseen` hides classes, got the tables {some(chosen, 3)}; add --tables unseen')
     searches = [name for name in SEARCHES if name in chosen]
     if searches and not (o.held_out or o.list):
         raise ValueError(f'tables: `{searches[0]}` chooses settings, and the test set is not for that; '
@@ -691,14 +693,25 @@ def _keep_results(out, write):
 
 def _check_trials(trials, rows, chosen):
     "Raise if methods are to be compared at their best rates, and these are not known yet"
-    if 'compared' not in chosen or not trials.results or not (missing := trials.missing(rows)): return
-    raise ValueError(f'tables: `compared` takes the best settings from {trials.results}, which lacks the trials '
+    compared = [name for name in ('compared', 'compared-names') if name in chosen]
+    if not compared or not trials.results or not (missing := trials.missing(rows)): return
+    raise ValueError(f'tables: `{compared[0]}` takes the best settings from {trials.results}, which lacks the trials '
                      f'{some(missing, 3)}; make them with --tables trials --held-out 0.33 --seeds 1 '
                      f'--out {Path(trials.results).parent}')
+
+_WITH_FROM = 'source', 'tables', 'format', 'columns', 'plugin'
+
+def _check_with_from(o):
+    "Raise if an option is given that stored tables have no use for"
+    given = [f'--{f.name.replace("_", "-")}' for f in fields(o) if getattr(o, f.name) != f.default
+             and f.name not in _WITH_FROM]
+    if given: raise ValueError('from: prints tables that were made before; expected --tables, --columns, --format or '
+                               f'--plugin beside it, got {some(given)}')
 
 def _print_tables(o):
     "Tables of a bundle, or of an earlier command, which need neither runs nor images"
     from cprfl.runs.report import format_table, read_tables, unfinished
+    _check_with_from(o)
     stored = read_tables(o.source)
     chosen = _split(o.tables) or list(stored.tables)
     for name in chosen:

@@ -643,6 +643,8 @@ def test_mistakes_are_a_sentence_and_leave_nothing_behind(shell, data, tmp_path,
     ('table', ['--seeds', '0'], 'seeds: expected at least 1, got 0'),
     ('table', ['--workers', '-1'], 'workers: expected at least 0, got -1'),
     ('table', ['--format', 'html'], "format: expected one of text, csv, markdown, latex, got 'html'"),
+    ('table', ['--hide', 'tail', '--tables', 'methods'], 'hide: only `unseen` hides classes, got the tables methods'),
+    ('table', ['--from', 'x', '--held-out', '0.3', '--seeds', '1'], 'beside it, got --held-out, --seeds'),
     ('demo', ['--seeds', '0'], 'seeds: expected at least 1, got 0'),
     ('bench', ['train', '--repeats', '0'], 'repeats: expected at least 1, got 0'),
     ('predict', [], 'RUN'), ('predict', ['runs/x'], 'give one or more image files')])

@@ -3,6 +3,7 @@ import pytest
 
 from cprfl.runs.recipe import Recipe, get_recipe
 from cprfl.settings import read_json, read_yaml
+from cprfl.train.config import TrainConfig
 
 
 @pytest.fixture
@@ -58,6 +59,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(file):
     ('name: 3', 'name: expected a text, got 3'), ('name: ../up', 'name: expected a plain name'),
     ('name: cache', 'cached'), ('base: [a]', "recipe: expected a text, got ['a']"),
     ('train: [1]', 'train: expected names with values'),
+    ('lr: 1.0\ntrain: {lr: 2.0}', 'lr: is given twice, once in train'),
     ('train: {epoch: 3}', 'unknown settings epoch'), ('views: 0', 'views: expected at least 1'),
     ('loss_args: {gamma: 1}', "loss_args: loss 'asl'"), ('loss: [asl]', 'loss: expected a text'),
     ('semantics_norm: 0', 'semantics_norm: expected above 0'), ('normalize: 1', 'normalize: expected True or False')])
@@ -67,6 +69,10 @@ def test_recipes_that_are_refused(file, content, words): assert words in refused
 def test_settings_of_the_training_may_stand_together(file):
     file.write_text('base: shapes-erm\ntrain: {epochs: 3, lr: 1e-2}\nseed: 2\n')
     assert Recipe.from_yaml(file) == get_recipe('shapes-erm').with_(epochs=3, lr=0.01, seed=2)
+
+
+def test_a_setting_may_differ_from_a_whole_config():
+    assert Recipe().with_(train=TrainConfig(lr=1.), seed=2).train == TrainConfig(lr=1., seed=2)
 
 
 # ---- settings that go with another

@@ -194,9 +194,12 @@ class Recipe(ModelSettings, DataSettings, RunSettings):
     ):
         "A copy with other settings; another model, backbone, loss or source of names starts with no keywords"
         training = changes.pop('train', {})
-        if isinstance(training, TrainConfig): training = vars(training)
+        whole = isinstance(training, TrainConfig) # from which single settings may differ
+        training = vars(training) if whole else check_keys('train', training)
+        if twice := [name for name in training if name in changes and not whole]:
+            raise ValueError(f'{twice[0]}: is given twice, once in train')
         known = [f.name for f in (*fields(self), *fields(TrainConfig))]
-        changes = check_keys('recipe', field_names(check_keys('train', training) | changes), known)
+        changes = check_keys('recipe', field_names(training | changes), known)
         changes = _one_source(changes)
         for owner in ('model', 'backbone', 'loss', 'names'):
             before = getattr(self.train if owner == 'loss' else self, owner)

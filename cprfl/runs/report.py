@@ -385,6 +385,7 @@ def write_tables(
     results = write_results(folder)
     first, _ = next(_with_predictions(folder), (None, None))
     if first is None: raise _nothing_of_seed_0(folder)
+    _check_held_out(results, first, tables, protocol.recipe.held_out)
     targets = first.test_set().targets
     _write_frame(folder / 'intervals.csv', intervals(folder, targets).round(3))
     _write_pairs(folder, results, tables, targets)
@@ -402,6 +403,16 @@ def write_tables(
         texts.append(f'{caption(table, results, protocol.title)}\n\n'
                      f'{format_table(made, format, columns, notes)}\n{sentences}')
     return texts
+
+def _check_held_out(results, first, tables, share):
+    "Raise if rows were measured on other images than their captions say; without a column, all are as the first"
+    keys = {key for table in tables.values() for key, _, _ in table.rows}
+    stored = results.assign(held_out=results.get('held_out', first.recipe.held_out))
+    other = stored[stored['key'].isin(keys) & (stored['held_out'] != share)]
+    if other.empty: return
+    run = other.iloc[0]
+    raise ValueError(f'held_out: expected runs with {share:g}, got {run["key"]}-s{run["seed"]} '
+                     f'with {run["held_out"]:g}; give the same, or choose another folder')
 
 def _write_rules(folder):
     rules = rule_results(folder)

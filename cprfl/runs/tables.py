@@ -18,9 +18,9 @@ import psutil
 import torch
 from tqdm.auto import tqdm
 
-from ..checks import check_choice, check_fields, check_type, some
+from ..checks import brief, check_choice, check_fields, check_type, some
 from ..model.registry import MODELS
-from .recipe import GLOBAL_HEAD, Recipe, get_recipe
+from .recipe import GLOBAL_HEAD, Recipe, field_names, get_recipe
 from .trials import Trials, slug, trial_key
 from .workers import Worker, side_by_side, why_it_failed
 from ..settings import check_keys, from_dict, read_yaml
@@ -68,6 +68,7 @@ class Protocol:
         settings = check_keys(file, read_yaml(file), known, needs=('title',))
         try:
             changes = check_type('recipe', settings.pop('recipe', {}), dict)
+            _check_used(settings, changes)
             base = get_recipe(changes.pop('base', 'frozen-cprfl'))
             protocol = cls(recipe=base.with_(**changes), **settings)
             protocol.trials.beside(file)
@@ -81,6 +82,19 @@ PROTOCOLS = dict(
         'Shapes-LT', get_recipe('shapes-cprfl').with_(epochs=8, semantics_norm=12., prompt_lr=1.),
         hide=['tail'], inputs={'64 px': dict(image_size=64), '128 px': dict(image_size=128)},
         sources=dict(random='random:128', words='words', clip='shapes')))
+
+_SET_ELSEWHERE = dict(semantics='`sources: clip`', seed='`cprfl_table --seeds`', data_seed='`cprfl_table --seeds`')
+
+def _check_used(settings, changes):
+    "Raise if a file gives what no row uses; `changes` are those of its recipe"
+    given = field_names({**changes, **check_type('train', changes.get('train', {}), dict)})
+    for name, where in _SET_ELSEWHERE.items():
+        if name in given: raise ValueError(f'recipe: {name}: expected in {where}, got {brief(given[name])}')
+    losses = dict.fromkeys(row.loss for row in ROWS.values() if row.loss)
+    for name in check_type('loss_args', settings.get('loss_args', {}), dict): check_choice('loss_args', name, losses)
+    for name in ('names_args', 'names_tried'):
+        if settings.get(name) and not settings.get('names'):
+            raise ValueError(f'{name}: these need `names`, which says where the names and their embeddings are')
 
 def get_protocol(
     name:str # of the kit's, or a YAML file
@@ -327,6 +341,7 @@ def all_rows(
         add(f'asl@{slug(label)}', asl.with_(**changes), f'inputs: {label}')
         add(f'cprfl@{slug(label)}', cprfl.with_(**changes), f'inputs: {label}')
     for label, change in _SEARCH.items(): add(f'cprfl@{slug(label)}', change(cprfl), label)
+    protocol.trials.check(rows)
     for key, label, recipe in protocol.trials.recipes(rows): add(trial_key(key, label), recipe, f'trials: {label}')
     rows |= protocol.trials.best(rows)
     for key, recipe in _name_rows(protocol, rows).items(): add(key, recipe, 'names')

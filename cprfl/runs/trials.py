@@ -9,7 +9,8 @@ __all__ = ['slug', 'trial_key', 'Trials']
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..checks import check_choice, check_fields, check_type
+from ..checks import check_choice, check_fields, check_type, some
+from ..model.registry import MODELS
 from .stored import read_frame
 
 # %% ../../nbs/runs/trials.ipynb #3ea63585
@@ -54,6 +55,15 @@ class Trials:
     ):
         "Take the path of the results from the protocol's folder"
         if self.results: self.results = str(Path(file).parent / self.results)
+
+    def check(self,
+        rows:dict # key -> `Recipe`, or None where a protocol cannot have the row
+    ):
+        "Raise unless each row has trials, and what is tried is for a row or a model"
+        for key in self.tried: check_choice('tried', key, dict.fromkeys([*rows, *MODELS]))
+        if without := [key for key in self.rows if not self.of_row(key, rows)]:
+            raise ValueError(f'tried: expected trials for each of the rows, by its key or its model, and there are '
+                             f'none for {some(without)}; there are some for {some(self.tried) or "no row"}')
 
     def of_row(self,
         key:str, # of a row

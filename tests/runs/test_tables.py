@@ -181,6 +181,19 @@ def test_a_file_that_is_no_protocol(tmp_path, text, words):
     with pytest.raises(ValueError, match=re.escape(words)): get_protocol(str(file))
 
 
+@pytest.mark.parametrize('text, words', [
+    ('recipe: {semantics: words}', "recipe: semantics: expected in `sources: clip`, got 'words'"),
+    ('recipe: {seed: 1}', 'recipe: seed: expected in `cprfl_table --seeds`, got 1'),
+    ('recipe: {train: {seed: 1}}', 'recipe: seed: expected in'), ('recipe: {data-seed: 1}', 'recipe: data_seed: '),
+    ('loss_args: {dbfocal: {neg_scale: 2}}', "got 'dbfocal'; did you mean db_focal?"),
+    ('names_args: {k: 5}', 'names_args: these need `names`'),
+    ('names_tried: {k 5: {k: 5}}', 'names_tried: these need `names`')])
+def test_settings_that_no_row_uses_are_refused(tmp_path, text, words):
+    file = tmp_path / 'p.yaml'
+    file.write_text(f'title: x\nsources: {{clip: shapes}}\n{text}\n')
+    with pytest.raises(ValueError, match=re.escape(words)): get_protocol(str(file))
+
+
 def test_a_protocol_that_is_not_there():
     with pytest.raises(ValueError, match='expected one of shapes or a YAML file'): get_protocol('nothing')
 
@@ -431,6 +444,19 @@ def test_tables_of_runs_that_are_there(runs, capsys):
     out = capsys.readouterr().out
     assert r'\begin{tabular}' in out
     assert f'runs and tables: {runs}' in out
+
+
+def test_a_share_that_the_runs_did_not_hold_out_is_refused(runs, capsys):
+    with pytest.raises(SystemExit):
+        cprfl_table(['--no-run', '--held-out', '0.5', '--tables', 'methods', '--out', str(runs)])
+    assert 'held_out: expected runs with 0.5, got clip-s0 with 0;' in capsys.readouterr().err
+
+
+def test_the_caption_has_the_share_that_runs_held_out(tmp_path, capsys):
+    recipe = all_rows(get_protocol('shapes'))['clip'].with_(held_out=0.3)
+    run_many(seeded(recipe, 1), tmp_path, workers=1, progress=False)
+    cprfl_table(['--no-run', '--held-out', '0.3', '--tables', 'methods', '--out', str(tmp_path)])
+    assert '30% of the training images in place of the test set' in capsys.readouterr().out
 
 
 def test_tables_are_printed_again_without_their_runs(runs, tmp_path, capsys):

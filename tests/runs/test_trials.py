@@ -1,5 +1,6 @@
 "What is tried for each method, and the best of it"
 import pytest
+from helpers import ROOT
 
 from cprfl.cli import table as cprfl_table
 from cprfl.runs import Protocol, all_rows, all_tables, get_recipe
@@ -56,9 +57,26 @@ def test_a_wrong_setting_is_said_when_the_file_is_read(protocol_file, capsys):
     assert 'unknown settings rate' in capsys.readouterr().err
 
 
+def test_rows_without_trials_are_said_when_the_file_is_read(protocol_file, capsys):
+    text = open(protocol_file).read().replace('rows: [asl]', 'rows: [asl, cprfl]')
+    with open(protocol_file, 'w') as f: f.write(text)
+    with pytest.raises(SystemExit): cprfl_table(['--protocol', protocol_file, '--list'])
+    assert 'there are none for cprfl; there are some for erm' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('file', sorted(ROOT.glob('nbs/analysis/results/*/protocol.yaml')), ids=lambda f: f.parent.name)
+def test_protocols_of_the_analyses_are_read(file): assert Protocol.from_yaml(file).title
+
+
 def test_rows_are_not_compared_before_the_trials(protocol_file, capsys):
     with pytest.raises(SystemExit): cprfl_table(['--protocol', protocol_file, '--tables', 'compared'])
     assert '--tables trials --held-out' in capsys.readouterr().err
+
+
+def test_rows_with_names_are_not_compared_before_the_trials(protocol_file, capsys):
+    with open(protocol_file, 'a') as f: f.write('names: shapes\n')
+    with pytest.raises(SystemExit): cprfl_table(['--protocol', protocol_file, '--tables', 'compared-names'])
+    assert '`compared-names` takes the best settings from' in capsys.readouterr().err
 
 
 def test_trials_stay_off_the_test_set(protocol_file, capsys):
