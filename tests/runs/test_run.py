@@ -71,6 +71,15 @@ def test_a_run_that_kept_a_list_beside_its_benchmark_is_read(tmp_path):
     assert RunConfig.read(tmp_path / 'config.json').recipe == Recipe()
 
 
+def test_a_run_that_kept_an_exponent_without_effect_is_read(tmp_path):
+    recipe = asdict(Recipe().with_(loss='db_nofocal', loss_args=dict(map_gamma=0.2)))
+    recipe['train']['loss_args']['gamma'] = 6.
+    config = dict(recipe=recipe, classes=['dog', 'cat'], groups=dict(head=[0], tail=[1]), class_counts=[5, 1],
+                  num_train=6)
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    assert RunConfig.read(tmp_path / 'config.json').recipe.train.loss_args == dict(map_gamma=0.2)
+
+
 @pytest.mark.parametrize('text, words', [
     ('base: shapes-erm\nepoch: 7\n', 'recipe: unknown settings epoch; there are name, '),
     ('base: shapes\n', 'recipe: expected one of shapes-cprfl'),
