@@ -865,10 +865,23 @@ def test_the_report_uses_the_thresholds(shell, decided):
 
 
 def test_a_run_that_held_nothing_out_needs_another(shell, runs, decided, tmp_path):
-    whole = shutil.copytree(runs / 'tuned', tmp_path / 'whole')
+    whole = shutil.copytree(runs / 'frozen', tmp_path / 'whole')
     assert '--held-out-run SECOND' in bad(shell(cli.decide, whole))
     good(shell(cli.decide, whole, '--held-out-run', decided))
     assert Run(whole).decisions.num_images == Run(decided).decisions.num_images
+
+
+def test_a_run_of_another_recipe_gives_no_thresholds(shell, runs, decided, tmp_path):
+    whole = shutil.copytree(runs / 'tuned', tmp_path / 'whole')
+    said = bad(shell(cli.decide, whole, '--held-out-run', decided))
+    assert f'expected a run of the same recipe as {whole}, got one with ' in said
+    assert 'frozen True, not False' in said
+    assert not (whole / 'decisions.json').exists()
+
+
+def test_a_run_of_another_recipe_is_not_measured(shell, runs, decided, tmp_path):
+    said = bad(shell(cli.decide, runs / 'tuned', '--held-out-run', decided, '--out', tmp_path / 'new'))
+    assert 'expected a run of the same recipe' in said
 
 
 def test_damaged_decisions_are_one_sentence(shell, decided, data):
