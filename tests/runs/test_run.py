@@ -311,6 +311,20 @@ def test_more_epochs_go_on(photos, copied):
     assert more.recipe.train.epochs == 3
 
 
+@pytest.mark.filterwarnings('ignore:epochs')
+def test_thresholds_go_with_the_weights_that_they_are_of(photos, copied):
+    Run(copied).fit_decisions()
+    with pytest.warns(UserWarning, match='decisions.json was fitted to weights that are replaced now'):
+        run_recipe(photos.with_(name='renamed', epochs=3), copied.parent, resume=True, progress=False)
+    assert Run(copied).decisions is None
+
+
+def test_thresholds_stay_if_no_epoch_is_added(photos, copied):
+    Run(copied).fit_decisions()
+    run_recipe(photos.with_(name='renamed'), copied.parent, resume=True, progress=False)
+    assert Run(copied).decisions.classes == Run(copied).classes
+
+
 def test_fewer_epochs_are_refused(photos, copied):
     before = files_of(copied)
     with pytest.raises(ValueError, match='epochs: .*renamed has trained for 2 already, and 1 were asked for'):
