@@ -397,6 +397,19 @@ def test_a_frozen_backbone_is_not_saved(runs, name):
     assert bool(saved) == (name == 'tuned')
 
 
+@pytest.mark.parametrize('of, got', [([], "the run's own test set"), (['--list', 'by_class'], 'the folder by_class')])
+def test_a_root_that_nothing_reads_is_refused(shell, runs, data, monkeypatch, of, got):
+    monkeypatch.chdir(data)
+    said = bad(shell(cli.evaluate, runs / 'frozen', '--root', 'elsewhere', *of))
+    assert said.startswith("cprfl_evaluate: root: 'elsewhere' is for the images of a list, table")
+    assert f'VOC XML, got {got}' in said
+
+
+def test_a_root_is_read_with_a_list(shell, runs, data, tmp_path):
+    shutil.copy(data / 'test.txt', tmp_path)
+    assert 'total' in good(shell(cli.evaluate, runs / 'frozen', '--list', tmp_path / 'test.txt', '--root', data))
+
+
 def test_training_ends_with_a_table_and_what_is_next(shell, data, tmp_path):
     out = good(shell(cli.train, *ERM, *lists(data), '--name', 'tiny', '--out', tmp_path))
     assert re.search(r'mAP in percent\n +total', out)
