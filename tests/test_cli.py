@@ -907,3 +907,9 @@ def test_decisions_are_measured_on_test_images(shell, runs, valid, tmp_path):
     assert 'calibration_error' in said
     assert not (valid / 'decisions.json').exists()
     assert pd.read_csv(tmp_path / 'new' / 'decisions.csv')['prevalence'].unique().tolist() == ['held-out', 'balanced']
+
+
+def test_a_prevalence_is_for_thresholds_that_are_kept(shell, valid, tmp_path):
+    said = bad(shell(cli.decide, valid, '--out', tmp_path / 'new', '--prevalence', 'balanced'))
+    assert "prevalence: --out measures both, held-out and balanced, got 'balanced'" in said
+    assert not (tmp_path / 'new').exists()
