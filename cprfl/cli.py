@@ -499,9 +499,10 @@ def predict(o:PredictOptions):
     sound = _without_problems(predictions, problems)
     threshold = 0.5 if o.threshold is None and run.recipe.model != 'clip' else o.threshold
     if o.out:
-        decisions = run.decisions if o.threshold is None and not also else None
+        decisions = run.decisions if o.threshold is None else None
         write_predictions(o.out, sound, classes, threshold, decisions)
         print(f'predictions of {len(files) - len(problems):,} images: {o.out}')
+        if decisions and also: print(f'decided by the thresholds of cprfl_decide, and from 0.5 for {some(also, 5)}')
     else: _show_predictions(sound, run, o.k, classes, o.threshold)
     if problems:
         raise ValueError(f'{len(problems)} of {len(files)} images could not be read; ' + '\n'.join(problems))
@@ -552,6 +553,9 @@ class DecideOptions:
     def __post_init__(self):
         check_choice('prevalence', self.prevalence, ('held-out', 'balanced'))
         check_range('unsure', self.unsure, low=0)
+        if self.out and self.prevalence != 'held-out':
+            raise ValueError(f'prevalence: --out measures both, held-out and balanced, got {self.prevalence!r}; leave one '
+                             'of the two options out')
 
 @console(DecideOptions, 'cprfl_decide runs/mine\n'
          'cprfl_decide runs/mine --held-out-run runs/mine-without-a-third')

@@ -347,7 +347,7 @@ def rebalanced_weight(
 
 # %% ../nbs/losses.ipynb #5b2cba4c
 @register_loss('db_focal', focal=True)
-@register_loss('db_nofocal', focal=False)
+@register_loss('db_nofocal', focal=False, gamma=0.)
 class DistributionBalancedLoss(_CountedLoss):
     "Distribution-balanced loss, Wu et al. 2020"
     def __init__(self, # noqa: PLR0913 - the constants of the paper, each under its name

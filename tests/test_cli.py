@@ -436,6 +436,19 @@ def test_a_frozen_backbone_is_not_saved(runs, name):
     assert bool(saved) == (name == 'tuned')
 
 
+@pytest.mark.parametrize('of, got', [([], "the run's own test set"), (['--list', 'by_class'], 'the folder by_class')])
+def test_a_root_that_nothing_reads_is_refused(shell, runs, data, monkeypatch, of, got):
+    monkeypatch.chdir(data)
+    said = bad(shell(cli.evaluate, runs / 'frozen', '--root', 'elsewhere', *of))
+    assert said.startswith("cprfl_evaluate: root: 'elsewhere' is for the images of a list, table")
+    assert f'VOC XML, got {got}' in said
+
+
+def test_a_root_is_read_with_a_list(shell, runs, data, tmp_path):
+    shutil.copy(data / 'test.txt', tmp_path)
+    assert 'total' in good(shell(cli.evaluate, runs / 'frozen', '--list', tmp_path / 'test.txt', '--root', data))
+
+
 def test_training_ends_with_a_table_and_what_is_next(shell, data, tmp_path):
     out = good(shell(cli.train, *ERM, *lists(data), '--name', 'tiny', '--out', tmp_path))
     assert re.search(r'mAP in percent\n +total', out)
@@ -906,10 +919,23 @@ def test_the_report_uses_the_thresholds(shell, decided):
 
 
 def test_a_run_that_held_nothing_out_needs_another(shell, runs, decided, tmp_path):
-    whole = shutil.copytree(runs / 'tuned', tmp_path / 'whole')
+    whole = shutil.copytree(runs / 'frozen', tmp_path / 'whole')
     assert '--held-out-run SECOND' in bad(shell(cli.decide, whole))
     good(shell(cli.decide, whole, '--held-out-run', decided))
     assert Run(whole).decisions.num_images == Run(decided).decisions.num_images
+
+
+def test_a_run_of_another_recipe_gives_no_thresholds(shell, runs, decided, tmp_path):
+    whole = shutil.copytree(runs / 'tuned', tmp_path / 'whole')
+    said = bad(shell(cli.decide, whole, '--held-out-run', decided))
+    assert f'expected a run of the same recipe as {whole}, got one with ' in said
+    assert 'frozen True, not False' in said
+    assert not (whole / 'decisions.json').exists()
+
+
+def test_a_run_of_another_recipe_is_not_measured(shell, runs, decided, tmp_path):
+    said = bad(shell(cli.decide, runs / 'tuned', '--held-out-run', decided, '--out', tmp_path / 'new'))
+    assert 'expected a run of the same recipe' in said
 
 
 def test_damaged_decisions_are_one_sentence(shell, decided, data):
@@ -922,3 +948,9 @@ def test_decisions_are_measured_on_test_images(shell, runs, valid, tmp_path):
     assert 'calibration_error' in said
     assert not (valid / 'decisions.json').exists()
     assert pd.read_csv(tmp_path / 'new' / 'decisions.csv')['prevalence'].unique().tolist() == ['held-out', 'balanced']
+
+
+def test_a_prevalence_is_for_thresholds_that_are_kept(shell, valid, tmp_path):
+    said = bad(shell(cli.decide, valid, '--out', tmp_path / 'new', '--prevalence', 'balanced'))
+    assert "prevalence: --out measures both, held-out and balanced, got 'balanced'" in said
+    assert not (tmp_path / 'new').exists()

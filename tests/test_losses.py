@@ -309,6 +309,7 @@ def test_documented_classes_and_defaults():
     assert loss_keywords('ldam') == dict(max_margin=0.5, scale=1, reduction='mean')
     assert loss_keywords('rw_inv') == dict(reduction='mean')
     assert loss_keywords('la_bce') == dict(tau=1, reduction='mean')
+    assert loss_keywords('db_nofocal').keys() == loss_keywords('db_focal').keys() - {'gamma'}
 
 def test_constants():
     assert loss_constants('voc-lt') == loss_constants('shapes-lt') == dict(map_gamma=0.3, neg_scale=5)

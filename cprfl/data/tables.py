@@ -390,11 +390,13 @@ def _put_together(rows, says_yes, num_classes, unknown):
         if row.problems: bad.append(replace(row, path=None))
     for row, labels in said.values():
         row.labels = sorted(label for label, yes in labels.items() if yes)
-        if says_yes and unknown == 'ignore': row.unknown = [i for i in range(num_classes) if i not in labels]
+        open_ones = range(num_classes) if says_yes and unknown == 'ignore' else row.unknown
+        row.unknown = [i for i in open_ones if i not in labels]
     return [row for row, _ in said.values()] + bad
 
 def _say(row, yes, first, labels):
     "Note what a row says about its image, whose first row is `first`"
+    first.unknown = first.unknown or row.unknown
     for label in row.labels:
         if labels.setdefault(label, yes) == yes: continue
         row.problems.append(f'{row.path} has this label with confidence 1 and 0, from line {first.line} on')
@@ -480,14 +482,27 @@ def _read_vectors(table, label, cells, given, unknown):
     return _Reading(names, table.sound, f'labels from {label!r}, {cells.how}', count, (label,))
 
 # %% ../../nbs/data/tables.ipynb #4866a8ab
-def _read_names(table, label, cells, index, names, unknown):
-    "Labels from cells with names"
+def _unclear(texts, known):
+    "The texts of a label column that stand for unknown labels"
+    return {text for text in texts if flag(text) == -1 and text.lower() not in _NO_LABEL and text not in known}
+
+def _set_unclear(row, num_classes, unknown):
+    "Leave all labels of an image unknown, or refuse to"
+    if unknown == 'ignore': row.unknown = list(range(num_classes))
+    if unknown == 'positive':
+        row.problems.append('its label is unknown, and unknown (--unknown) is positive, which needs a column for each '
+                            'class; it can be negative or ignore')
+
+def _read_names(table, label, cells, index, names, unknown, unclear):
+    "Labels from cells with names; those in `unclear` stand for unknown labels"
     looked_up = {text: _look_up(parts, index) for text, parts in cells.parts.items()}
     for row, text in zip(table.sound, _label_texts(table, label)):
         labels, problems = looked_up[text]
         row.labels = list(labels)
         row.problems += problems
-    reading = _Reading(names, table.sound, f'labels from {label!r}, {cells.how}', 0, (label,))
+        if text in unclear: _set_unclear(row, len(names), unknown)
+    count = len(names) * sum(text in unclear for text in _label_texts(table, label))
+    reading = _Reading(names, table.sound, f'labels from {label!r}, {cells.how}', count, (label,))
     if max(map(len, cells.parts.values()), default=0) > 1: return reading
     says_yes = _confidence(table)
     several = len({row.path for row in table.sound}) < len(table.sound)
@@ -496,7 +511,7 @@ def _read_names(table, label, cells, index, names, unknown):
     reading.rows = _put_together(table.sound, says_yes, len(names), unknown)
     repeated = f', {len(table.sound) - len(pairs)} of them repeat another' if len(pairs) < len(table.sound) else ''
     reading.how = f'one label of an image in each of {len(table.sound)} rows{repeated}, from {label!r}'
-    reading.unknown = sum(len(row.unknown) for row in reading.rows)
+    if unknown == 'ignore': reading.unknown = sum(len(row.unknown) for row in reading.rows)
     if says_yes is not None: reading.used += tuple(_columns_named(table.header, ['confidence']))
     return reading
 
@@ -510,13 +525,16 @@ def _warn_of_names(table, names):
 def _read_labels(table, label, given, separator, unknown, known=()):
     "Labels from a column, as names or as zeros and ones"
     if given: known = {*given.names, *given.ids, *given.codes}
-    cells = read_cells(_label_texts(table, label), separator, known)
+    texts = _label_texts(table, label)
+    unclear = _unclear(texts, known) if unknown else set()
+    cells = read_cells([text for text in texts if text not in unclear], separator, known)
+    cells.parts |= dict.fromkeys(unclear, [])
     if cells.doubt: table.warn(f'{cells.doubt} (label_separator, --label-separator)')
     if cells.vectors: return _read_vectors(table, label, cells, given, unknown)
     found = cells.no.union(*cells.parts.values())
     names, index, phrase = _index(table, found, given)
     if given is None: _warn_of_names(table, names)
-    reading = _read_names(table, label, cells, index, names, unknown)
+    reading = _read_names(table, label, cells, index, names, unknown, unclear)
     reading.how += phrase
     return reading
 
@@ -564,7 +582,10 @@ def read_csv( # noqa: PLR0913 - the ways in which tables differ
     for row, text in zip(table.sound, paths):
         row.path = text or None
         if not text: row.problems.append('the path is empty')
-    if label is None: reading = _read_flags(table, path, given, unknown)
+    if label is None:
+        reading = _read_flags(table, path, given, unknown)
+        if label_separator is not None:
+            notes.append(f'{Path(file).name}: each class has a column of its own, so label_separator had no effect')
     else: reading = _read_labels(table, label, given, label_separator, unknown, known)
     sound = {id(row) for row in table.sound}
     rows = reading.rows + [row for row in table.rows if id(row) not in sound]

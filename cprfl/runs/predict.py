@@ -25,7 +25,7 @@ from ..checks import brief, first_line
 from ..data.dataset import MultiLabelDataset, read_image, resize
 from ..data.folders import images_below
 from ..data.images import IMAGE_SUFFIXES
-from ..decisions import UNSURE, YES, Decisions
+from ..decisions import NO, UNSURE, YES, Decisions
 from ..files import reading, write_atomic
 from ..model.baselines import readable_scores
 from .recipe import Recipe
@@ -161,7 +161,9 @@ def check_replaceable(
 def _decided(scores, threshold, decisions):
     "Which categories are there, and which are left open; nothing where nothing is decided"
     if decisions:
-        decided = decisions.decide(logit(scores.double()))
+        known = len(decisions.classes)
+        added = np.where(scores[known:] >= 0.5, YES, NO)
+        decided = np.append(decisions.decide(logit(scores[:known].double())), added)
         return [decided == YES, decided == UNSURE]
     return [] if threshold is None else [scores >= threshold]
 
@@ -172,7 +174,7 @@ def write_predictions(
     predictions:Iterable, # of (file, scores [C])
     classes:Sequence, # C names
     threshold:float|None=0.5, # score from which a category is decided to be there; None: nothing is decided
-    decisions:Decisions|None=None # of these categories, in place of the threshold
+    decisions:Decisions|None=None # of the first categories, in place of the threshold; others are there from 0.5
 ):
     "Write a row for each image, whole or not at all"
     more = ['predicted'] * (decisions is not None or threshold is not None) + ['unsure'] * (decisions is not None)

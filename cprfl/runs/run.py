@@ -38,7 +38,7 @@ from .unseen import add_classes
 from .usable import Usable
 from ..train.alignment import PurificationRecorder
 from ..train.callbacks import NonFiniteLoss
-from ..train.checkpoint import data_key, not_finite, saved_states
+from ..train.checkpoint import data_key, forget_decisions, not_finite, saved_states
 from ..train.config import MAY_CHANGE_ON_RESUME, choose_device
 from ..train.loggers import build_loggers
 from ..train.trainer import Trainer, build_accelerator, predict
@@ -263,6 +263,7 @@ def _trained_beside(recipe, path):
 
 def _taken_over(run, path):
     "What `_fit` gives, from a finished run, whose weights are copied"
+    if is_main(): forget_decisions(path)
     for name in ('metrics.csv', 'prompts.safetensors', 'best.safetensors', 'last.safetensors', 'purity.csv'):
         if is_main() and (run.folder / name).is_file(): shutil.copy(run.folder / name, path / name)
     accelerator = build_accelerator(run.recipe.train)

@@ -47,6 +47,13 @@ def _check_indices(where, ids, below):
     return np.array(ids, int)
 
 # %% ../../nbs/runs/stored.ipynb #13cceba7
+def _without_unused_gamma(recipe):
+    "A recipe of an older file: the loss `db_nofocal` took `gamma`, and left it aside"
+    match recipe.get('train'):
+        case {'loss': 'db_nofocal', 'loss_args': {'gamma': _, **used}} as train:
+            return recipe | dict(train=train | dict(loss_args=used))
+    return recipe
+
 @dataclass
 class RunConfig:
     "What config.json says of a run"
@@ -82,7 +89,7 @@ class RunConfig:
         if all_classes is not None: all_classes = _check_classes('all_classes', all_classes)
         recipe = field_names(check_keys('recipe', config['recipe']))
         if recipe.get('benchmark'): recipe |= dict.fromkeys(OF_LISTS) # once they were kept beside it, unused
-        recipe = from_dict(Recipe, recipe, 'recipe')
+        recipe = from_dict(Recipe, _without_unused_gamma(recipe), 'recipe')
         return cls(recipe, classes, groups, counts, num_train, registered, data, all_classes)
 
 # %% ../../nbs/runs/stored.ipynb #7cd85dc3

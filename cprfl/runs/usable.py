@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from ..checks import check_choice, some
+from ..data.annotations import is_voc
 from ..data.dataset import MultiLabelDataset
 from .build import read_test_file
 from .decided import Decided
@@ -26,8 +27,18 @@ from ..train.config import choose_device
 from ..train.trainer import evaluate
 
 # %% ../../nbs/runs/usable.ipynb #6c3fb9eb
+def _check_root(images, root):
+    "Raise if a root is given that nothing reads"
+    if root is None: return
+    if images is None: given = "the run's own test set (--list, or images=, gives another)"
+    elif isinstance(images, MultiLabelDataset): given = 'a dataset, which knows where its images are'
+    elif Path(images).is_dir() and not is_voc(images): given = f'the folder {images}, which has its images in it'
+    else: return
+    raise ValueError(f'root: {str(root)!r} is for the images of a list, table, COCO JSON or VOC XML, got {given}')
+
 def _labelled(run, images, root):
     "Images to test a run on, with the run's groups"
+    _check_root(images, root)
     if images is None: test = run.test_set()
     elif isinstance(images, MultiLabelDataset): test = images.subset(range(len(images)))
     else:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS_OF_A_STATE', 'data_key', 'collect_state', 'check_same_training', 'restore_state', 'saved_states',
-           'refuse_another_training', 'read_state', 'resume', 'not_finite', 'Checkpoint', 'RunFolder']
+           'refuse_another_training', 'read_state', 'resume', 'not_finite', 'Checkpoint', 'forget_decisions',
+           'RunFolder']
 
 # %% ../../nbs/train/checkpoint.ipynb #60ee773d
 import hashlib
@@ -187,6 +188,17 @@ class Checkpoint(Callback):
         write_atomic(file, lambda part: torch.save(state, part))
         for old in saved_states(self.folder)[self.keep_last:]: old.unlink()
 
+# %% ../../nbs/train/checkpoint.ipynb #a9bb080e
+def forget_decisions(
+    folder:str|Path # of a run
+):
+    "Remove thresholds that were fitted to weights that are about to be replaced"
+    file = Path(folder) / 'decisions.json'
+    if not file.is_file(): return
+    file.unlink()
+    warnings.warn(f'{file} was fitted to weights that are replaced now, so it is removed; cprfl_decide fits it again',
+                  stacklevel=2)
+
 # %% ../../nbs/train/checkpoint.ipynb #85b1344b
 class RunFolder(Callback):
     "Writes a run's folder: settings, metrics, weights, prompts"
@@ -236,6 +248,7 @@ class RunFolder(Callback):
         if broken := not_finite(weights):
             raise NonFiniteLoss(f'weights are not finite after epoch {trainer.epoch}: {some(broken, 5)}; the files of '
                                 'the epoch before are as they were')
+        forget_decisions(self.folder)
         if trainer.best_epoch == trainer.epoch: write_tensors(self.folder / 'best.safetensors', weights)
         write_tensors(self.folder / 'last.safetensors', weights)
         write_csv(self.folder / 'metrics.csv', trainer.history)

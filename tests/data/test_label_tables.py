@@ -631,6 +631,46 @@ def test_the_note_says_what_was_taken_for_what(read):
         "'|'; 4 classes: Cardiomegaly (3), Effusion (1), Emphysema (1), No Finding (1)", listing.notes[1]]
 
 
+UNCLEAR = 'path,labels', 'a.jpg,dog|cat', 'b.jpg,', 'c.jpg,u', 'd.jpg,-1', 'e.jpg,nan', 'f.jpg,dog'
+
+
+@pytest.mark.parametrize('unknown, value', [('ignore', -1), ('negative', 0)])
+def test_a_label_that_is_unknown(read, unknown, value):
+    listing = read(*UNCLEAR, unknown=unknown)
+    assert listing.classes == ['cat', 'dog']
+    assert listing.targets.tolist() == [[1, 1], *[[value, value]] * 4, [0, 1]]
+
+
+def test_a_label_that_is_unknown_is_no_yes(table):
+    listing = read_csv(table(*UNCLEAR), unknown='positive')
+    with pytest.raises(BadDataError, match='t.csv:3: its label is unknown.*can be negative or ignore'):
+        check_listing(listing)
+
+
+def test_the_note_counts_the_labels_of_unclear_cells(read):
+    assert read(*UNCLEAR, unknown='ignore').notes[0].endswith('cat (1), dog (2); 8 unknown labels are ignored')
+
+
+def test_a_class_that_is_given_is_not_unknown(read):
+    listing = read('path,labels', 'a.jpg,u', 'b.jpg,v', 'c.jpg,', classes=['u', 'v'], unknown='ignore')
+    assert listing.targets.tolist() == [[1, 0], [0, 1], [-1, -1]]
+
+
+def test_one_row_of_an_image_may_be_unclear(read):
+    listing = read('path,label', 'a.jpg,', 'a.jpg,dog', 'b.jpg,cat', unknown='ignore')
+    assert listing.targets.tolist() == [[-1, 1], [1, 0]]
+
+
+def test_no_finding_is_known(read):
+    listing = read('path,labels', 'a.jpg,none', 'b.jpg,cat', classes=['cat'], unknown='ignore')
+    assert listing.targets.tolist() == [[0], [1]]
+
+
+def test_a_separator_without_effect_is_noted(read):
+    listing = read('path,cat,dog', 'a.jpg,1,0', 'b.jpg,0,1', label_separator='|')
+    assert listing.notes[-1] == 't.csv: each class has a column of its own, so label_separator had no effect'
+
+
 def test_the_note_counts_unknown_labels(read):
     listing = read('path,cat,dog', 'a.jpg,1,', 'b.jpg,u,0', unknown='ignore')
     assert listing.notes[0].endswith('2 classes: cat (1), dog (0); 2 unknown labels are ignored')

@@ -75,6 +75,15 @@ def test_names_take_over_a_finished_training(here, monkeypatch):
     assert len(run.metrics) == 1
 
 
+def test_a_training_that_is_taken_over_leaves_no_thresholds(here):
+    recipe = with_names(here, 'decided', k=5.)
+    file = finished(here, recipe).folder / 'decisions.json'
+    file.write_text('{}')
+    with pytest.warns(UserWarning, match='decisions.json was fitted'):
+        run_recipe(recipe, here / 'runs', resume=True, cache=here / 'cache', progress=False)
+    assert not file.exists()
+
+
 def test_another_training_is_not_taken_over(here):
     run = finished(here, with_names(here, 'other').with_(lr=2e-2))
     weights = [read_tensors(here / 'runs' / name / 'last.safetensors')['fc.weight'] for name in ('small', 'other')]

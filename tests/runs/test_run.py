@@ -71,6 +71,15 @@ def test_a_run_that_kept_a_list_beside_its_benchmark_is_read(tmp_path):
     assert RunConfig.read(tmp_path / 'config.json').recipe == Recipe()
 
 
+def test_a_run_that_kept_an_exponent_without_effect_is_read(tmp_path):
+    recipe = asdict(Recipe().with_(loss='db_nofocal', loss_args=dict(map_gamma=0.2)))
+    recipe['train']['loss_args']['gamma'] = 6.
+    config = dict(recipe=recipe, classes=['dog', 'cat'], groups=dict(head=[0], tail=[1]), class_counts=[5, 1],
+                  num_train=6)
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    assert RunConfig.read(tmp_path / 'config.json').recipe.train.loss_args == dict(map_gamma=0.2)
+
+
 @pytest.mark.parametrize('text, words', [
     ('base: shapes-erm\nepoch: 7\n', 'recipe: unknown settings epoch; there are name, '),
     ('base: shapes\n', 'recipe: expected one of shapes-cprfl'),
@@ -300,6 +309,20 @@ def test_more_epochs_go_on(photos, copied):
         more = run_recipe(photos.with_(name='renamed', epochs=3), copied.parent, resume=True, progress=False)
     assert more.metrics['epoch'].tolist() == [1, 2, 3]
     assert more.recipe.train.epochs == 3
+
+
+@pytest.mark.filterwarnings('ignore:epochs')
+def test_thresholds_go_with_the_weights_that_they_are_of(photos, copied):
+    Run(copied).fit_decisions()
+    with pytest.warns(UserWarning, match='decisions.json was fitted to weights that are replaced now'):
+        run_recipe(photos.with_(name='renamed', epochs=3), copied.parent, resume=True, progress=False)
+    assert Run(copied).decisions is None
+
+
+def test_thresholds_stay_if_no_epoch_is_added(photos, copied):
+    Run(copied).fit_decisions()
+    run_recipe(photos.with_(name='renamed'), copied.parent, resume=True, progress=False)
+    assert Run(copied).decisions.classes == Run(copied).classes
 
 
 def test_fewer_epochs_are_refused(photos, copied):

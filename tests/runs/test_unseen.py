@@ -1,4 +1,6 @@
 "New classes of finished runs, by their names"
+import shutil
+
 import numpy as np
 import open_clip
 import pandas as pd
@@ -9,6 +11,7 @@ from safetensors.torch import save_file
 from cprfl.cli import predict as cprfl_predict
 from cprfl.cli import table as cprfl_table
 from cprfl.data.shapes import shapes_classes
+from cprfl.decisions import Decisions
 from cprfl.runs.build import Splits, hidden_classes
 from cprfl.runs.recipe import Recipe
 from cprfl.runs.run import Run, run_recipe
@@ -142,6 +145,19 @@ def test_a_table_of_predictions_has_the_new_classes(folder):
     out = folder / 'table.csv'
     cprfl_predict([folder / 'shapes', folder / 'red.png', '--also', 'red star', '--out', out])
     assert list(pd.read_csv(out))[-2:] == ['red star', 'predicted']
+
+
+def test_a_table_decides_old_classes_by_their_thresholds(folder, tmp_path, capsys):
+    run = Run(shutil.copytree(folder / 'shapes', tmp_path / 'shapes'))
+    C = len(run.classes)
+    never, zeros, ones = np.full(C, 50.), np.zeros(C), np.ones(C)
+    Decisions(run.classes, never, ones, zeros, ones, 0., 9, 10., 10.).save(run.folder / 'decisions.json')
+    table = tmp_path / 'table.csv'
+    cprfl_predict([run.folder, folder / 'red.png', '--also', 'red star', '--out', table, '--cache', tmp_path / 'cache'])
+    row = pd.read_csv(table, keep_default_na=False).iloc[0]
+    assert row['predicted'] == 'red star' * (row['red star'] >= 0.5)
+    assert row['unsure'] == ''
+    assert 'decided by the thresholds of cprfl_decide, and from 0.5 for red star' in capsys.readouterr().out
 
 
 def test_predict_says_which_name_is_unknown(folder, capsys):
