@@ -554,8 +554,8 @@ class DecideOptions:
         check_choice('prevalence', self.prevalence, ('held-out', 'balanced'))
         check_range('unsure', self.unsure, low=0)
         if self.out and self.prevalence != 'held-out':
-            raise ValueError(f'prevalence: --out measures both, held-out and balanced, got {self.prevalence!r}; leave one '
-                             'of the two options out')
+            raise ValueError('prevalence: --out measures both, held-out and balanced, '
+                             f'got {self.prevalence!r}; leave one of the two options out')
 
 @console(DecideOptions, 'cprfl_decide runs/mine\n'
          'cprfl_decide runs/mine --held-out-run runs/mine-without-a-third')
