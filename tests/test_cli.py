@@ -259,12 +259,12 @@ def test_keywords_are_added_to_those_of_the_recipe(asked):
     assert asked['model_args'] == RECIPES['shapes-cprfl'].model_args | dict(tau=0.1, residual=True, d=16)
 
 
-def test_a_keyword_that_equals_the_recipes_is_kept_for_another_owner(asked):
+def test_a_keyword_that_equals_the_recipes_is_kept(asked):
     quiet(cli.train, '--backbone', 'clip:RN50/openai', '--backbone-args', 'stage=3') # as shapes-cprfl has it
     assert asked['backbone_args'] == dict(stage=3)
 
 
-def test_a_width_that_equals_the_recipes_is_refused_for_another_model(shell):
+def test_a_width_is_refused_for_another_model(shell):
     assert '--d: these are for --model cprfl only' in bad(shell(cli.train, '--model', 'decoder', '--d', 256))
 
 

@@ -155,7 +155,7 @@ def test_a_table_decides_old_classes_by_their_thresholds(folder, tmp_path, capsy
     table = tmp_path / 'table.csv'
     cprfl_predict([run.folder, folder / 'red.png', '--also', 'red star', '--out', table, '--cache', tmp_path / 'cache'])
     row = pd.read_csv(table, keep_default_na=False).iloc[0]
-    assert row['predicted'] == 'red star' * (row['red star'] >= 0.5)
+    assert row['predicted'] == ('red star' if row['red star'] >= 0.5 else '')
     assert row['unsure'] == ''
     assert 'decided by the thresholds of cprfl_decide, and from 0.5 for red star' in capsys.readouterr().out
 
