@@ -229,7 +229,7 @@ def measure_faithfulness(
     "Deletion and insertion of several runs, each on its own test images"
     hide, tables = kw.get('hide', 'patches'), []
     for run in runs:
-        model = run.model()
+        model = as_model(run) # without names, which have no map
         data = run.test_set() if cache is None else _cached_test(run, model, cache)
         summary = faithfulness_summary(faithfulness(model, data, **kw))
         summary.insert(0, 'hide', hide)

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from cprfl.cli import predict as cprfl_predict
 from cprfl.files import read_tensors
+from cprfl.look import measure_faithfulness
 from cprfl.model.names import NamedModel, imagenet_names
 from cprfl.runs.build import build_names, load_data
 from cprfl.runs.predict import predict_images
@@ -51,6 +52,12 @@ def finished(folder, recipe):
 
 @pytest.fixture(scope='module')
 def named(here): return finished(here, with_names(here))
+
+
+def test_maps_of_a_run_with_names_are_scored_on_its_cache(here):
+    run = finished(here, with_names(here, name='larger').with_(image_size=64)) # four patches
+    table = measure_faithfulness([run], cache=here / 'cache', per_class=1, methods=['alone'])
+    assert set(table['method']) == {'alone', 'random'}
 
 
 def test_a_run_with_names_predicts_with_them(here, named):
