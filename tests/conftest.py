@@ -4,6 +4,7 @@ import pytest
 from helpers import ROOT, SHARED
 
 
+@pytest.hookimpl(optionalhook=True) # pytest runs without xdist, too
 def pytest_xdist_auto_num_workers(config):
     "One more than there are cores, because tests of browsers and of other processes wait"
     return (os.cpu_count() or 1) + 1

@@ -146,7 +146,7 @@ def test_a_line_below_the_title_says_what_it_is(name):
 # ---- they run
 
 HEAVY = """torch torchvision timm open_clip accelerate torchmetrics.classification pandas scipy.stats sklearn.metrics
-matplotlib.pyplot seaborn ipywidgets nbdev.test nbdev.showdoc""".split()
+matplotlib.pyplot seaborn ipywidgets nbdev.test nbdev.showdoc nbformat pytest cprfl.cli""".split()
 
 
 def run_here(name, said, env):
