@@ -1,6 +1,7 @@
 "What several tests share"
 import importlib
 import inspect
+import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -32,6 +33,14 @@ REFERENCE = [name for name in NOTEBOOKS if 'default_exp' in (NBS / name).read_te
 assert len(MODULES) >= 28, MODULES
 assert len(REFERENCE) >= len(MODULES), REFERENCE
 assert len(NOTEBOOKS) > len(REFERENCE), NOTEBOOKS
+
+
+# Forks of a process that has loaded the heavy libraries, which saves seconds for each. Python has one such process, so
+# whoever forks says the same libraries.
+HEAVY = """torch torchvision timm open_clip accelerate torchmetrics.classification pandas scipy.stats sklearn.metrics
+matplotlib.pyplot seaborn ipywidgets nbdev.test nbdev.showdoc nbformat pytest cprfl.cli""".split()
+FORKS = multiprocessing.get_context('forkserver')
+FORKS.set_forkserver_preload(HEAVY)
 
 
 VARIADIC = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD

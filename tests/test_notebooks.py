@@ -12,7 +12,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import MODULES, NBS, NOTEBOOKS, REFERENCE, ROOT, copy_project, made_once
+from helpers import FORKS, MODULES, NBS, NOTEBOOKS, REFERENCE, ROOT, copy_project, made_once
 from PIL import Image
 
 TABLES_ONLY = {f'analysis/{name}.ipynb' for name in (
@@ -145,10 +145,6 @@ def test_a_line_below_the_title_says_what_it_is(name):
 
 # ---- they run
 
-HEAVY = """torch torchvision timm open_clip accelerate torchmetrics.classification pandas scipy.stats sklearn.metrics
-matplotlib.pyplot seaborn ipywidgets nbdev.test nbdev.showdoc nbformat pytest cprfl.cli""".split()
-
-
 def run_here(name, said, env):
     "Run a notebook in this process, which ends with it"
     os.chdir(ROOT)
@@ -177,16 +173,14 @@ def shortened(name, folder):
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    "Runs a notebook in a fork of a process that has loaded the heavy libraries, which saves seconds for each"
+    "Runs a notebook in a process of its own"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('OMP_NUM_THREADS', '1')
-        context = multiprocessing.get_context('forkserver')
-        context.set_forkserver_preload(HEAVY)
 
         def run_notebook(name, **env):
             folder = tmp_path_factory.mktemp('said')
             said, page = folder / 'output.txt', shortened(name, folder) if name in SHORTER else name
-            process = context.Process(target=run_here, args=(page, said, env))
+            process = FORKS.Process(target=run_here, args=(page, said, env))
             process.start()
             process.join()
             assert process.exitcode == 0, said.read_text()[-3000:]

@@ -1,34 +1,58 @@
 "Two processes that share a batch compute what one does"
 import json
+import os
+import socket
 import subprocess
 import sys
-from pathlib import Path
 
+import processes
 import pytest
 import torch
+from helpers import FORKS
 from safetensors.torch import load_file
 from toys import equal_tensors, states
 
 from cprfl.files import Owner
 
-HERE = Path(__file__).parent
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(('127.0.0.1', 0))
+        return found.getsockname()[1]
+
+
+def member(rank, variables, folder, how):
+    "One of several processes, which writes what it says into a file"
+    os.environ.update(variables, RANK=str(rank), LOCAL_RANK=str(rank))
+    with open(folder / f'said_{rank}.txt', 'w') as file: os.dup2(file.fileno(), sys.stderr.fileno())
+    processes.main(folder, *how)
 
 
 def launch(n, folder, *how):
-    "Start `processes.py` on n processes (gloo)"
+    "Start the training on n processes (gloo), wait until all of them have ended, and return what they said"
+    shared = dict(WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()))
+    started = [FORKS.Process(target=member, args=(rank, shared, folder, how)) for rank in range(n)]
+    for process in started: process.start()
+    for process in started: process.join(timeout=100)
+    hung = [process for process in started if process.is_alive()]
+    for process in hung: process.kill()
+    assert not hung, f'{len(hung)} of {n} processes did not end'
+    said = '\n'.join((folder / f'said_{rank}.txt').read_text() for rank in range(n))
+    return any(process.exitcode for process in started), said
+
+
+def torchrun(n, folder):
+    "The same with PyTorch's own launcher"
     launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(n)]
-    command = [*launcher, str(HERE / 'processes.py'), str(folder), *how]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+    command = [*launcher, processes.__file__, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    return done.returncode != 0, done.stderr
 
 
-def read(folder): return json.loads((folder / 'said.json').read_text()) | dict(folder=folder)
-
-
-def trained(n, folder, *how):
-    "What a training on n processes said, which must have reached its end"
-    done = launch(n, folder, *how)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return read(folder)
+def trained(folder, failed, said):
+    "What a training wrote, which must have reached its end"
+    assert not failed, said[-3000:]
+    return json.loads((folder / 'said.json').read_text()) | dict(folder=folder)
 
 
 def column(said, name): return [row[name] for row in said['history']]
@@ -37,11 +61,15 @@ def column(said, name): return [row[name] for row in said['history']]
 # ---- one process and two
 
 @pytest.fixture(scope='module')
-def one(tmp_path_factory): return trained(1, tmp_path_factory.mktemp('one'))
+def one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('one')
+    return trained(folder, *launch(1, folder))
 
 
 @pytest.fixture(scope='module')
-def two(tmp_path_factory): return trained(2, tmp_path_factory.mktemp('two'))
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('two')
+    return trained(folder, *torchrun(2, folder))
 
 
 def test_each_training_has_its_processes(one, two):
@@ -66,9 +94,9 @@ def test_metrics_are_gathered_exactly(one, two):
 
 
 def test_one_process_writes_the_folder(one, two):
-    a, b = ({f.relative_to(said['folder']).as_posix() for f in said['folder'].rglob('*') if f.is_file()}
-            for said in (one, two))
-    assert 'run/state/epoch_0005.pt' in a
+    a, b = ({f.relative_to(run).as_posix() for f in run.rglob('*') if f.is_file()}
+            for run in (said['folder'] / 'run' for said in (one, two)))
+    assert 'state/epoch_0005.pt' in a
     assert a == b
 
 
@@ -83,11 +111,12 @@ def test_the_weights_are_the_same(one, two):
 def test_two_processes_stop_together_and_resume_exactly(tmp_path):
     "With dropout, of which each process has its own; the signal reaches one of them"
     for name in ('whole', 'cut'): (tmp_path / name).mkdir()
-    stopped = launch(2, tmp_path / 'cut', 'stop')
-    assert stopped.returncode != 0
-    assert 'stopped by SIGTERM in epoch 3 after 4 batches' in stopped.stderr, stopped.stderr[-2000:]
+    failed, said = launch(2, tmp_path / 'cut', 'stop')
+    assert failed
+    assert 'stopped by SIGTERM in epoch 3 after 4 batches' in said
     assert 'epoch_0002_batch_000004.pt' in states(tmp_path / 'cut' / 'run')
-    whole, resumed = trained(2, tmp_path / 'whole', 'whole'), trained(2, tmp_path / 'cut', 'resume')
+    whole, resumed = (trained(tmp_path / name, *launch(2, tmp_path / name, how))
+                      for name, how in dict(whole='whole', cut='resume').items())
     assert equal_tensors(*(load_file(said['folder'] / 'weights.safetensors') for said in (whole, resumed)))
     assert column(resumed, 'loss') == pytest.approx(column(whole, 'loss'), abs=1e-7)
 
@@ -99,9 +128,9 @@ BROKEN = [('nan', 'the loss of another process is not finite in epoch 2, step 1'
 
 @pytest.mark.parametrize('how, words', BROKEN, ids=['nan', 'fails'])
 def test_what_breaks_one_process_ends_them_all(tmp_path, how, words):
-    done = launch(2, tmp_path, how)
-    assert done.returncode != 0
-    assert words in done.stderr
+    failed, said = launch(2, tmp_path, how)
+    assert failed
+    assert words in said
     assert states(tmp_path / 'run') == ['epoch_0001.pt']
 
 
@@ -110,8 +139,8 @@ def test_what_breaks_one_process_ends_them_all(tmp_path, how, words):
 def test_a_folder_in_use_ends_all_processes(tmp_path):
     with Owner(tmp_path / 'run'):
         (tmp_path / 'run' / 'kept.txt').touch()
-        done = launch(2, tmp_path)
+        failed, said = launch(2, tmp_path)
         there = sorted(f.name for f in (tmp_path / 'run').iterdir())
-    assert done.returncode != 0
-    assert f"{tmp_path / 'run'} is in use by another command" in done.stderr
+    assert failed
+    assert f"{tmp_path / 'run'} is in use by another command" in said
     assert there == ['.lock', 'kept.txt']
