@@ -291,7 +291,7 @@ def prepare(o:PrepareOptions):
 @dataclass
 class ModelOptions(ModelSettings):
     "The settings of a model, with those of CPRFL by name"
-    d:int|None = None # width of CPRFL's prompts
+    d:int|None = None # width of CPRFL's prompts; None: that of the recipe, as for the next five
     heads:int|None = None # attention heads of the VSI
     head_dim:int|None = None # width of a head
     ffn_dim:int|None = None # hidden size of the VSI's feed-forward network

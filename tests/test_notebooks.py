@@ -22,6 +22,7 @@ NEED_RUNS = ['analysis/top3.ipynb', 'analysis/errors.ipynb', 'analysis/attention
 RUN = [name for name in NOTEBOOKS if not name.startswith('analysis/') or name in TABLES_ONLY]
 SHORTER = { # what of a notebook is replaced when it is tested: its cells are run, its figures are not checked
     'tutorials/first_training.ipynb': [('epochs=8', 'epochs=1')],
+    'tutorials/new_loss.ipynb': [('epochs=12', 'epochs=1')],
     'tutorials/new_model.ipynb': [('epochs=15', 'epochs=1')],
     'tutorials/several_gpus.ipynb': [('epochs=4', 'epochs=1')],
     'analysis/prompt_drift.ipynb': [('epochs=4', 'epochs=1'), ('image_size=64', 'image_size=32')],
