@@ -1,6 +1,7 @@
 "The benchmarks measure what they say; the figures themselves are not tested"
 import json
 import logging
+from functools import partial
 from types import SimpleNamespace
 
 import open_clip
@@ -25,6 +26,14 @@ def small_text_tower():
         text_cfg=dict(layers=1, width=16, heads=1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(open_clip, 'create_model', small)
+        yield
+
+
+@pytest.fixture(scope='module', autouse=True)
+def no_machine_code():
+    "A step is captured as `torch.compile` does it, and left as it is: writing C++ for a network takes a minute"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, 'compile', partial(torch.compile, backend='eager'))
         yield
 
 

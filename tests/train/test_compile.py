@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._inductor import config as inductor
 from toys import CutOff, Dropping, Head, Toy, build, same, toy
 
 from cprfl.train.trainer import predict
@@ -10,10 +11,10 @@ from cprfl.train.trainer import predict
 
 @pytest.fixture
 def fresh_compiler(tmp_path, monkeypatch):
-    "No compiled code of an earlier test, and a folder for what is compiled"
+    "No compiled code of an earlier test, a folder for what is compiled, and no processes for it, whose start takes long"
     monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path / 'compiled'))
     torch.compiler.reset()
-    yield
+    with inductor.patch(compile_threads=1): yield
     torch.compiler.reset()
 
 
@@ -60,7 +61,7 @@ def test_what_is_kept_is_the_model_and_not_its_compiled_form(compiler):
 
 def test_without_a_compiler_training_goes_on(fresh_compiler):
     plain = toy(model=Dropping())
-    no_compiler = torch._inductor.config.patch({'cpp.cxx': (None, '/no/such/compiler')})
+    no_compiler = inductor.patch({'cpp.cxx': (None, '/no/such/compiler')})
     with no_compiler, pytest.warns(UserWarning, match='could not compile.*trains as it is') as said:
         fallen = toy(model=Dropping(), compile='default')
     assert same(plain, fallen)
