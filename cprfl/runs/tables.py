@@ -71,6 +71,7 @@ class Protocol:
             _check_used(settings, changes)
             base = get_recipe(changes.pop('base', 'frozen-cprfl'))
             protocol = cls(recipe=base.with_(**changes), **settings)
+            _check_seeds(protocol)
             protocol.trials.beside(file)
             all_rows(protocol) # a wrong setting of some row is said now
         except (TypeError, ValueError) as e: raise ValueError(f'{file}: {e}') from e
@@ -95,6 +96,19 @@ def _check_used(settings, changes):
     for name in ('names_args', 'names_tried'):
         if settings.get(name) and not settings.get('names'):
             raise ValueError(f'{name}: these need `names`, which says where the names and their embeddings are')
+
+def _check_seeds(protocol):
+    "Raise if a file gives a seed to some rows; a table runs each of them with several"
+    changed = dict(linear=protocol.linear, tuned=protocol.tuned)
+    changed |= {f'inputs: {label}': settings for label, settings in protocol.inputs.items()}
+    changed['trials: given'] = protocol.trials.given
+    for tried in protocol.trials.tried.values():
+        changed |= {f'trials: {label}': settings for label, settings in tried.items()}
+    for where, settings in changed.items():
+        given = field_names({**settings, **check_type(f'{where}: train', settings.get('train', {}), dict)})
+        for name in ('seed', 'data_seed'):
+            if name in given:
+                raise ValueError(f'{where}: {name}: expected in {_SET_ELSEWHERE[name]}, got {brief(given[name])}')
 
 def get_protocol(
     name:str # of the kit's, or a YAML file

@@ -184,6 +184,10 @@ def test_a_file_that_is_no_protocol(tmp_path, text, words):
 @pytest.mark.parametrize('text, words', [
     ('recipe: {semantics: words}', "recipe: semantics: expected in `sources: clip`, got 'words'"),
     ('recipe: {seed: 1}', 'recipe: seed: expected in `cprfl_table --seeds`, got 1'),
+    ('linear: {seed: 1}', 'linear: seed: expected in `cprfl_table --seeds`, got 1'),
+    ('tuned: {train: {seed: 1}}', 'tuned: seed: expected in `cprfl_table --seeds`, got 1'),
+    ('inputs: {small: {data_seed: 1}}', 'inputs: small: data_seed: expected in `cprfl_table --seeds`, got 1'),
+    ('trials: {rows: [asl], tried: {asl: {one: {seed: 1}}}}', 'trials: one: seed: expected in'),
     ('recipe: {train: {seed: 1}}', 'recipe: seed: expected in'), ('recipe: {data-seed: 1}', 'recipe: data_seed: '),
     ('loss_args: {dbfocal: {neg_scale: 2}}', "got 'dbfocal'; did you mean db_focal?"),
     ('names_args: {k: 5}', 'names_args: these need `names`'),

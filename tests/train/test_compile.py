@@ -11,7 +11,7 @@ from cprfl.train.trainer import predict
 
 @pytest.fixture
 def fresh_compiler(tmp_path, monkeypatch):
-    "No compiled code of an earlier test, a folder for what is compiled, and no processes for it, whose start takes long"
+    "No compiled code of an earlier test, a folder for what is compiled, and no pool of processes, which starts slowly"
     monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path / 'compiled'))
     torch.compiler.reset()
     with inductor.patch(compile_threads=1): yield
