@@ -40,11 +40,14 @@ def frozen_protocol(**sources):
     return Protocol('x', get_recipe('frozen-cprfl'), sources={'clip': 'file:w.npy', **sources}, tower=False)
 
 
+CLIP = all_rows(get_protocol('shapes'))['clip'].with_(image_size=32)
+
+
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
     "Zero-shot CLIP on two seeds: runs that take no training"
     folder = tmp_path_factory.mktemp('runs')
-    failed = run_many(seeded(all_rows(get_protocol('shapes'))['clip'], 2), folder, workers=1, progress=False)
+    failed = run_many(seeded(CLIP, 2), folder, workers=1, progress=False)
     assert not failed
     return folder
 
@@ -280,12 +283,12 @@ def test_intervals_without_a_finished_run_of_seed_0(tmp_path):
 
 def test_runs_are_not_repeated(runs):
     before = (runs / 'clip-s0' / 'report.json').stat().st_mtime_ns
-    run_or_open(seeded(all_rows(get_protocol('shapes'))['clip'], 1)[0], runs)
+    run_or_open(seeded(CLIP, 1)[0], runs)
     assert (runs / 'clip-s0' / 'report.json').stat().st_mtime_ns == before
 
 
 def test_a_run_whose_report_is_damaged_is_tested_again(runs, tmp_path):
-    recipe = seeded(all_rows(get_protocol('shapes'))['clip'], 1)[0]
+    recipe = seeded(CLIP, 1)[0]
     shutil.copytree(runs / recipe.name, tmp_path / recipe.name)
     (tmp_path / recipe.name / 'report.json').write_text('{"total": 1}')
     again = run_or_open(recipe, tmp_path, progress=False)
@@ -413,14 +416,14 @@ def test_nothing_is_compared_without_cprfl():
 def test_a_failed_run_does_not_stop_the_others(tmp_path):
     rows = all_rows(get_protocol('shapes'))
     broken = rows['asl'].with_(name='asl-s0', semantics='shapes', backbone='resnet17', backbone_args={})
-    failed = run_many([broken, rows['clip'].with_(name='clip-s0')], tmp_path, workers=1, progress=False)
+    failed = run_many([broken, CLIP.with_(name='clip-s0')], tmp_path, workers=1, progress=False)
     assert list(failed) == ['asl-s0']
     assert 'resnet17' in failed['asl-s0']
     assert (tmp_path / 'clip-s0' / 'report.json').exists()
 
 
 def test_the_row_of_coop_can_be_opened(tmp_path):
-    coop = all_rows(get_protocol('shapes'))['coop'].with_(name='coop-s0', epochs=1)
+    coop = all_rows(get_protocol('shapes'))['coop'].with_(name='coop-s0', epochs=1, image_size=32)
     assert run_many([coop], tmp_path, workers=1, progress=False) == {}
     assert Run(tmp_path / 'coop-s0').model() is not None
 
@@ -457,7 +460,7 @@ def test_a_share_that_the_runs_did_not_hold_out_is_refused(runs, capsys):
 
 
 def test_the_caption_has_the_share_that_runs_held_out(tmp_path, capsys):
-    recipe = all_rows(get_protocol('shapes'))['clip'].with_(held_out=0.3)
+    recipe = CLIP.with_(held_out=0.3)
     run_many(seeded(recipe, 1), tmp_path, workers=1, progress=False)
     cprfl_table(['--no-run', '--held-out', '0.3', '--tables', 'methods', '--out', str(tmp_path)])
     assert '30% of the training images in place of the test set' in capsys.readouterr().out
