@@ -538,13 +538,13 @@ def run_many(
     folder:str|Path='runs', # for the runs
     workers:int=0, # processes; 0 chooses
     cache:str|Path|None=None, # of features; `<folder>/cache` when left out
-    threads:int=0, # of each process; 0 shares the cores out
+    threads:int=0, # of each process; 0: OMP_NUM_THREADS, or the cores shared out
     progress:bool=True, # show a bar over the epochs of all runs
     on_done:Callable=lambda recipe: None # is called with each recipe that was run
 ) -> dict: # name -> error message of the runs that failed
     "Run what is missing, side by side"
     workers = min(workers or default_workers(), len(recipes)) or 1
-    threads = threads or max(1, (os.cpu_count() or 1) // workers)
+    threads = threads or _threads(workers)
     errors:dict = {}
     with _watched(recipes, folder, progress):
         for part in _by_names(recipes):
@@ -558,6 +558,11 @@ def _by_names(recipes):
     "Recipes without names first, because those with names take over their weights"
     parts = [r for r in recipes if not r.names], [r for r in recipes if r.names]
     return [part for part in parts if part]
+
+def _threads(workers):
+    "Threads of each process"
+    if 'OMP_NUM_THREADS' in os.environ: return torch.get_num_threads()
+    return max(1, (os.cpu_count() or 1) // workers)
 
 def _one_after_the_other(recipes, folder, cache, threads, on_done):
     errors = {}

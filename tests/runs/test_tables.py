@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import pandas as pd
 import pytest
+import torch
 from helpers import ROOT
 
 import cprfl.runs.tables
@@ -420,6 +421,17 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path):
     assert list(failed) == ['asl-s0']
     assert 'resnet17' in failed['asl-s0']
     assert (tmp_path / 'clip-s0' / 'report.json').exists()
+
+
+def test_a_set_number_of_threads_is_kept(tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr('cprfl.runs.tables.why_it_failed', lambda recipe, folder, cache, threads: taken.append(threads))
+    monkeypatch.setattr('os.cpu_count', lambda: 8)
+    monkeypatch.setenv('OMP_NUM_THREADS', str(torch.get_num_threads()))
+    run_many([CLIP], tmp_path, workers=1, progress=False)
+    monkeypatch.delenv('OMP_NUM_THREADS')
+    run_many([CLIP], tmp_path, workers=1, progress=False)
+    assert taken == [torch.get_num_threads(), 8]
 
 
 def test_the_row_of_coop_can_be_opened(tmp_path):
