@@ -4,8 +4,10 @@ import inspect
 import multiprocessing
 import os
 import shutil
+from multiprocessing import forkserver
 from pathlib import Path
 
+import pytest
 from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
@@ -35,12 +37,20 @@ assert len(REFERENCE) >= len(MODULES), REFERENCE
 assert len(NOTEBOOKS) > len(REFERENCE), NOTEBOOKS
 
 
-# Forks of a process that has loaded the heavy libraries, which saves seconds for each. Python has one such process, so
-# whoever forks says the same libraries.
+# Forks of a process that has loaded the heavy libraries and drawn Shapes-LT, which saves seconds for each. Python has
+# one such process, so whoever forks says the same libraries.
 HEAVY = """torch torchvision timm open_clip accelerate torchmetrics.classification pandas scipy.stats sklearn.metrics
-matplotlib.pyplot seaborn ipywidgets nbdev.test nbdev.showdoc nbformat pytest cprfl.cli""".split()
+matplotlib.pyplot seaborn ipywidgets nbdev.test nbdev.showdoc nbformat pytest cprfl.cli drawn""".split()
 FORKS = multiprocessing.get_context('forkserver')
 FORKS.set_forkserver_preload(HEAVY)
+
+
+def forked(target, args):
+    "A process like that, not yet started"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('PYTHONPATH', str(ROOT / 'tests'), prepend=os.pathsep) # where `drawn` is
+        forkserver.ensure_running()
+    return FORKS.Process(target=target, args=args)
 
 
 VARIADIC = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD

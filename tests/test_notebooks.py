@@ -12,7 +12,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import FORKS, MODULES, NBS, NOTEBOOKS, REFERENCE, ROOT, copy_project, made_once
+from helpers import HEAVY, MODULES, NBS, NOTEBOOKS, REFERENCE, ROOT, copy_project, forked, made_once
 from PIL import Image
 
 TABLES_ONLY = {f'analysis/{name}.ipynb' for name in (
@@ -172,6 +172,17 @@ def shortened(name, folder):
     return copy
 
 
+def says_what_is_loaded(file): file.write_text(' '.join(sys.modules))
+
+
+def test_a_fork_has_loaded_all_that_is_heavy(tmp_path):
+    "Python says nothing where a module to be loaded is not found"
+    process = forked(says_what_is_loaded, (tmp_path / 'loaded.txt',))
+    process.start()
+    process.join()
+    assert not set(HEAVY) - set((tmp_path / 'loaded.txt').read_text().split())
+
+
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     "Runs a notebook in a process of its own"
@@ -181,7 +192,7 @@ def run(tmp_path_factory):
         def run_notebook(name, **env):
             folder = tmp_path_factory.mktemp('said')
             said, page = folder / 'output.txt', shortened(name, folder) if name in SHORTER else name
-            process = FORKS.Process(target=run_here, args=(page, said, env))
+            process = forked(run_here, (page, said, env))
             process.start()
             process.join()
             assert process.exitcode == 0, said.read_text()[-3000:]

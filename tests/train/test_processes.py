@@ -8,7 +8,7 @@ import sys
 import processes
 import pytest
 import torch
-from helpers import FORKS
+from helpers import forked
 from safetensors.torch import load_file
 from toys import equal_tensors, states
 
@@ -31,7 +31,7 @@ def member(rank, variables, folder, how):
 def launch(n, folder, *how):
     "Start the training on n processes (gloo), wait until all of them have ended, and return what they said"
     shared = dict(WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()))
-    started = [FORKS.Process(target=member, args=(rank, shared, folder, how)) for rank in range(n)]
+    started = [forked(member, (rank, shared, folder, how)) for rank in range(n)]
     for process in started: process.start()
     for process in started: process.join(timeout=100)
     hung = [process for process in started if process.is_alive()]
