@@ -323,7 +323,8 @@ def build_names(
     "The recipe's classifiers from names, before anything is measured on images"
     settings = recipe.name_settings
     kind, _, files = str(recipe.names).partition(':')
-    kw:dict = dict(ridge=settings.ridge, strict=settings.strict, patches=settings.patches, template=recipe.template)
+    kw:dict = {name: getattr(settings, name) for name in ('ridge', 'width', 'kinds', 'strict', 'patches')}
+    kw['template'] = recipe.template
     if settings.random: kw |= dict(names='random', seed=recipe.train.seed)
     network, every = _pretrained_network(recipe), [*classes, *added]
     if kind == 'clip': return NameClassifier.fit(network, load_clip(str(recipe.names)), every, **kw)

