@@ -141,7 +141,8 @@ def shared_endings(
     outputs:list # of tuples of synonyms
 ) -> list: # of words
     "Last words of the names of two or more outputs"
-    times = Counter(word for synonyms in outputs for word in {_words(name)[-1] for name in synonyms})
+    times:Counter = Counter()
+    for synonyms in outputs: times.update({words[-1] for words in map(_words, synonyms) if words})
     return [word for word, n in times.items() if n > 1]
 
 # %% ../../nbs/model/names.ipynb #efc6c195
@@ -208,7 +209,7 @@ def ridge_map(
     rows:torch.Tensor, # [n, D] their classifiers
     new:torch.Tensor, # [C, m] embeddings of other names
     ridge:float=1., # lambda, in units of the mean similarity of a name with itself
-    width:float|None=None # of a Gaussian similarity, see below; None: inner products
+    width:float|None=None # of a Gaussian similarity, in median squared distances of names; None: inner products
 ) -> torch.Tensor: # [C, D]
     "Classifiers of new names"
     check_range('ridge', ridge, above=0)
