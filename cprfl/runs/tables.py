@@ -506,7 +506,7 @@ def _compared_with_names(trials):
 
 def _name_tables(protocol):
     if not protocol.names: return {}
-    tried = _rows(('global', 'CPRFL + global head'), *(
+    tried = _rows(('global', 'CPRFL + global head'), ('global-names', '+ names, as in the protocol'), *(
         (f'global-names@{slug(label)}', f'+ names, {label}') for label in protocol.names_tried))
     search = {'names-search': Table('Settings of the names, one at a time', tried)} if protocol.names_tried else {}
     return {'names': _NAMES} | _compared_with_names(protocol.trials) | search
