@@ -442,7 +442,12 @@ _UNDER_RULES = Table('mAP under each scoring rule', _rows(
     ('erm', 'linear head, BCE'), ('asl', 'linear head, ASL'), ('clip', 'zero-shot CLIP'), ('cprfl', 'CPRFL'),
     ('global', 'CPRFL + global head')), rules=True)
 
-_COMPARED = _OPPONENT_LABELS | {'erm': 'linear head, BCE', 'cprfl-random': 'CPRFL, random prompts'}
+_TUNED_TOWERS = {
+    'clip-image': 'names, the tower learns', 'clip-patches': 'names and patches',
+    'clip-decay': 'names and patches, rates by layer', 'clip-distill': 'names and patches, distillation',
+    'clip-power': 'names and patches, rare classes drawn more often'}
+_COMPARED = _OPPONENT_LABELS | _TUNED_TOWERS | {
+    'erm': 'linear head, BCE', 'cprfl-random': 'CPRFL, random prompts'}
 
 def _input_rows(protocol):
     rows = []

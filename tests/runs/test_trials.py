@@ -3,7 +3,7 @@ import pytest
 from helpers import ROOT
 
 from cprfl.cli import table as cprfl_table
-from cprfl.runs import Protocol, all_rows, all_tables, get_recipe
+from cprfl.runs import Protocol, all_rows, all_tables, get_protocol, get_recipe
 
 TRIED = dict(erm={'low': dict(lr=1e-4), 'high': dict(lr=1e-2)}, cprfl={'low': dict(lr=1e-4), 'high': dict(lr=1e-3)})
 
@@ -104,3 +104,9 @@ def test_trials_of_a_row_go_before_those_of_its_model():
     rows = all_rows(Protocol('x', get_recipe('shapes-cprfl'), sources=dict(clip='shapes'), trials=trials))
     assert {'asl@a', 'asl@b', 'erm@low', 'erm@high'} <= set(rows)
     assert 'asl@low' not in rows
+
+
+@pytest.mark.parametrize('folder', ['opponents', 'e2e', 'e2e-names', 'shapes-clip'])
+def test_compared_rows_have_names_for_readers(folder):
+    protocol = get_protocol(str(ROOT / 'nbs' / 'analysis' / 'results' / folder / 'protocol.yaml'))
+    assert not [key for key, label, _ in all_tables(protocol)['compared'].rows if label == key]
