@@ -21,9 +21,13 @@ TABLES_ONLY = {f'analysis/{name}.ipynb' for name in (
 NEED_RUNS = ['analysis/top3.ipynb', 'analysis/errors.ipynb', 'analysis/attention.ipynb', 'analysis/prompt_drift.ipynb']
 RUN = [name for name in NOTEBOOKS if not name.startswith('analysis/') or name in TABLES_ONLY]
 SHORTER = { # what of a notebook is replaced when it is tested: its cells are run, its figures are not checked
-    'tutorials/first_training.ipynb': [('epochs=8', 'epochs=1')],
+    'explanation/memory_and_time.ipynb': [("('resnet50', 224, 32", "('resnet50', 64, 32"), ('448, 32)', '64, 32)'),
+                                          ("'resnet101'", "'resnet18'")],
+    'look/run_page.ipynb': [('epochs=1', 'epochs=1, image_size=32')],
+    'tutorials/first_training.ipynb': [('epochs=8', 'epochs=1, image_size=32')],
     'tutorials/new_loss.ipynb': [('epochs=12', 'epochs=1')],
     'tutorials/new_model.ipynb': [('epochs=15', 'epochs=1')],
+    'tutorials/take_away.ipynb': [('image_size=64', 'image_size=32')],
     'tutorials/several_gpus.ipynb': [('epochs=4', 'epochs=1')],
     'analysis/prompt_drift.ipynb': [('epochs=4', 'epochs=1'), ('image_size=64', 'image_size=32')],
 }
@@ -167,7 +171,9 @@ def shortened(name, folder):
     for long, short in SHORTER[name]:
         assert long in text, f'{name} has no {long!r}: see SHORTER'
         text = text.replace(long, short)
-    copy = folder / Path(name).name
+    (folder / 'analysis').symlink_to(NBS / 'analysis') # with results that a page reads
+    copy = folder / 'page' / Path(name).name
+    copy.parent.mkdir()
     copy.write_text(text)
     return copy
 
