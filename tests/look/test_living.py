@@ -1,8 +1,11 @@
-"Pages that work without a kernel, driven in a headless Chromium from a file"
+"Pages that work without a kernel, driven in a headless Chromium from a file and from a server"
 import json
 import os
 import re
 import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -276,24 +279,34 @@ def browser():
         browser.close()
 
 
-def opened(browser, file, **kw):
+@pytest.fixture(scope='module')
+def served(file):
+    "Where a server on this machine has the page"
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(SimpleHTTPRequestHandler, directory=str(file.parent)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}/{file.name}'
+    server.shutdown()
+
+
+def opened(browser, file, at=None, **kw):
     page = browser.new_page(**kw)
     page.said, page.asked = [], []
     page.on('console', lambda message: page.said.append(message.text))
     page.on('pageerror', lambda error: page.said.append(str(error)))
     page.on('request', lambda request: page.asked.append(request.url))
-    page.goto(file.as_uri())
+    page.goto(at or file.as_uri())
     page.wait_for_function('document.querySelectorAll(".living canvas").length >= 1')
     page.wait_for_timeout(200)
     return page
 
 
-@pytest.fixture
-def page(browser, file):
-    page = opened(browser, file, viewport=dict(width=1280, height=900))
+@pytest.fixture(params=['file', 'http'])
+def page(browser, file, served, request):
+    at = served if request.param == 'http' else file.as_uri()
+    page = opened(browser, file, at, viewport=dict(width=1280, height=900))
     yield page
     assert page.said == []
-    assert [url for url in page.asked if not url.startswith(('file:', 'data:'))] == []
+    assert [url for url in page.asked if url != at and not url.startswith('data:')] == []
     page.close()
 
 
