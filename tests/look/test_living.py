@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import threading
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -279,13 +280,19 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope='module')
-def served(file):
-    "Where a server on this machine has the page"
+@contextmanager
+def placed(file, place):
+    "Where a page is: its file, or on a server of this machine"
+    if place == 'file':
+        yield file.as_uri()
+        return
     server = ThreadingHTTPServer(('127.0.0.1', 0), partial(SimpleHTTPRequestHandler, directory=str(file.parent)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}/{file.name}'
     server.shutdown()
+
+
+def asked_for_nothing_else(page, at): return [url for url in page.asked if url != at and url[:5] != 'data:'] == []
 
 
 def opened(browser, file, at=None, **kw):
@@ -301,13 +308,13 @@ def opened(browser, file, at=None, **kw):
 
 
 @pytest.fixture(params=['file', 'http'])
-def page(browser, file, served, request):
-    at = served if request.param == 'http' else file.as_uri()
-    page = opened(browser, file, at, viewport=dict(width=1280, height=900))
-    yield page
-    assert page.said == []
-    assert [url for url in page.asked if url != at and not url.startswith('data:')] == []
-    page.close()
+def page(browser, file, request):
+    with placed(file, request.param) as at:
+        page = opened(browser, file, at, viewport=dict(width=1280, height=900))
+        yield page
+        assert page.said == []
+        assert asked_for_nothing_else(page, at)
+        page.close()
 
 
 def section(page, i): return page.locator('.living').nth(i)
@@ -432,6 +439,31 @@ def test_nothing_scrolls_sideways(browser, file, width, scheme, tmp_path):
     page.screenshot(path=folder / f'page-{width}-{scheme}.png', full_page=True)
     assert page.evaluate('document.documentElement.scrollWidth') <= width
     page.close()
+
+
+def used(control):
+    "Use a control in every way that it has"
+    kind = control.evaluate('c => c.tagName == "INPUT" ? c.type : c.tagName')
+    if kind == 'SELECT':
+        for i in range(control.locator('option').count()): control.select_option(index=i)
+    elif kind == 'range':
+        for end in ('max', 'min'): control.fill(control.get_attribute(end))
+    else: control.click()
+    return kind
+
+
+@pytest.mark.parametrize('place', ['file', 'http'])
+def test_every_control_of_the_report_works(browser, decided, place, tmp_path):
+    [file] = run_page(decided, tmp_path / 'report.html', images=2, gradcam=False)
+    with placed(file, place) as at:
+        page = opened(browser, file, at, viewport=dict(width=1280, height=900))
+        for details in page.locator('summary').all(): details.click()
+        controls = page.locator('select, input, button').all()
+        kinds = {used(control) for control in controls if control.is_visible()}
+        assert kinds >= {'SELECT', 'range', 'BUTTON'}
+        assert page.said == []
+        assert asked_for_nothing_else(page, at)
+        page.close()
 
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
