@@ -24,6 +24,7 @@ SHORTER = { # what of a notebook is replaced when it is tested: its cells are ru
     'explanation/memory_and_time.ipynb': [("('resnet50', 224, 32", "('resnet50', 64, 32"), ('448, 32)', '64, 32)'),
                                           ("'resnet101'", "'resnet18'")],
     'look/run_page.ipynb': [('epochs=1', 'epochs=1, image_size=32')],
+    'tutorials/commands.ipynb': [('--epochs 1 ', '--epochs 1 --image-size 32 ')],
     'tutorials/first_training.ipynb': [('epochs=8', 'epochs=1, image_size=32')],
     'tutorials/new_loss.ipynb': [('epochs=12', 'epochs=1')],
     'tutorials/new_model.ipynb': [('epochs=15', 'epochs=1')],
@@ -232,8 +233,8 @@ def test_analyses_run_on_any_runs(run, tmp_path_factory, name):
 
 LABELS = ['dog', 'hair drier', '$x_{1$', 'tree'] # the third one is no formula
 OWN = dict( # what images of one's own show: [N, C]
-    mixed=(np.random.default_rng(0).random((24, 4)) < 0.5).astype(int), # rare classes only
-    full=np.ones((24, 3), int), # each image shows each class, and none is rare
+    mixed=(np.random.default_rng(0).random((12, 4)) < 0.5).astype(int), # rare classes only
+    full=np.ones((12, 3), int), # each image shows each class, and none is rare
     single=np.array([[1], [0], [1]])) # one class
 
 
