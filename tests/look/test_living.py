@@ -481,7 +481,7 @@ def test_the_report_fits_a_phone(browser, decided, scheme, tmp_path):
     page.screenshot(path=folder / f'report-390-{scheme}.png', full_page=True)
     assert page.evaluate('document.documentElement.scrollWidth') <= 390
     assert page.said == []
-    assert [url for url in page.asked if not url.startswith(('file:', 'data:'))] == []
+    assert asked_for_nothing_else(page, file.as_uri())
     page.close()
 
 
