@@ -39,20 +39,28 @@ def imagenet_names(
     return [tuple(text.split(', ')) for text in ImageNetInfo(subset).label_descriptions()]
 
 # %% ../../nbs/model/names.ipynb #bf865216
-_PLURALS = ('ies', 'y'), ('ches', 'ch'), ('shes', 'sh'), ('xes', 'x'), ('sses', 'ss'), ('ss', 'ss'), ('s', '')
+_PLURALS = (('ies', 'y'), ('ches', 'ch'), ('shes', 'sh'), ('xes', 'x'), ('sses', 'ss'), ('ss', 'ss'), ('us', 'us'),
+            ('s', ''))
+_IRREGULAR = dict(
+    buses='bus', calves='calf', children='child', cookies='cookie', feet='foot', geese='goose', knives='knife',
+    leaves='leaf', lens='lens', lenses='lens', loaves='loaf', men='man', mice='mouse', people='person', pies='pie',
+    scarves='scarf', shelves='shelf', teeth='tooth', ties='tie', wolves='wolf', women='woman')
 
 def _singular(word):
+    if word in _IRREGULAR: return _IRREGULAR[word]
     for ending, instead in _PLURALS:
         if word.endswith(ending): return word.removesuffix(ending) + instead
     return word
 
 def _words(name): return re.findall(r'[^\W_]+', re.sub(r'\(.*?\)', '', name.lower()))
 
+def _plain(words): return ''.join([*words[:-1], *map(_singular, words[-1:])])
+
 def plain_name(
     name:str # of a class
 ) -> str: # for comparisons only
     "A name without case, spaces, signs, plural and remarks in brackets"
-    return _singular(''.join(_words(name)))
+    return _plain(_words(name))
 
 # %% ../../nbs/model/names.ipynb #8390db21
 _LAST_LAYERS = 'fc', 'head.fc', 'head', 'classifier', 'classifier.1', '_fc'
@@ -120,7 +128,7 @@ def _places(names):
 def _endings(name):
     "A name, and what is left of it without its first words; plain"
     words = _words(name)
-    return [_singular(''.join(words[start:])) for start in range(len(words))]
+    return [_plain(words[start:]) for start in range(len(words))]
 
 def kind_names(
     outputs:list, # of tuples of synonyms
@@ -142,7 +150,7 @@ def shared_endings(
 ) -> list: # of words
     "Last words of the names of two or more outputs"
     times:Counter = Counter()
-    for synonyms in outputs: times.update({words[-1] for words in map(_words, synonyms) if words})
+    for synonyms in outputs: times.update(dict.fromkeys(words[-1] for words in map(_words, synonyms) if words).keys())
     return [word for word, n in times.items() if n > 1]
 
 # %% ../../nbs/model/names.ipynb #efc6c195
@@ -220,6 +228,7 @@ def ridge_map(
     K, k = _similarities(A, A, A, width), _similarities(a, A, A, width)
     k = k - k.mean(1, keepdim=True) - K.mean(0) + K.mean()
     K = K - K.mean(1, keepdim=True) - K.mean(0) + K.mean()
+    if not K.trace() > 0: raise ValueError('names: expected names with different embeddings, they are all equal')
     penalty = ridge * K.trace() / len(K)
     weights = torch.linalg.solve(K + penalty * torch.eye(len(K)), V - V.mean(0))
     return (k @ weights).float()
@@ -228,6 +237,7 @@ def _similarities(a, b, known, width):
     "Of embeddings [n, m] and [k, m] -> [n, k]; distances are measured in those of the known names"
     if width is None: return a @ b.T
     unit = torch.pdist(known).square().median()
+    if not unit > 0: raise ValueError('names: expected names with different embeddings, most of them are equal')
     return torch.exp(-torch.cdist(a, b).square() / (width * unit))
 
 # %% ../../nbs/model/names.ipynb #f6627ce8
@@ -289,7 +299,7 @@ class NameClassifier(nn.Module):
         return scores.topk(num_patches, dim=1).values.mean(1)
 
 def _random(names, classes, seed, m=512):
-    "Random vectors in place of all embeddings, for the same pairs"
+    "Random vectors in place of all embeddings, for the same names"
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(len(names) + len(classes), m, generator=generator)
     return Vocabulary(names, vectors[:len(names)]), vectors[len(names):]
@@ -330,6 +340,7 @@ def choose_k(
     power:float=1. # see `share_of_names`
 ) -> float:
     "The k with the highest mAP on held-out images"
+    if not (targets == 1).any(): raise ValueError('names: expected held-out images with labels, they have none')
     fused = {k: fuse(head_scores, name_scores, class_counts, k, power) for k in ks}
     return max(fused, key=lambda k: average_precision(fused[k], targets).nanmean())
 
@@ -360,7 +371,8 @@ class ClassScale(nn.Module):
         return (scores - self.mean) / self.std
 
 def _of_each_image(scores):
-    "Scores at mean 0 and deviation 1 in each image"
+    "Scores at mean 0 and deviation 1 in each image; those of a single class stay as they are"
+    if scores.shape[1] == 1: return scores
     std = scores.std(1, correction=0, keepdim=True).clamp(min=1e-6)
     return (scores - scores.mean(1, keepdim=True)) / std
 

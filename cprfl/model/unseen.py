@@ -124,6 +124,7 @@ def _centred(raw, offset, per_image):
     scores = raw['names'] - offset
     if not per_image: return scores
     beside = raw['beside']
+    if beside.shape[1] == 1: return scores # one old class has no deviation
     return (scores - beside.mean(1, keepdim=True)) / beside.std(1, correction=0, keepdim=True).clamp(min=1e-6)
 
 class _Flat(nn.Module):

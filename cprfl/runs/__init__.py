@@ -25,7 +25,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'usable': ['Usable'],
     'run': ['Run', 'find_runs', 'open_runs', 'read_runs', 'is_main', 'run_recipe', 'run_or_open', 'train'],
     'workers': ['GRACE', 'why_it_failed', 'serve', 'Worker', 'side_by_side'],
-    'trials': ['slug', 'trial_key', 'Trials'],
+    'trials': ['slug', 'check_labels', 'trial_key', 'Trials'],
     'tables': ['PROTOCOLS', 'ROWS', 'OWN_ROWS', 'register_row', 'Protocol', 'get_protocol', 'Row', 'Change', 'all_rows',
                'Table', 'all_tables', 'default_workers', 'seeded', 'run_many'],
     'predict': ['find_images', 'as_pixels', 'named_images', 'Pictures', 'predict_images', 'check_replaceable',

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from ..checks import brief, check_choice, check_fields, check_type, some
 from ..model.registry import MODELS
 from .recipe import GLOBAL_HEAD, Recipe, field_names, get_recipe
-from .trials import Trials, slug, trial_key
+from .trials import Trials, check_labels, slug, trial_key
 from .workers import Worker, side_by_side, why_it_failed
 from ..settings import check_keys, from_dict, read_yaml
 from ..text import safe_name
@@ -49,6 +49,7 @@ class Protocol:
         check_fields(self)
         for name, kind in dict(sources=str, loss_args=dict, inputs=dict, names_tried=dict).items():
             for key, value in getattr(self, name).items(): check_type(f'{name}: {key}', value, kind)
+        for name in ('inputs', 'names_tried'): check_labels(name, getattr(self, name))
         if 'clip' not in self.sources:
             given = some(self.sources) or 'none'
             raise ValueError(f"protocol: sources must name CPRFL's own semantics 'clip', got {given}")

@@ -98,7 +98,8 @@ def test_the_control_has_the_same_pairs(linear_world):
 
 @pytest.mark.parametrize('a, b', [
     ('cell phone', 'cellphone'), ('Zebra', 'zebra'), ('wine_glass', 'wine glass'), ('skis', 'ski'), ('boxes', 'box'),
-    ('strawberries', 'strawberry'), ('crane_(bird)', 'crane'), ('T-shirt', 't shirt')])
+    ('strawberries', 'strawberry'), ('crane_(bird)', 'crane'), ('T-shirt', 't shirt'), ('buses', 'bus'),
+    ('school buses', 'School bus'), ('ties', 'tie'), ('knives', 'knife'), ('mice', 'mouse'), ('lenses', 'lens')])
 def test_the_same_name_is_known_in_other_writing(a, b): assert plain_name(a) == plain_name(b)
 
 
@@ -316,6 +317,34 @@ def test_k_is_the_best_on_held_out_images():
     perfect, noise = y.float(), drawn(100, 2)
     head, names = torch.stack([noise[:, 0], perfect[:, 1]], 1), torch.stack([perfect[:, 0], noise[:, 1]], 1)
     assert choose_k(head, names, y, [5, 500], ks=(1., 30., 10000.)) == 30.
+
+
+def test_k_cannot_be_chosen_without_a_label():
+    with pytest.raises(ValueError, match='expected held-out images with labels, they have none'):
+        choose_k(drawn(9, 2), drawn(9, 2), torch.zeros(9, 2), [5, 500])
+
+
+@pytest.mark.parametrize('width', [None, 1.])
+def test_embeddings_that_are_all_equal_raise(width):
+    with pytest.raises(ValueError, match='expected names with different embeddings'):
+        ridge_map(torch.ones(4, 3), drawn(4, 5), drawn(2, 3), width=width)
+
+
+def test_most_embeddings_equal_give_no_width():
+    with pytest.raises(ValueError, match='most of them are equal'):
+        ridge_map(torch.cat([torch.ones(8, 3), drawn(1, 3)]), drawn(9, 5), drawn(2, 3), width=1.)
+
+
+def test_the_name_of_a_single_class_counts():
+    torch.manual_seed(0)
+    model, x, names = ERM(None, 1, feature_dim=24).eval(), drawn(60, 4, 24), NameClassifier(drawn(1, 24, seed=7))
+    fused = NamedModel(model, names, [0]).standardise(model(x), names(x))(x)
+    assert fused[:, 0].argsort().equal(names(x)[:, 0].argsort())
+
+
+def test_words_that_outputs_share_have_one_order():
+    outputs = [('acoustic guitar', 'barn owl'), ('electric guitar', 'snowy owl', 'electric ray'), ('manta ray',)]
+    assert shared_endings(outputs) == ['guitar', 'owl', 'ray']
 
 
 def test_half_precision_changes_no_score_of_names():

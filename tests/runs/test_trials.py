@@ -99,6 +99,19 @@ def test_rows_are_not_compared_before_all_trials(protocol_file, tmp_path, capsys
     assert 'lacks the trials asl@low' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('name', ['inputs', 'names_tried'])
+def test_labels_with_one_key_are_said(name):
+    with pytest.raises(ValueError, match=f"{name}: expected labels that differ .*, got 'k 5' and 'k, 5'"):
+        Protocol('x', get_recipe('shapes-cprfl'), sources=dict(clip='shapes'), **{name: {'k 5': {}, 'k, 5': {}}})
+
+
+def test_a_label_of_another_rate_is_said_when_the_file_is_read(protocol_file, tmp_path, capsys):
+    (tmp_path/'found').mkdir()
+    (tmp_path/'found'/'results.csv').write_text('key,total,lr\nasl@low,40,0.5\n')
+    with pytest.raises(SystemExit): cprfl_table(['--protocol', protocol_file, '--tables', 'compared'])
+    assert 'was run with lr 0.5, and its label now means' in capsys.readouterr().err
+
+
 def test_trials_of_a_row_go_before_those_of_its_model():
     trials = dict(rows=['asl', 'erm'], tried=dict(TRIED, asl={'a': dict(lr=0.1), 'b': {}}))
     rows = all_rows(Protocol('x', get_recipe('shapes-cprfl'), sources=dict(clip='shapes'), trials=trials))
