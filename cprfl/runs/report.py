@@ -272,12 +272,12 @@ def _plain(table, as_text):
 _FIGURE = re.compile(r'([+-]?[\d.,]+( ± [\d.]+| to [+-]?[\d.]+)?|-)?')
 
 def _markdown(table):
-    "Figures to the right, and no line break around a ±"
+    "Figures to the right, and no line break around a ± or in 1e-4"
     columns = [table.index, *(table.iloc[:, i] for i in range(table.shape[1]))]
     figures = [all(_FIGURE.fullmatch(str(cell)) for cell in column) for column in columns]
     align = ['right' if right else 'left' for right in figures]
     text = _plain(table, markdown_text).to_markdown(disable_numparse=True, colalign=align)
-    return text.replace(' ± ', '\u00a0±\u00a0')
+    return re.sub(r'(?<=\de)-(?=\d)', '\u2011', text.replace(' ± ', '\u00a0±\u00a0'))
 
 FORMATS = dict(
     text=lambda table: _plain(table, visible).to_string(),

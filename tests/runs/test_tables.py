@@ -370,6 +370,11 @@ def test_a_table_in_every_format(losses, name):
     assert '40.1 ± 0.1' in shown
 
 
+def test_a_rate_stays_in_one_line():
+    shown = format_table(pd.DataFrame({'total': [40.1]}, index=['head 1e-3, k-means']), 'markdown')
+    assert 'head 1e\u20113, k-means' in shown
+
+
 def test_a_table_in_latex_has_its_signs(losses):
     assert r'40.1 $\pm$ 0.1' in format_table(losses, 'latex')
 
