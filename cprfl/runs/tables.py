@@ -492,10 +492,12 @@ def _unseen_table(protocol):
 _NAMES = Table('With classifiers from names', _rows(
     ('asl', 'linear head, ASL'), ('asl-names', 'linear head, ASL + names'), ('cprfl', 'CPRFL'),
     ('cprfl-names', 'CPRFL + names'), ('global', 'CPRFL + global head'),
-    ('global-names', 'CPRFL + global head + names'), ('global-names-random', 'CPRFL + global head + random names'),
-    ('cprfl-prior', 'CPRFL, prompts from names'), ('global-prior', 'CPRFL + global head, prompts from names'),
+    ('global-names', 'CPRFL + global head + names'),
+    ('global-names-random', 'CPRFL + global head + random vectors as names'),
+    ('cprfl-prior', 'CPRFL, prompts from name classifiers'),
+    ('global-prior', 'CPRFL + global head, prompts from name classifiers'),
     ('global-names-all', 'CPRFL + global head + all names'), ('names', 'names alone'),
-    ('names-random', 'random names alone')),
+    ('names-random', 'random vectors alone')),
     pairs=(('asl-names', 'asl'), ('cprfl-names', 'cprfl'), ('global-names', 'global'),
            ('global-names-random', 'global'), ('cprfl-prior', 'cprfl'), ('global-prior', 'global')))
 
