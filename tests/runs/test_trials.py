@@ -119,7 +119,8 @@ def test_trials_of_a_row_go_before_those_of_its_model():
     assert 'asl@low' not in rows
 
 
-@pytest.mark.parametrize('folder', ['opponents', 'e2e', 'shapes-clip'])
+@pytest.mark.parametrize('folder', [
+    'opponents', 'e2e', 'shapes-clip', 'backbones/resnet-18', 'backbones/efficientnet-lite0'])
 def test_compared_rows_have_names_for_readers(folder):
     protocol = get_protocol(str(ROOT / 'nbs' / 'analysis' / 'results' / folder / 'protocol.yaml'))
     assert not [key for key, label, _ in all_tables(protocol)['compared'].rows if label == key]
