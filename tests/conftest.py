@@ -6,8 +6,8 @@ from helpers import ROOT, SHARED
 
 @pytest.hookimpl(optionalhook=True) # pytest runs without xdist, too
 def pytest_xdist_auto_num_workers(config):
-    "Two more than there are cores, because tests of browsers and of other processes wait"
-    return (os.cpu_count() or 1) + 2
+    "One more than there are cores, because tests of browsers and of other processes wait"
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope='session')

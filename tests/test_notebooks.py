@@ -21,15 +21,18 @@ TABLES_ONLY = {f'analysis/{name}.ipynb' for name in (
 NEED_RUNS = ['analysis/top3.ipynb', 'analysis/errors.ipynb', 'analysis/attention.ipynb', 'analysis/prompt_drift.ipynb']
 RUN = [name for name in NOTEBOOKS if not name.startswith('analysis/') or name in TABLES_ONLY]
 SHORTER = { # what of a notebook is replaced when it is tested: its cells are run, its figures are not checked
+    'bench.ipynb': [("'network', 2, 0.1", "'head', 2, 0.1")],
     'explanation/memory_and_time.ipynb': [("('resnet50', 224, 32", "('resnet50', 64, 32"), ('448, 32)', '64, 32)'),
                                           ("'resnet101'", "'resnet18'")],
     'look/run_page.ipynb': [('epochs=1', 'epochs=1, image_size=32')],
     'tutorials/commands.ipynb': [('--epochs 1 ', '--epochs 1 --image-size 32 ')],
     'tutorials/first_training.ipynb': [('epochs=8', 'epochs=1, image_size=32')],
     'tutorials/new_loss.ipynb': [('epochs=12', 'epochs=1')],
-    'tutorials/new_model.ipynb': [('epochs=15', 'epochs=1')],
+    'model/towers.ipynb': [("'ViT-B-16-quickgelu'", "'ViT-S-32'"), ('3 * 2 * 17e9', '0')],
+    'tutorials/new_model.ipynb': [('epochs=15', 'epochs=1'), ('seeded(rows[key], 2)', 'seeded(rows[key], 1)')],
     'tutorials/take_away.ipynb': [('image_size=64', 'image_size=32')],
-    'tutorials/several_gpus.ipynb': [('epochs=4', 'epochs=1')],
+    'tutorials/several_gpus.ipynb': [('epochs=4', 'epochs=1'),
+                                     ('one, two = losses(1), losses(2)', 'one = two = losses(2)')],
     'analysis/prompt_drift.ipynb': [('epochs=4', 'epochs=1'), ('image_size=64', 'image_size=32')],
 }
 MOST = 150_000 # bytes of outputs that a reference page may keep

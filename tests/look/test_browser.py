@@ -352,6 +352,10 @@ def record(times, title, file, record_property):
     assert all(t > 0 for ts in times.values() for t in ts)
 
 
+MEASURED = pytest.mark.skipif('CPRFL_ARTEFACTS' not in os.environ, reason='writes times of redraws to CPRFL_ARTEFACTS')
+
+
+@MEASURED
 def test_time_to_redraw(page, record_property, artefacts):
     own = cell(page, 'attention')
     for label in ('Show', 'Map', 'Category'):
@@ -364,6 +368,7 @@ def test_time_to_redraw(page, record_property, artefacts):
     record(times, 'AttentionExplorer', artefacts / 'redraw.json', record_property)
 
 
+@MEASURED
 def test_time_to_redraw_5000_images_and_80_classes(page, record_property, artefacts):
     own = cell(page, 'large')
     changes = dict(kind=('Errors', (2, 1, 3, 0)), pair=('Pair', (3, 7)), model=('Model', (0, 1)),

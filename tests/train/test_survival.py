@@ -177,8 +177,8 @@ def number_of_a_dead_process():
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='a killed process is a fork here')
 def test_killed_while_it_writes():
-    "At every sixtieth point; `python tests/train/kills.py` tries them all"
-    command = [sys.executable, 'kills.py', 'features', '--every', '60']
+    "At every ninetieth point; `python tests/train/kills.py` tries them all"
+    command = [sys.executable, 'kills.py', 'features', '--every', '90']
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=600)
     assert done.returncode == 0, done.stdout
     assert 'resumed and equal bit for bit' in done.stdout
