@@ -6,7 +6,7 @@
 __all__ = ['folded']
 
 # %% ../../nbs/model/folding.ipynb #f01d0004
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,13 +29,15 @@ def _calls(net, images):
 def _can_be_folded(norm): return not norm.training and norm.running_mean is not None
 
 def _pairs(net, images):
-    "Convolutions and the batch norms after them"
+    "Convolutions and the batch norms that normalise all that they give, and nothing else"
     calls = _calls(net, images)
     times = Counter(module for module, _, _ in calls)
     made_by = {id(out): module for module, _, out in calls if isinstance(module, nn.Conv2d)}
-    found = [(made_by.get(id(given)), module) for module, given, _ in calls if isinstance(module, nn.BatchNorm2d)]
-    return [(conv, norm) for conv, norm in found
-            if conv is not None and times[conv] == times[norm] == 1 and _can_be_folded(norm)]
+    before = defaultdict(list) # norm -> what gave its input, call by call
+    for module, given, _ in calls:
+        if isinstance(module, nn.BatchNorm2d): before[module].append(made_by.get(id(given)))
+    return [(convs[0], norm) for norm, convs in before.items()
+            if convs[0] is not None and convs == [convs[0]] * times[convs[0]] and _can_be_folded(norm)]
 
 # %% ../../nbs/model/folding.ipynb #f01d000b
 def _exchange(net, new): # module -> the one in its place

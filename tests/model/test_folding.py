@@ -33,11 +33,20 @@ def test_a_batch_norm_after_a_convolution_is_folded():
     assert number(Net(after)) == 1
 
 
+def test_a_network_that_looks_at_several_sizes_is_folded():
+    net = Net(lambda net, x: after(net, x) + after(net, x[..., ::2, ::2]).mean())
+    before = net(IMAGES)
+    with torch.no_grad(), folded(net, IMAGES) as n:
+        assert n == 1
+        torch.testing.assert_close(net(IMAGES), before)
+
+
 LEFT_ALONE = {
     'used besides': lambda net, x: net.norm(y := net.conv(x)) + y,
     'something between': lambda net, x: net.norm(net.conv(x).relu()),
     'before': lambda net, x: net.conv(net.norm(x)),
-    'called twice': lambda net, x: net.norm(net.conv(net.norm(net.conv(x)))),
+    'another input of the norm': lambda net, x: net.norm(net.conv(x)) + net.norm(x),
+    'another user of the convolution': lambda net, x: net.norm(net.conv(x)) + net.conv(2 * x),
     'none': lambda net, x: x}
 
 
