@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'BACKBONES', 'to_patches', 'load_state', 'load_strictly', 'Backbone', 'PatchModel',
            'backbone_and_width', 'plain_model', 'gives_attention', 'preferred_memory_format', 'JointTower',
-           'TunedBackbone', 'register_backbone', 'build_backbone']
+           'TunedBackbone', 'MultiScale', 'at_scales', 'register_backbone', 'build_backbone']
 
 # %% ../../nbs/model/backbones.ipynb #d1246047
 import re
@@ -19,9 +19,10 @@ from textwrap import shorten
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from ..checks import check_choice, some
+from ..checks import check_choice, check_scales, some
 from .hub import fetched
 from .semantics import _device
 from .wheels import WHEELS, timm_names, wheel_weights
@@ -480,6 +481,7 @@ def _joint_backbone(source, clip, normalize, size, native, stage, pooled):
 # %% ../../nbs/model/backbones.ipynb #c05f0173
 def _cut(net, stages):
     "The first part of a ResNet, and its last `stages` stages"
+    if isinstance(net, MultiScale): raise ValueError('tune: expected a backbone at one size; leave scales out')
     owner = getattr(net, 'net', net)
     if isinstance(owner, nn.Sequential): return owner[:-stages], owner[-stages:]
     if not hasattr(owner, 'layer4'):
@@ -516,6 +518,46 @@ class TunedBackbone(Backbone):
         x:torch.Tensor # images [B, 3, H, W], or maps [B, D', h, w] of `fixed`
     ) -> torch.Tensor: # [B, D, h, w]
         return self.net(self.fixed(x) if x.shape[1] == 3 else x.float())
+
+# %% ../../nbs/model/backbones.ipynb #5ca1e002
+class MultiScale(nn.Module):
+    "The mean map of an image at several sizes"
+    def __init__(self,
+        net:nn.Module, # gives maps [B, D, h, w]
+        scales:Sequence[float]=(1., 2.) # of the image's edges; all maps come to the size of the first one
+    ):
+        super().__init__()
+        self.net, self.scales = net, check_scales('scales', scales)
+
+    def forward(self,
+        images:torch.Tensor # [B, 3, H, W]
+    ) -> torch.Tensor: # [B, D, h, w]
+        first, *others = (self.net(_enlarged(images, scale)) for scale in self.scales)
+        return sum((F.adaptive_avg_pool2d(other, first.shape[-2:]) for other in others), first) / len(self.scales)
+
+def _enlarged(images, scale):
+    if scale == 1: return images
+    size = [round(scale * n) for n in images.shape[-2:]]
+    return F.interpolate(images, size, mode='bilinear', antialias=True, align_corners=False)
+
+def at_scales(
+    backbone:Backbone, # whose network gives maps of images of any size
+    scales:Sequence[float]=(1., 2.), # of the image's edges
+    image_size:int|tuple|None=None # edge (or H, W) of the images, to try it; None: 64 pixels
+) -> Backbone: # with the same network and weights
+    "A backbone that looks at images at several sizes"
+    scales, size = check_scales('scales', scales), _pair(image_size or 64)
+    name, kw = backbone.built_as or (type(backbone.net).__name__, {})
+    if isinstance(backbone, TunedBackbone) or backbone.image_size or _trial(backbone.net, size).ndim != 4:
+        raise ValueError('scales: expected a backbone that gives maps of images of any size, such as a ResNet; '
+                         f'{name} gives patches, takes one size alone, or learns in part')
+    net = backbone.net.net if isinstance(backbone.net, MultiScale) else backbone.net
+    layer, = backbone.cam_layer
+    if scales != (1.,): net = layer = MultiScale(net, scales)
+    mean, std = backbone.mean.flatten().tolist(), backbone.std.flatten().tolist()
+    looking = Backbone(net, backbone.num_features, mean, std, backbone.normalize, layer)
+    looking.built_as = name, kw | dict(scales=list(scales))
+    return looking
 
 # %% ../../nbs/model/backbones.ipynb #322217e0
 BACKBONES = Registry('backbone', gives=('pretrained', 'weights', 'normalize', 'image_size'))
@@ -566,6 +608,7 @@ def build_backbone(
     weights:str|Path|None=None, # or read them from this file
     normalize:bool=True, # normalise as the weights expect
     image_size:int|tuple|None=None, # edge (or H, W) of the images, pixels; None: what the network is made for
+    scales:Sequence[float]=(1.,), # sizes at which it looks at an image, see `MultiScale`
     **kw # for timm or torchvision, such as output_stride=16; for CLIP stage=3, joint=True, pooled=True; or your own
 ) -> Backbone:
     "A backbone by its name"
@@ -587,4 +630,4 @@ def build_backbone(
         name = name.removeprefix('timm:')
         backbone = _timm_backbone(name, pretrained, weights, normalize, image_size, **kw)
     backbone.built_as = name, kw
-    return backbone
+    return backbone if check_scales('scales', scales) == (1.,) else at_scales(backbone, scales, image_size)

@@ -377,6 +377,14 @@ def _of_each_image(scores):
     return (scores - scores.mean(1, keepdim=True)) / std
 
 # %% ../../nbs/model/names.ipynb #7fe71ef7
+class _ByName(nn.Module):
+    "The names of a model alone"
+    def __init__(self, named):
+        super().__init__()
+        self.named = named
+
+    def forward(self, x): return self.named.names(self.named.features(x))
+
 class NamedModel(nn.Module):
     "A model, and a classifier by names that counts the more the fewer images a class has"
     share: torch.Tensor
@@ -414,10 +422,26 @@ class NamedModel(nn.Module):
         self.of_names.fit(_of_each_image(centred) if self.per_image else centred)
         return self
 
+    def read(self,
+        x:torch.Tensor # [B, 3, H, W] images, or [B, v, D] cached patches if both read the same
+    ) -> tuple: # what the model reads; the features that the names read
+        "The same features for both, or images for the model and features of their own for the names"
+        if self.backbone is None: return (self.model.patches(x),) * 2
+        if x.ndim == 3:
+            raise ValueError('names: expected images, since these names have a look of their own; '
+                             f'got cached patches {list(x.shape)}')
+        return x, self.backbone(x)
+
+    def features(self,
+        x:torch.Tensor # [B, 3, H, W] images, or cached patches [B, v, D] as the names read them
+    ) -> torch.Tensor: # [B, v, D] or [B, D, h, w]
+        "What the names read"
+        return x if self.backbone is not None and x.ndim == 3 else self.read(x)[1]
+
     @property
     def by_name(self) -> nn.Module:
-        "What gives the names' scores, of images or of cached patches"
-        return self.names if self.backbone is None else nn.Sequential(self.backbone, self.names)
+        "What gives the names' scores, of images or of cached patches as the names read them"
+        return _ByName(self)
 
     def added(self,
         logits:torch.Tensor, # [B, C] of the model
@@ -431,8 +455,7 @@ class NamedModel(nn.Module):
         x:torch.Tensor # [B, 3, H, W] images, or [B, v, D] cached patches
     ) -> tuple: # logits of the model [B, C]; what the names add to them [B, C]
         "The two parts of the logits"
-        if self.backbone is None: x = features = self.model.patches(x)
-        else: features = self.backbone(x)
+        x, features = self.read(x)
         logits = self.model(x).float()
         return logits, self.added(logits, self.names(features))
 

@@ -7,6 +7,7 @@ __all__ = ['semantics_of', 'rows_of_vocabulary', 'new_semantics', 'attend_as_add
            'check_new_names']
 
 # %% ../../nbs/model/unseen.ipynb #017b0b35
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -127,13 +128,17 @@ def _centred(raw, offset, per_image):
     if beside.shape[1] == 1: return scores # one old class has no deviation
     return (scores - beside.mean(1, keepdim=True)) / beside.std(1, correction=0, keepdim=True).clamp(min=1e-6)
 
-class _Flat(nn.Module):
-    "The raw scores of an `ExtendedModel` side by side"
+class _OfModel(nn.Module):
+    "The scores of an `ExtendedModel` that names have no part in, side by side"
     def __init__(self, extended):
         super().__init__()
         self.extended = extended
 
-    def forward(self, x): return torch.cat(list(self.extended.raw(x).values()), 1)
+    def forward(self, x): return torch.cat(list(self.extended.of_model(x).values()), 1)
+
+class _OfNames(_OfModel):
+    "The scores of its classifiers from names, side by side"
+    def forward(self, x): return torch.cat(list(self.extended.of_names(self.extended.model.features(x)).values()), 1)
 
 # %% ../../nbs/model/unseen.ipynb #4a1f12a5
 class ExtendedModel(nn.Module):
@@ -178,31 +183,57 @@ class ExtendedModel(nn.Module):
         "The model without its names"
         return self.model.model if isinstance(self.model, NamedModel) else self.model
 
-    def raw(self,
+    @property
+    def named(self) -> bool:
+        "Whether the model has names, also for its old classes"
+        return isinstance(self.model, NamedModel)
+
+    def of_model(self,
         x:torch.Tensor # [B, 3, H, W] images, or [B, v, D] cached patches
+    ) -> dict: # 'head' [B, C] and, if they exist, 'prompts' [B, n]
+        "The scores that names have no part in"
+        features = self.plain.patches(x)
+        scores = dict(head=self.plain(features).float())
+        if self.semantics is not None: scores['prompts'] = prompt_scores(self.plain, features, self.semantics)
+        return scores
+
+    def of_names(self,
+        features:torch.Tensor # [B, v, D] or [B, D, h, w], as the names read them
+    ) -> dict: # 'beside' [B, C] of the old classes and, if they exist, 'names' [B, n] of the new ones
+        "The scores of classifiers from names"
+        scores = dict(beside=self.model.names(features))
+        return scores if self.names is None else scores | dict(names=self.names(features))
+
+    def joined(self,
+        scores:dict # of both
+    ) -> dict: # as `raw` gives it
+        "All raw scores"
+        head, beside = scores['head'], scores.get('beside')
+        logits = head if beside is None else head + self.model.added(head, beside)
+        return dict(logits=logits) | {name: s for name, s in scores.items() if name != 'head'}
+
+    def raw(self,
+        x:torch.Tensor # [B, 3, H, W] images, or [B, v, D] cached patches if names read the same
     ) -> dict: # 'logits' [B, C] and, as far as they exist, 'prompts' [B, n], 'names' [B, n], 'beside' [B, C]
         "All scores as they come; `beside` are those of the names of the old classes"
-        features = self.plain.patches(x)
-        backbone = getattr(self.model, 'backbone', None) if isinstance(self.model, NamedModel) else None
-        raw = dict(logits=self.model(features if backbone is None else x).float())
-        if self.semantics is not None: raw['prompts'] = prompt_scores(self.plain, features, self.semantics)
-        if self.names is not None:
-            seen = features if backbone is None else backbone(x)
-            raw |= dict(names=self.names(seen), beside=self.model.names(seen))
-        return raw
+        if not self.named: return self.joined(self.of_model(x))
+        x, features = self.model.read(x)
+        return self.joined(self.of_model(x) | self.of_names(features))
 
     @property
-    def as_columns(self) -> nn.Module:
-        "A module that gives all raw scores beside each other, see `by_way`"
-        return _Flat(self)
+    def as_columns(self) -> list: # of one module, or of two
+        "Modules that give raw scores side by side: those of the model and, if there are any, those of names"
+        return [_OfModel(self), *([_OfNames(self)] if self.named else [])]
 
     def by_way(self,
-        columns:torch.Tensor # [N, ...] as `as_columns` gives them
+        columns:Sequence # [N, ...] of each module of `as_columns`
     ) -> dict: # as `raw` gives it
         "Raw scores, told from each other again"
         C, n = len(self.classes), len(self.added)
-        sizes = dict(logits=C) | {way: n for way in self.ways} | (dict(beside=C) if self.names is not None else {})
-        return dict(zip(sizes, columns.split(list(sizes.values()), 1)))
+        sizes = [('head', C), ('prompts', n * (self.semantics is not None)),
+                 ('beside', C * self.named), ('names', n * (self.names is not None))]
+        parts = torch.cat(list(columns), 1).split([size for _, size in sizes], 1)
+        return self.joined({name: part for (name, size), part in zip(sizes, parts) if size})
 
     @torch.no_grad()
     def fit(self,

@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
                'without_paths'],
     'registered': ['REGISTRIES', 'recorded', 'check_recorded', 'packed', 'unpack'],
     'build': ['read_test_file', 'hidden_classes', 'Splits', 'load_data', 'build_model', 'build_names',
-              'build_names_backbone', 'check_logits'],
+              'build_names_backbone', 'read_by_names', 'check_logits'],
     'unseen': ['new_classifiers', 'stored_images', 'some_images', 'extended_model', 'raw_scores', 'add_classes'],
     'hidden': ['unseen_results', 'write_unseen', 'unseen_table'],
     'decided': ['held_out_images', 'held_out_logits', 'check_same_recipe', 'Decided', 'decision_words', 'figures_of',

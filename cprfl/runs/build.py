@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_test_file', 'hidden_classes', 'Splits', 'load_data', 'build_model', 'build_names', 'build_names_backbone',
-           'check_logits']
+           'read_by_names', 'check_logits']
 
 # %% ../../nbs/runs/build.ipynb #c7708324
 import math
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +24,9 @@ from ..data.benchmarks import load_benchmark
 from ..data.dataset import MultiLabelDataset, from_coco, from_csv, from_folder, from_list, from_voc, resize
 from ..data.longtail import class_counts, frequency_groups, stratified_split
 from ..data.readers import read_classes
-from ..model.backbones import TunedBackbone, build_backbone, to_patches
+from ..model.backbones import TunedBackbone, at_scales, build_backbone, to_patches
 from ..model.hub import fetched
-from ..model.names import NameClassifier, read_vocabulary
+from ..model.names import NameClassifier, NamedModel, read_vocabulary
 from ..model.registry import MODELS
 from ..model.semantics import load_clip, package_semantics
 from ..model.towers import add_lora
@@ -336,11 +337,26 @@ def build_names(
     return NameClassifier.fit(network, read_vocabulary(names_file, vectors_file), every, own, **kw)
 
 def build_names_backbone(
-    recipe:Recipe # with `names`
+    recipe:Recipe, # with `names`
+    model:Any # of this recipe, whose backbone is shared if it is frozen
 ) -> torch.nn.Module|None: # None: the names read the features of the model, whose backbone does not learn
     "The backbone of the names, as it was pretrained"
-    if recipe.frozen and not recipe.tune: return None
-    return _build_backbone(recipe, load_weights=True).requires_grad_(False)
+    scales, frozen = recipe.name_settings.scales, recipe.frozen and not recipe.tune
+    if frozen and not scales: return None
+    backbone: Any = model.backbone if frozen else _build_backbone(recipe, load_weights=True).requires_grad_(False)
+    return at_scales(backbone, scales, recipe.image_size) if scales else backbone
+
+def read_by_names( # noqa: PLR0913 - public keywords
+    recipe:Recipe, # with `names`
+    named:NamedModel, # of this recipe
+    images:Splits, # as they were read
+    data:Splits, # the same, as the model reads them
+    folder:str|Path, # of caches
+    progress:bool=True # show bars
+) -> Splits:
+    "The same rows as the names read them: as the model does, or with features of their own"
+    if not recipe.frozen or recipe.tune or named.backbone is None: return data
+    return images.cached(recipe.with_(views=1), named, folder, progress)
 
 # %% ../../nbs/runs/build.ipynb #a02dbd5a
 def _tried(model, recipe):

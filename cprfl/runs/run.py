@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -24,12 +25,13 @@ from .. import __version__
 from ..checks import some
 from ..files import Owner, read_tensors, reading, write_atomic, write_json, write_tensors, write_text
 from ..metrics import multilabel_report
+from ..model.backbones import at_scales
 from ..model.cprfl import CPRFL
 from ..model.names import NameClassifier, NamedModel
 from ..model.registry import MODELS
 from ..model.semantics import _device
 from ..model.unseen import ExtendedModel
-from .build import Splits, build_model, build_names, build_names_backbone, check_logits
+from .build import Splits, build_model, build_names, build_names_backbone, check_logits, read_by_names
 from .portable import Portable
 from .recipe import Recipe, get_recipe
 from .registered import check_recorded, recorded
@@ -123,7 +125,7 @@ class Run(Usable, Portable):
         settings = self.recipe.name_settings
         names = NameClassifier(torch.zeros_like(state['names.weight']), patches=settings.patches)
         named = NamedModel(model, names, self.class_counts, settings.k, settings.per_image,
-                           build_names_backbone(self.recipe), settings.power)
+                           build_names_backbone(self.recipe, model), settings.power)
         return named.load_names(state)
 
     def _plain_model(self, which):
@@ -269,13 +271,14 @@ def _taken_over(run, path):
     accelerator = build_accelerator(run.recipe.train)
     return run.model().to(accelerator.device), accelerator, run.report['seconds']
 
-def _named(recipe, model, train, all_classes, ask):
-    "The trained model with its names, measured on the training images"
-    settings, names = recipe.name_settings, build_names(recipe, train.classes, all_classes)
-    named = NamedModel(model, names, train.class_counts, settings.k, settings.per_image, build_names_backbone(recipe),
-                       settings.power)
+def _named(recipe, model, images, data, ask, cache, progress):
+    "The trained model with its names, measured on the training images; and the images as the names read them"
+    settings, names = recipe.name_settings, build_names(recipe, data.train.classes, data.all_classes)
+    named = NamedModel(model, names, data.train.class_counts, settings.k, settings.per_image,
+                       build_names_backbone(recipe, model), settings.power)
     named.to(_device(model))
-    return named.standardise(ask(model, train), ask(named.by_name, train))
+    seen = read_by_names(recipe, named, images, data, cache, progress)
+    return named.standardise(ask(model, data.train), ask(named.by_name, seen.train)), seen
 
 def _with_added(path, test, named, logits, by_name, writes):
     "Logits [N, C] with what the names add, which is also kept in a file"
@@ -310,24 +313,26 @@ def run_recipe(
         data = Splits.read(recipe)
         if resume: _check_same_images(path, data)
         if progress and writes: data.announce(recipe)
-        model = build_model(recipe, data.classes, targets=data.train.targets, all_classes=data.all_classes)
+        model: Any = build_model(recipe, data.classes, targets=data.train.targets, all_classes=data.all_classes)
         if recipe.model not in MODELS.kit: check_logits(model, recipe, len(data.classes))
+        if recipe.name_settings.scales: at_scales(model.backbone, recipe.name_settings.scales, recipe.image_size)
         if writes: # a new folder is made now, so that it is not among the images
             owned.enter_context(owner)
             _check_resumable(path, recipe, resume, speaks=False) # it may be another command's
             _start_folder(path, recipe, data)
-        data = data.cached(recipe, model, cache or Path(folder) / 'cache', progress)
+        images, cache = data, cache or Path(folder) / 'cache'
+        data = images.cached(recipe, model, cache, progress)
         beside = _trained_beside(recipe, path)
         if beside: model, accelerator, earlier = _taken_over(beside, path)
         else: model, accelerator, earlier = _fit(recipe, model, data, owner, callbacks, resume, progress)
         c = recipe.train
         ask = partial(predict, batch_size=2 * c.batch_size, accelerator=accelerator, num_workers=c.num_workers,
                       progress=progress)
-        named = _named(recipe, model, data.train, data.all_classes, ask) if recipe.names else None
+        named, seen = _named(recipe, model, images, data, ask, cache, progress) if recipe.names else (None, data)
         if named and writes: write_tensors(path / 'names.safetensors', named.names_state())
         if data.test is not None:
             logits = _logits_of(beside, data.test) if beside else ask(model, data.test)
-            if named: logits = _with_added(path, data.test, named, logits, ask(named.by_name, data.test), writes)
+            if named: logits = _with_added(path, data.test, named, logits, ask(named.by_name, seen.test), writes)
             if writes: _write_report(path, data.test, logits, time.perf_counter() - began + earlier)
         if accelerator: accelerator.wait_for_everyone()
     return Run(path)

@@ -329,7 +329,14 @@ def _name_rows(protocol, rows):
         head = rows[key].model_args | dict(prior=True)
         made[f'{key}-prior'] = rows[key].with_(model_args=head, names=protocol.names, names_args=of_map | dict(k=0.))
     for label, args in protocol.names_tried.items(): made[f'global-names@{slug(label)}'] = named('global', **args)
-    return made
+    return made | _rows_at_sizes(protocol, rows)
+
+def _rows_at_sizes(protocol, rows):
+    "CPRFL + global head that itself looks at images as its names do: a fair opponent"
+    if not (scales := protocol.names_args.get('scales')): return {}
+    plain = rows['global'].with_(backbone_args=rows['global'].backbone_args | dict(scales=scales))
+    with_names = plain.with_(names=protocol.names, names_args=protocol.names_args)
+    return {'global-sizes': plain, 'global-sizes-names': with_names}
 
 # %% ../../nbs/runs/tables.ipynb #72a7cda9
 def _hidden_rows(protocol, rows):
@@ -496,10 +503,13 @@ _NAMES = Table('With classifiers from names', _rows(
     ('global-names-random', 'CPRFL + global head + random vectors as names'),
     ('cprfl-prior', 'CPRFL, prompts from name classifiers'),
     ('global-prior', 'CPRFL + global head, prompts from name classifiers'),
-    ('global-names-all', 'CPRFL + global head + all names'), ('names', 'names alone'),
+    ('global-names-all', 'CPRFL + global head + all names'),
+    ('global-sizes', 'CPRFL + global head, images at several sizes'),
+    ('global-sizes-names', 'CPRFL + global head, images at several sizes + names'), ('names', 'names alone'),
     ('names-random', 'random vectors alone')),
     pairs=(('asl-names', 'asl'), ('cprfl-names', 'cprfl'), ('global-names', 'global'),
-           ('global-names-random', 'global'), ('cprfl-prior', 'cprfl'), ('global-prior', 'global')))
+           ('global-names-random', 'global'), ('cprfl-prior', 'cprfl'), ('global-prior', 'global'),
+           ('global-sizes-names', 'global-sizes'), ('global-sizes', 'global')))
 
 def _compared_with_names(trials):
     "The rows that are compared at their own best settings, each with and without names"
@@ -512,12 +522,18 @@ def _compared_with_names(trials):
     title = 'Each method at its own rates, with and without names'
     return {'compared-names': Table(title, _rows(*rows), compares=trials.settings, pairs=pairs)}
 
+def _table_of_names(protocol):
+    "Without the rows at several sizes if names look at images as the model does"
+    if protocol.names_args.get('scales'): return _NAMES
+    rows = tuple(row for row in _NAMES.rows if not row[0].startswith('global-sizes'))
+    return replace(_NAMES, rows=rows, pairs=tuple(p for p in _NAMES.pairs if not p[0].startswith('global-sizes')))
+
 def _name_tables(protocol):
     if not protocol.names: return {}
     tried = _rows(('global', 'CPRFL + global head'), ('global-names', '+ names, as in the protocol'), *(
         (f'global-names@{slug(label)}', f'+ names, {label}') for label in protocol.names_tried))
     search = {'names-search': Table('Settings of the names, one at a time', tried)} if protocol.names_tried else {}
-    return {'names': _NAMES} | _compared_with_names(protocol.trials) | search
+    return {'names': _table_of_names(protocol)} | _compared_with_names(protocol.trials) | search
 
 # %% ../../nbs/runs/tables.ipynb #eb4ab747
 _VARIANTS |= dict(towers=Table('Fine-tuned CLIP, part by part', _rows(

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..model.names import NameClassifier
+from ..model.names import NameClassifier, NamedModel
 from ..model.unseen import ExtendedModel, check_new_names, new_semantics
-from .build import Splits, build_names
+from .build import Splits, build_names, read_by_names
 from ..train.checkpoint import data_key
 from ..train.config import TrainConfig, choose_device
 from ..train.trainer import build_accelerator, predict
@@ -54,18 +54,20 @@ def new_classifiers(
 # %% ../../nbs/runs/unseen.ipynb #7f9813e5
 def stored_images(
     run:Any, # a finished `Run`
-    model:torch.nn.Module, # its model, whose frozen backbone gives the features
+    model:Any, # its model, with names if it has them; a frozen backbone gives the features
     cache:str|Path|None=None, # folder of cached features; `cache` beside the run when left out
     progress:bool=False, # show bars
     test:bool=False # the test images as well
-) -> Splits:
+) -> list: # of one `Splits`, or of two: as the model reads the images, and as its names do
     "The training images of a run, also its test images if they are wanted; as features if its backbone is frozen"
     data = Splits.read(run.recipe)
     if run.config.data not in (None, data_key(data.train)):
         raise ValueError(f'{run.folder} was trained on other images or labels ({len(data.train)} images now), and the '
                          'scores of new classes are measured on them')
     if not test: data = Splits(data.whole_train, None, data.rows, data.hide)
-    return data.cached(run.recipe, model, cache or run.folder.parent / 'cache', progress)
+    named, cache = isinstance(model, NamedModel), cache or run.folder.parent / 'cache'
+    stored = data.cached(run.recipe, model.model if named else model, cache, progress)
+    return [stored, read_by_names(run.recipe, model, data, stored, cache, progress)] if named else [stored]
 
 def some_images(
     dataset:Any, # images or features
@@ -89,7 +91,7 @@ def extended_model(
 
 def raw_scores(
     extended:ExtendedModel, # the model with new classes
-    dataset:Any, # images or features
+    datasets:Sequence, # the same images for each module of `as_columns`, or their features
     config:TrainConfig, # its precision
     device:str='cpu', # auto, cpu, cuda or mps
     progress:bool=False # show bars
@@ -98,7 +100,8 @@ def raw_scores(
     precision = config.precision if choose_device(device).type == 'cuda' else config.precision.replace('fp16', 'fp32')
     accelerator = build_accelerator(replace(config, device=device, precision=precision))
     extended.to(accelerator.device)
-    columns = predict(extended.as_columns, dataset, accelerator=accelerator, progress=progress)
+    columns = [predict(module, dataset, accelerator=accelerator, progress=progress)
+               for module, dataset in zip(extended.as_columns, datasets)]
     extended.cpu()
     return extended.by_way(columns)
 
@@ -117,6 +120,6 @@ def add_classes( # noqa: PLR0913 - public keywords
     "The run's model with more classes, from their names"
     names = check_new_names(names, run.classes)
     extended = extended_model(run, names, new_classifiers(run, names, semantics, random), share)
-    train = stored_images(run, extended.plain, cache, progress).train
-    raw = raw_scores(extended, some_images(train, num_images), run.recipe.train, device, progress)
+    train = [some_images(data.train, num_images) for data in stored_images(run, extended.model, cache, progress)]
+    raw = raw_scores(extended, train, run.recipe.train, device, progress)
     return extended.fit(raw)

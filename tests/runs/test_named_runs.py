@@ -10,7 +10,7 @@ from cprfl.cli import predict as cprfl_predict
 from cprfl.files import read_tensors
 from cprfl.look import measure_faithfulness
 from cprfl.model.names import NamedModel, imagenet_names
-from cprfl.runs.build import build_names, load_data
+from cprfl.runs.build import build_names, build_names_backbone, load_data
 from cprfl.runs.predict import predict_images
 from cprfl.runs.recipe import Recipe, get_recipe
 from cprfl.runs.report import write_tables
@@ -112,6 +112,57 @@ def test_a_learning_backbone_gets_a_second_one_for_its_names(here):
     before = Recipe.with_(recipe, names=None)
     assert run.recipe.name_settings.k == 20
     assert before.names_args == {}
+
+
+@pytest.fixture(scope='module')
+def looking(here): return finished(here, with_names(here, 'looking', scales=[1, 2]))
+
+
+def test_names_may_look_at_an_image_at_several_sizes(here, looking):
+    images, model = load_data(looking.recipe)[1], looking.model()
+    expected = predict(model, images).numpy()
+    np.testing.assert_allclose(looking.predictions.iloc[:, 1:], expected, atol=0.05) # bf16
+    inner = model.model.backbone.net
+    assert model.backbone.net.net is inner # the frozen network is shared
+    as_model = finished(here, with_names(here, 'as-model'))
+    assert not np.allclose(as_model.from_names.iloc[:, 1:], looking.from_names.iloc[:, 1:], atol=1e-2)
+    assert list(model.names_state()) == list(as_model.model().names_state())
+
+
+def test_names_with_their_own_look_need_images(looking):
+    with pytest.raises(ValueError, match='expected images, since these names have a look of their own'):
+        looking.model()(torch.zeros(1, 4, 16))
+
+
+def test_new_classes_are_seen_as_the_names_see_them(here, looking):
+    extended = looking.add_classes(['tench', 'goldfish'], cache=here / 'cache', num_images=50)
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad(): torch.testing.assert_close(extended(images)[:, :20], looking.model()(images))
+
+
+def test_a_backbone_that_learns_has_names_that_look_twice(here):
+    recipe = with_names(here, scales=[1, 2]).with_(frozen=False)
+    own = build_names_backbone(recipe, torch.nn.Module())
+    assert own.net.scales == (1., 2.)
+    assert not any(p.requires_grad for p in own.parameters())
+
+
+@pytest.mark.parametrize('kw, message', [
+    (dict(scales=[]), 'expected at least one scale'), (dict(scales=[0.]), 'scales'), (dict(scales=2.), 'scales')])
+def test_scales_are_checked(here, kw, message):
+    with pytest.raises(ValueError, match=message): with_names(here, **kw)
+
+
+def test_a_network_of_patches_is_refused_before_it_is_trained(here):
+    recipe = with_names(here, 'patches', scales=[1, 2]).with_(
+        weights=None, backbone='timm:vit_tiny_patch16_224', backbone_args={})
+    with pytest.raises(ValueError, match='such as a ResNet'): finished(here, recipe)
+    assert not (here / 'runs' / 'patches').exists()
+
+
+def test_cached_maps_have_one_size(here):
+    with pytest.raises(ValueError, match='scales need images, and tune keeps maps'):
+        with_names(here, scales=[1, 2]).with_(tune=1)
 
 
 def test_tuned_stages_get_a_second_backbone_as_well(here):
