@@ -32,7 +32,7 @@ def favicon():
 def badge(words):
     "A button of a page, which needs no other host"
     style = f'fill="{PAPER}" font-family="sans-serif" font-size="12" text-anchor="middle"'
-    box = f'<rect width="140" height="24" rx="4" fill="{NIGHT}"/><text x="70" y="16" {style}>{words}</text>'
+    box = f'<rect width="140" height="24" rx="4" fill="#1f5f8b"/><text x="70" y="16" {style}>{words}</text>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" width="140" height="24" viewBox="0 0 140 24">{box}</svg>\n'
 
 
