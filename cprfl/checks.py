@@ -8,7 +8,7 @@ __all__ = ['some', 'brief', 'first_line', 'did_you_mean', 'check_choice', 'check
 
 # %% ../nbs/checks.ipynb #83a24c3d
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import fields
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -86,10 +86,11 @@ def check_range(
 
 def check_scales(
     name:str, # of the setting
-    scales:Sequence[float] # of the edges of an image
+    scales:Any # numbers in a list, for the edges of an image
 ) -> tuple: # of floats
     "The scales, if there is one at least and all are above 0"
-    if not scales: raise ValueError(f'{name}: expected at least one scale, such as [1, 2], got none')
+    if not isinstance(scales, (list, tuple)) or not scales:
+        raise ValueError(f'{name}: expected one or more scales in a list, such as [1, 2], got {brief(scales)}')
     for scale in scales: check_range(name, scale, above=0)
     return tuple(map(float, scales))
 

@@ -547,17 +547,25 @@ def at_scales(
 ) -> Backbone: # with the same network and weights
     "A backbone that looks at images at several sizes"
     scales, size = check_scales('scales', scales), _pair(image_size or 64)
-    name, kw = backbone.built_as or (type(backbone.net).__name__, {})
-    if isinstance(backbone, TunedBackbone) or backbone.image_size or _trial(backbone.net, size).ndim != 4:
-        raise ValueError('scales: expected a backbone that gives maps of images of any size, such as a ResNet; '
-                         f'{name} gives patches, takes one size alone, or learns in part')
-    net = backbone.net.net if isinstance(backbone.net, MultiScale) else backbone.net
-    layer, = backbone.cam_layer
-    if scales != (1.,): net = layer = MultiScale(net, scales)
+    if why := _looks_once(backbone, size):
+        raise ValueError('scales: expected a backbone that gives maps of images of any size, such as a ResNet, '
+                         f'got {why}; scales=None looks once')
+    net = MultiScale(backbone.net.net if isinstance(backbone.net, MultiScale) else backbone.net, scales)
+    name, kw = backbone.built_as or (type(net.net).__name__, {})
+    try: _trial(net, size)
+    except RuntimeError as e:
+        raise ValueError(f'scales: {list(scales)} do not fit images of {size[0]} x {size[1]} pixels: '
+                         f'{_cannot_take(name, size, e)}') from e
     mean, std = backbone.mean.flatten().tolist(), backbone.std.flatten().tolist()
-    looking = Backbone(net, backbone.num_features, mean, std, backbone.normalize, layer)
+    looking = Backbone(net, backbone.num_features, mean, std, backbone.normalize, net)
     looking.built_as = name, kw | dict(scales=list(scales))
     return looking
+
+def _looks_once(backbone, size):
+    "Why a backbone cannot look at several sizes, or None"
+    if type(backbone) is not Backbone: return f'a {type(backbone).__name__}'
+    if backbone.image_size: return 'one for images of {} x {} pixels'.format(*backbone.image_size)
+    return 'one that gives patches' if _trial(backbone.net, size).ndim != 4 else None
 
 # %% ../../nbs/model/backbones.ipynb #322217e0
 BACKBONES = Registry('backbone', gives=('pretrained', 'weights', 'normalize', 'image_size'))
@@ -590,6 +598,9 @@ def _registered_backbone(entry, pretrained, weights, normalize, image_size, sett
     if pretrained and not entry.takes('pretrained'):
         raise ValueError(f'backbone: {entry.name} has no weights of a library; expected pretrained=False, or a file')
     checked_settings('backbone_args', entry, settings)
+    if 'scales' in entry.parameters:
+        raise ValueError(f'backbone: {entry.name}: scales is a setting of every backbone, see MultiScale; '
+                         'give the argument of the function another name')
     net = entry.build({key: partial(given.get, key) for key in given}, **settings)
     if weights and not entry.takes('weights'): load_strictly(net, load_state(weights), weights)
     if isinstance(net, Backbone): return net

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from ..checks import check_range
-from .backbones import PatchModel, backbone_and_width
+from .backbones import MultiScale, PatchModel, backbone_and_width
 from .semantics import _device
 
 # %% ../../nbs/model/towers.ipynb #9f0cc6a5
@@ -83,6 +83,7 @@ def layer_depths(
     "How deep in a backbone its weights lie"
     from timm.models import group_parameters
     learns = getattr(backbone, 'net', backbone) # the rest of a `TunedBackbone` is fixed
+    if isinstance(learns, MultiScale): learns = learns.net
     of_timm = [net for net in learns.modules() if hasattr(net, 'group_matcher')]
     net:Any = of_timm[0] if of_timm else learns
     layers = group_parameters(net, net.group_matcher(coarse=True) if of_timm else _LAYERS, reverse=True)

@@ -30,7 +30,8 @@ from cprfl.decisions import (
 )
 from ..files import reading
 from ..metrics import group_means
-from .build import Splits
+from ..model.names import NamedModel
+from .build import Splits, read_by_names
 from .stored import without_paths
 from ..train.config import MAY_CHANGE_ON_RESUME
 from ..train.trainer import predict, training_and_validation
@@ -157,7 +158,12 @@ def tested(
     if not run.recipe.held_out: return run.predictions.iloc[:, 1:].to_numpy(float), run.test_set().targets
     model, data = run.model(), Splits.read(recipe)
     if data.test is None: raise ValueError(f'{run.folder}: its recipe has no test images')
-    logits = predict(model, data.cached(recipe, model, cache).test, progress=True)
+    named = isinstance(model, NamedModel)
+    stored = data.cached(recipe, model.model if named else model, cache)
+    logits = predict(model.model if named else model, stored.test, progress=True)
+    if named:
+        seen = read_by_names(recipe, model, data, stored, cache)
+        logits = logits + model.added(logits, predict(model.by_name, seen.test, progress=True))
     return logits.numpy().astype(float), data.test.targets
 
 def measure_decisions(

@@ -181,7 +181,7 @@ class Recipe(ModelSettings, DataSettings, RunSettings):
         if self.names_args and not self.names:
             raise ValueError('names_args: these need `names`, which says where the names and their embeddings are')
         if self.tune and self.name_settings.scales:
-            raise ValueError('names_args: scales need images, and tune keeps maps; leave one of the two out')
+            raise ValueError('names_args: scales need images, and tune keeps maps; leave tune out, or give scales=None')
 
     @property
     def name_settings(self) -> NameSettings:

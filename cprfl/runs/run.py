@@ -25,7 +25,6 @@ from .. import __version__
 from ..checks import some
 from ..files import Owner, read_tensors, reading, write_atomic, write_json, write_tensors, write_text
 from ..metrics import multilabel_report
-from ..model.backbones import at_scales
 from ..model.cprfl import CPRFL
 from ..model.names import NameClassifier, NamedModel
 from ..model.registry import MODELS
@@ -276,8 +275,9 @@ def _named(recipe, model, images, data, ask, cache, progress):
     settings, names = recipe.name_settings, build_names(recipe, data.train.classes, data.all_classes)
     named = NamedModel(model, names, data.train.class_counts, settings.k, settings.per_image,
                        build_names_backbone(recipe, model), settings.power)
-    named.to(_device(model))
+    device = _device(model)
     seen = read_by_names(recipe, named, images, data, cache, progress)
+    named.to(device) # a network whose features are cached is left on the CPU, and this one is shared
     return named.standardise(ask(model, data.train), ask(named.by_name, seen.train)), seen
 
 def _with_added(path, test, named, logits, by_name, writes):
@@ -315,7 +315,7 @@ def run_recipe(
         if progress and writes: data.announce(recipe)
         model: Any = build_model(recipe, data.classes, targets=data.train.targets, all_classes=data.all_classes)
         if recipe.model not in MODELS.kit: check_logits(model, recipe, len(data.classes))
-        if recipe.name_settings.scales: at_scales(model.backbone, recipe.name_settings.scales, recipe.image_size)
+        if recipe.name_settings.scales: build_names_backbone(recipe, model) # an error now, and not after the training
         if writes: # a new folder is made now, so that it is not among the images
             owned.enter_context(owner)
             _check_resumable(path, recipe, resume, speaks=False) # it may be another command's

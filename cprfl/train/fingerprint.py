@@ -204,7 +204,9 @@ def _value_changed(name, then, now):
                 for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
     return [f'{name}: {then} then, {now} now']
 
-_DIGESTS = dict(architecture=['backbone', 'backbone_args'], weights=['backbone'], transformed=['transform', 'images'])
+_DIGESTS = dict(
+    architecture=['backbone', 'backbone_args'], weights=['backbone', 'backbone_args'],
+    transformed=['transform', 'images'])
 
 def what_changed(
     then:dict, # facts of another cache

@@ -10,11 +10,12 @@ from cprfl.cli import predict as cprfl_predict
 from cprfl.files import read_tensors
 from cprfl.look import measure_faithfulness
 from cprfl.model.names import NamedModel, imagenet_names
-from cprfl.runs.build import build_names, build_names_backbone, load_data
+from cprfl.runs.build import Splits, build_model, build_names, build_names_backbone, load_data
+from cprfl.runs.decided import tested
 from cprfl.runs.predict import predict_images
 from cprfl.runs.recipe import Recipe, get_recipe
 from cprfl.runs.report import write_tables
-from cprfl.runs.run import Run, run_recipe
+from cprfl.runs.run import Run, _named, run_recipe
 from cprfl.runs.tables import Protocol, all_rows, all_tables, run_many, seeded
 from cprfl.train.config import TrainConfig
 from cprfl.train.trainer import Trainer, predict
@@ -135,9 +136,32 @@ def test_names_with_their_own_look_need_images(looking):
 
 
 def test_new_classes_are_seen_as_the_names_see_them(here, looking):
-    extended = looking.add_classes(['tench', 'goldfish'], cache=here / 'cache', num_images=50)
-    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    with torch.no_grad(): torch.testing.assert_close(extended(images)[:, :20], looking.model()(images))
+    extended = looking.add_classes(['tench', 'goldfish'], cache=here / 'cache', num_images=10**6)
+    images, names, model = load_data(looking.recipe)[0], extended.names, looking.model()
+    own, of_model = (predict(torch.nn.Sequential(backbone, names), images).mean(0)
+                     for backbone in (model.backbone, model.model.backbone))
+    assert (extended.offset - own).norm() < 0.1 * (extended.offset - of_model).norm()
+
+
+def test_the_shared_network_comes_back_to_the_device_of_the_model(here, monkeypatch):
+    moved, to = [], NamedModel.to
+    monkeypatch.setattr(Splits, 'cached', lambda self, *args: moved.append('cached') or self)
+    monkeypatch.setattr(NamedModel, 'to', lambda self, device: moved.append('to') or to(self, device))
+    monkeypatch.setattr(NamedModel, 'standardise', lambda self, *scores: self)
+    recipe = with_names(here, scales=[1, 2])
+    data = Splits.read(recipe)
+    model = build_model(recipe, data.classes, targets=data.train.targets)
+    _named(recipe, model, data, data, lambda *args: None, here / 'cache', False)
+    assert moved == ['cached', 'to']
+
+
+def test_thresholds_of_a_run_with_names_are_tested(here, looking):
+    logits, targets = tested(held(here, 'held', scales=[1, 2]), here / 'cache')
+    assert logits.shape == targets.shape
+    assert logits.shape == looking.predictions.iloc[:, 1:].shape
+
+
+def held(here, name, **kw): return finished(here, with_names(here, name, **kw).with_(held_out=0.5))
 
 
 def test_a_backbone_that_learns_has_names_that_look_twice(here):
@@ -148,7 +172,7 @@ def test_a_backbone_that_learns_has_names_that_look_twice(here):
 
 
 @pytest.mark.parametrize('kw, message', [
-    (dict(scales=[]), 'expected at least one scale'), (dict(scales=[0.]), 'scales'), (dict(scales=2.), 'scales')])
+    (dict(scales=[]), 'expected one or more scales'), (dict(scales=[0.]), 'scales'), (dict(scales=2.), 'scales')])
 def test_scales_are_checked(here, kw, message):
     with pytest.raises(ValueError, match=message): with_names(here, **kw)
 
@@ -161,7 +185,7 @@ def test_a_network_of_patches_is_refused_before_it_is_trained(here):
 
 
 def test_cached_maps_have_one_size(here):
-    with pytest.raises(ValueError, match='scales need images, and tune keeps maps'):
+    with pytest.raises(ValueError, match='scales need images, and tune keeps maps; leave tune out'):
         with_names(here, scales=[1, 2]).with_(tune=1)
 
 
@@ -242,6 +266,18 @@ def test_pairs_of_rows_are_compared(table):
     [row] = paired[paired['group'] == 'total'].to_dict('records')
     assert (row['a'], row['b']) == ('asl-names', 'asl')
     assert row['difference'] == pytest.approx(results['asl-names'] - results['asl'], abs=2e-3)
+
+
+@pytest.mark.parametrize('scales, keys', [(None, []), ([1, 2], ['global-sizes', 'global-sizes-names'])])
+def test_a_model_with_the_look_of_its_names_is_a_fair_opponent(here, scales, keys):
+    source = with_names(here).names
+    protocol = Protocol('small', without_names(here, model='cprfl'), sources=dict(clip='random:8'), tower=False,
+                        names=source, names_args=dict(scales=scales))
+    rows, table = all_rows(protocol), all_tables(protocol)['names']
+    assert [key for key in rows if key.startswith('global-sizes')] == keys
+    assert [key for key, *_ in table.rows if key.startswith('global-sizes')] == keys
+    assert {key for pair in table.pairs for key in pair} <= {key for key, *_ in table.rows}
+    if scales: assert rows['global-sizes'].names is None and rows['global-sizes'].backbone_args['scales'] == scales
 
 
 def test_a_protocol_without_names_has_no_such_rows():
