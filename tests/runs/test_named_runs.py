@@ -143,7 +143,7 @@ def test_new_classes_are_seen_as_the_names_see_them(here, looking):
     assert (extended.offset - own).norm() < 0.1 * (extended.offset - of_model).norm()
 
 
-def test_the_shared_network_comes_back_to_the_device_of_the_model(here, monkeypatch):
+def test_a_shared_network_stays_on_the_device_of_the_model(here, monkeypatch):
     moved, to = [], NamedModel.to
     monkeypatch.setattr(Splits, 'cached', lambda self, *args: moved.append('cached') or self)
     monkeypatch.setattr(NamedModel, 'to', lambda self, device: moved.append('to') or to(self, device))
@@ -277,7 +277,8 @@ def test_a_model_with_the_look_of_its_names_is_a_fair_opponent(here, scales, key
     assert [key for key in rows if key.startswith('global-sizes')] == keys
     assert [key for key, *_ in table.rows if key.startswith('global-sizes')] == keys
     assert {key for pair in table.pairs for key in pair} <= {key for key, *_ in table.rows}
-    if scales: assert rows['global-sizes'].names is None and rows['global-sizes'].backbone_args['scales'] == scales
+    assert [rows[key].backbone_args['scales'] for key in keys] == [scales] * len(keys)
+    assert [rows[key].names for key in keys] == [None, source][:len(keys)]
 
 
 def test_a_protocol_without_names_has_no_such_rows():
