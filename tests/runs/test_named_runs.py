@@ -4,14 +4,15 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from cprfl.cli import predict as cprfl_predict
 from cprfl.files import read_tensors
 from cprfl.look import measure_faithfulness
 from cprfl.model.names import NamedModel, imagenet_names
+from cprfl.runs import decided
 from cprfl.runs.build import Splits, build_model, build_names, build_names_backbone, load_data
-from cprfl.runs.decided import tested
 from cprfl.runs.predict import predict_images
 from cprfl.runs.recipe import Recipe, get_recipe
 from cprfl.runs.report import write_tables
@@ -35,6 +36,7 @@ def here(tmp_path_factory):
     names = [synonyms[0] for synonyms in imagenet_names()[:500]]
     (folder / 'names.csv').write_text('\n'.join(['name', *(f'"{name}"' for name in names)]) + '\n')
     np.save(folder / 'vectors.npy', np.random.default_rng(0).normal(size=(500, 8)).astype('float16'))
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(folder / 'image.png')
     run_recipe(without_names(folder), folder / 'runs', cache=folder / 'cache', progress=False)
     return folder
 
@@ -156,7 +158,7 @@ def test_a_shared_network_stays_on_the_device_of_the_model(here, monkeypatch):
 
 
 def test_thresholds_of_a_run_with_names_are_tested(here, looking):
-    logits, targets = tested(held(here, 'held', scales=[1, 2]), here / 'cache')
+    logits, targets = decided.tested(held(here, 'held', scales=[1, 2]), here / 'cache')
     assert logits.shape == targets.shape
     assert logits.shape == looking.predictions.iloc[:, 1:].shape
 
@@ -232,8 +234,6 @@ def test_frozen_names_is_the_variant_with_names():
 
 def test_the_command_predicts_with_names(here, named, capsys):
     image = here / 'image.png'
-    from PIL import Image
-    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(image)
     cprfl_predict([named.folder, image])
     assert 'with names' in capsys.readouterr().out
     [(_, scores)] = predict_images(named, [image], progress=False)
