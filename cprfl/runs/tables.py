@@ -506,7 +506,7 @@ _NAMES = Table('With classifiers from names', _rows(
     ('global-names-all', 'CPRFL + global head + all names'),
     ('global-sizes', 'CPRFL + global head, images at several sizes'),
     ('global-sizes-names', 'CPRFL + global head, images at several sizes + names'), ('names', 'names alone'),
-    ('names-random', 'random vectors alone')),
+    ('names-random', 'random vectors alone')), compares=('backbone_args',),
     pairs=(('asl-names', 'asl'), ('cprfl-names', 'cprfl'), ('global-names', 'global'),
            ('global-names-random', 'global'), ('cprfl-prior', 'cprfl'), ('global-prior', 'global'),
            ('global-sizes-names', 'global-sizes'), ('global-sizes', 'global')))
