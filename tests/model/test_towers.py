@@ -220,3 +220,9 @@ def test_counting_leaves_no_gradients(clip_sources):
     model = PatchCLIP(build_backbone(clip_sources['tiny-cprfl-vit'], pooled=True), NAMES_OF_CLASSES)
     training_cost(model, 64)
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'torchvision:resnet18', 'shapes'])
+def test_a_backbone_at_several_sizes_keeps_its_layers(name):
+    depths = [layer_depths(build_backbone(name, **kw)).values() for kw in ({}, dict(scales=[1, 2]))]
+    assert list(depths[0]) == list(depths[1])
