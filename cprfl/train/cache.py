@@ -210,7 +210,7 @@ def _cache_file(folder, kind, facts, dataset, lead, fill, progress):
     with alone(rows, what):
         missing = missing_rows(rows, what, progress)
         if not rows.exists and (changed := nearest_change(folder, record)):
-            print(f"{what} are computed again: {'; '.join(changed)}", flush=True)
+            print(f"{what} are computed, because the nearest cache differs: {'; '.join(changed)}", flush=True)
         there = int((~missing).sum())
         with tqdm(total=missing.size, initial=there, desc=kind, unit='img', disable=not progress) as bar:
             if missing.any(): fill(rows, missing.reshape(-1, len(dataset)), bar=bar)

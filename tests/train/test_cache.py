@@ -556,7 +556,7 @@ def test_a_stale_cache_says_what_changed(photos, tmp_path, capsys, name):
     cache(photos, tmp_path / 'cache', size=16)
     change(photos, tmp_path)
     cache(photos, tmp_path / 'cache', **dict(size=16) | kw | dict(net=backbone(**kw.get('net', {}))))
-    assert f'features of 11 images are computed again: {said}' in capsys.readouterr().out
+    assert f'features of 11 images are computed, because the nearest cache differs: {said}' in capsys.readouterr().out
 
 
 def test_caches_of_other_images_are_no_news(photos, images, tmp_path, capsys):
