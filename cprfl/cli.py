@@ -13,6 +13,7 @@ import ast
 import io
 import os
 import re
+import select
 import sys
 import time
 import warnings
@@ -161,6 +162,14 @@ def _plain_output():
         with redirect_stdout(VisibleStream(sys.stdout)): yield
     finally: warnings.formatwarning = before
 
+def _unread():
+    "Whether nobody reads what is printed any more; then the rest goes nowhere"
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    if not poll.poll(0): return False # another pipe is broken
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
 def _register(options, argv):
     "Import what is given as --plugin, which adds to the choices"
     takes_plugin = 'plugin' in (f.name for f in fields(options))
@@ -184,7 +193,9 @@ def console(
                 start = dict(default=default(argv)) if default else {}
                 given = _parse(options, argv, prog=name, description=description, **start)
                 with _plain_output(): func(given)
+                sys.stdout.flush()
             except (ValueError, OSError, RuntimeError) as e:
+                if isinstance(e, BrokenPipeError) and _unread(): raise SystemExit(141) from None # as of a signal
                 _complain(f'{name}: {e}')
                 raise SystemExit(2) from None
             except KeyboardInterrupt:

@@ -569,6 +569,14 @@ def test_a_console_script_refuses_with_exit_code_2(data, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_command_ends_quietly_when_nobody_reads_it():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([BIN / 'cprfl_table', '--list'], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, '')
+
+
 @pytest.mark.parametrize('source, images', [('train.csv', 28), ('by_class', 40)])
 def test_training_without_a_test_set(shell, data, tmp_path, source, images):
     out = good(shell(cli.train, *ERM, '--list', data / source, '--out', tmp_path, '--name', 'x'))
