@@ -20,7 +20,7 @@ from torch import nn
 
 from ..checks import check_choice, check_range, some
 from ..data.dataset import MultiLabelDataset
-from ..files import write_csv
+from ..files import csv_frame, reading, write_csv
 from .attention import as_model, gives_attention, pair_table, patch_grid
 from .style import in_order
 from ..runs.build import Splits
@@ -228,6 +228,7 @@ def measure_faithfulness(
 ) -> pd.DataFrame: # as `faithfulness_summary`, with the columns run and hide in front
     "Deletion and insertion of several runs, each on its own test images"
     hide, tables = kw.get('hide', 'patches'), []
+    if file is not None: _stored_rows(file) # another kind of table is refused before the work
     for run in runs:
         model = as_model(run) # without names, which have no map
         data = run.test_set() if cache is None else _cached_test(run, model, cache)
@@ -242,13 +243,20 @@ def _cached_test(run, model, cache):
     "The test images of a run; their features, if its network is frozen"
     return Splits.read(run.recipe).cached(run.recipe, model, cache, progress=False).test
 
+_NAMES = 'run', 'hide', 'method', 'group'
+_COLUMNS = *_NAMES, 'whole', 'insertion', 'deletion', 'gap', 'error', 'classes', 'pairs'
+
+def _stored_rows(file):
+    "The rows of a file; none if it is not there yet"
+    if not Path(file).exists(): return []
+    with reading(file): table = csv_frame(file, _NAMES)
+    if tuple(table) != _COLUMNS:
+        raise ValueError(f'{file}: expected the columns {some(_COLUMNS, 20)}, got {some(table, 20)}')
+    return table.to_dict('records')
+
 def _add_rows(file, summary):
     "Write a run's rows into a file, in place of those that it had"
-    keys, rows = ['run', 'hide'], summary.round(4)
-    if Path(file).exists():
-        old = pd.read_csv(file)
-        if list(old) != list(rows):
-            raise ValueError(f'{file}: expected the columns {some(rows, 20)}, got {some(old, 20)}')
-        replaced = old.set_index(keys).index.isin(rows.set_index(keys).index)
-        rows = pd.concat([old[~replaced], rows])
-    write_csv(file, rows.to_dict('records'))
+    rows = summary.round(4).to_dict('records')
+    replaced = {(row['run'], row['hide']) for row in rows}
+    kept = [row for row in _stored_rows(file) if (row['run'], row['hide']) not in replaced]
+    write_csv(file, kept + rows)

@@ -194,11 +194,19 @@ def test_rows_of_a_run_replace_its_own_and_keep_others(tmp_path):
     assert len(written) == 8
 
 
+@pytest.mark.parametrize('name', ['NA', '1', '1e3'])
+def test_a_run_is_known_by_its_name_as_it_is_written(tmp_path, name):
+    file, data = tmp_path / 'faithfulness.csv', squares()
+    for _ in range(2): measure_faithfulness([fake_run(name, OnePatch(), data)], file, per_class=1, methods=['alone'])
+    assert [line.split(',')[0] for line in file.read_text().splitlines()] == ['run', *[name] * 8]
+
+
 def test_a_file_with_other_columns_is_refused(tmp_path):
+    "Before the work is done"
     file = tmp_path / 'faithfulness.csv'
     file.write_text('run,gap\nright,1\n')
     with pytest.raises(ValueError, match='expected the columns run, hide, method'):
-        measure_faithfulness([fake_run('right', OnePatch(), squares())], file, per_class=1)
+        measure_faithfulness([SimpleNamespace(folder=Path('right'))], file)
     assert file.read_text() == 'run,gap\nright,1\n'
 
 
