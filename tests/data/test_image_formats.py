@@ -74,7 +74,8 @@ def test_every_orientation_in_every_format(tmp_path, form, orientation):
 def test_orientation_of_wide_values(tmp_path, wide):
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(np.linspace(0, 1, 32).reshape(4, 8).astype(wide)).save(tmp_path/'a.tif', exif=exif)
+    values = np.linspace(0, 255, 32).reshape(4, 8) / (255 if wide is np.float32 else 1)
+    Image.fromarray(values.astype(wide)).save(tmp_path/'a.tif', exif=exif)
     assert open_image(tmp_path/'a.tif').size == (4, 8)
 
 
@@ -138,6 +139,7 @@ def test_images_of_a_folder_are_found_by_their_suffix(tmp_path):
 
 @pytest.mark.parametrize('bits, dtype', [(8, np.uint8), (16, np.uint16), (32, np.int32), (32, np.float32)])
 @pytest.mark.parametrize('over', [0, 1])
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
 def test_pixels_count_by_their_bytes(tmp_path, monkeypatch, bits, dtype, over):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
     width = 1000 * 8 // bits + over

@@ -1,4 +1,6 @@
 "Names of classes, methods and groups are drawn as they are written, in every figure and explorer"
+import warnings
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -142,7 +144,9 @@ def is_number(text):
 
 def as_drawn(fig):
     "What is written in a figure; what would be a formula raises"
-    fig.canvas.draw()
+    with warnings.catch_warnings(): # figures with long names may leave little for the axes
+        warnings.filterwarnings('ignore', 'constrained_layout not applied')
+        fig.canvas.draw()
     found = [text.get_text() for text in fig.findobj(Text) if not is_number(text.get_text())]
     formulae = [text for text in found if is_math_text(text)]
     assert not formulae

@@ -362,6 +362,7 @@ def test_every_model_of_a_recipe_has_the_right_towers(tiny, model):
     if model == 'cprfl': assert torch.equal(built.semantics, category_semantics(CLASSES, source))
 
 
+@pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore:.torch.load. received a zip file:UserWarning')
 def test_a_script_archive_says_how_to_convert_it(tiny):
     torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tiny)
     with pytest.raises(ValueError, match='w.pt cannot be used: it is a TorchScript archive'):

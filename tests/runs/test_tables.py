@@ -228,10 +228,14 @@ def test_collect_of_nothing(tmp_path):
 
 def test_broken_runs_are_left_out_of_results(runs, tmp_path):
     folder = shutil.copytree(runs, tmp_path / 'runs')
-    for name, text in {'cut-s0': '{"total": 0.', 'foreign-s0': '[]', 'notes-small-s0': '{}', 'x-series0': '{}'}.items():
+    broken = {'cut-s0': ('{"total": 0.', 'report.json is damaged'), 'foreign-s0': ('[]', r'expected names .*got \[\]'),
+              'notes-small-s0': ('{}', 'total, ap, .* is missing'), 'x-series0': ('{}', 'expected a name KEY-sSEED')}
+    for name, (text, _) in broken.items():
         shutil.copytree(folder / 'clip-s0', folder / name)
         (folder / name / 'report.json').write_text(text)
-    with pytest.warns(UserWarning, match='cut-s0 is left out: .*report.json is damaged'): results, _ = collect(folder)
+    with pytest.warns(UserWarning) as warned: results, _ = collect(folder)
+    said = '\n'.join(str(w.message) for w in warned)
+    for name, (_, why) in broken.items(): assert re.search(f'{name} is left out: .*{why}', said)
     assert results['key'].tolist() == ['clip', 'clip']
 
 
