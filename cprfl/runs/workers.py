@@ -45,7 +45,7 @@ def why_it_failed(
     return None
 
 # %% ../../nbs/runs/workers.ipynb #4d4e9482
-GRACE = 5. # seconds
+GRACE = 15. # seconds
 
 def _receive(source, rows):
     "Put what arrives into a queue; the end of the input ends the process"
