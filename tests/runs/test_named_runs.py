@@ -72,7 +72,7 @@ def test_a_run_with_names_predicts_with_them(here, named):
 
 
 def test_a_frequent_class_keeps_the_logits_of_the_model(here):
-    run, few = Run(here / 'runs' / 'small'), finished(here, with_names(here, 'few', k=1e-6))
+    run, few = Run(here / 'runs' / 'small'), finished(here, with_names(here, 'few', k=1e-12))
     np.testing.assert_allclose(run.predictions.iloc[:, 1:], few.predictions.iloc[:, 1:], atol=1e-4)
 
 
