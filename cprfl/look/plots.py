@@ -34,6 +34,7 @@ from cprfl.look.style import (
     legend_text,
     new_axes,
     signed,
+    text_width,
     tidy,
     true_labels,
 )
@@ -154,6 +155,10 @@ def _method_lines(ax, labels, points, xlabel, apart):
     tidy(ax, 'both')
     legend_above(ax, len(points))
 
+def _width_beside(labels):
+    "Inches of a figure whose lines have labels: these, and room for the axes and their legend"
+    return min(max(7, 4.2 + max((text_width(figure_text(label), 10) for label in labels), default=0)), 10)
+
 def plot_rows(
     results:pd.DataFrame, # as `collect` gives it, a row per run: key, seed, total, head, medium, tail (%)
     labels:dict, # key -> label, in the order of the plot from top to bottom
@@ -163,7 +168,7 @@ def plot_rows(
     "mAP by group, mean and standard deviation over seeds, a line per method; no bar for a single seed"
     if groups is None: groups = in_order(map_columns(results), with_total=True)
     keys = [k for k in labels if k in set(results['key'])]
-    fig, ax = new_axes(ax, (7, 1 + 0.36 * len(keys)))
+    fig, ax = new_axes(ax, (_width_beside(labels[k] for k in keys), 1 + 0.36 * len(keys)))
     by_key = results.groupby('key')[list(groups)]
     mean, std = by_key.mean().loc[keys], by_key.std().loc[keys]
     _method_lines(ax, [labels[k] for k in keys], {g: (mean[g], std[g]) for g in groups}, 'mAP (%)', 0.12)
@@ -180,7 +185,7 @@ def plot_intervals(
     known = groups_in(intervals)
     if groups is None: groups = ('head', 'tail') if {'head', 'tail'} <= set(known) else known
     keys, points = [k for k in labels if k in set(intervals['key'])], {}
-    fig, ax = new_axes(ax, (7, 1 + 0.32 * len(keys)))
+    fig, ax = new_axes(ax, (_width_beside(labels[k] for k in keys), 1 + 0.32 * len(keys)))
     for g in groups:
         at = intervals[intervals['group'] == g].set_index('key').loc[keys]
         points[g] = at['mAP'], [at['mAP'] - at['low'], at['high'] - at['mAP']]
