@@ -162,13 +162,15 @@ def _plain_output():
         with redirect_stdout(VisibleStream(sys.stdout)): yield
     finally: warnings.formatwarning = before
 
-def _unread():
-    "Whether nobody reads what is printed any more; then the rest goes nowhere"
-    poll = select.poll()
-    poll.register(sys.stdout, 0)
-    if not poll.poll(0): return False # another pipe is broken
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return True
+def _nobody_reads():
+    "Whether the output is a pipe whose reader has left"
+    try:
+        poll = select.poll() # Windows has none
+        poll.register(sys.stdout, 0)
+        return bool(poll.poll(0))
+    except (AttributeError, TypeError, OSError): return False # a stream without a descriptor
+
+def _discard_output(): os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 def _register(options, argv):
     "Import what is given as --plugin, which adds to the choices"
@@ -193,9 +195,11 @@ def console(
                 start = dict(default=default(argv)) if default else {}
                 given = _parse(options, argv, prog=name, description=description, **start)
                 with _plain_output(): func(given)
-                sys.stdout.flush()
+                if sys.stdout: sys.stdout.flush()
             except (ValueError, OSError, RuntimeError) as e:
-                if isinstance(e, BrokenPipeError) and _unread(): raise SystemExit(141) from None # as of a signal
+                if isinstance(e, BrokenPipeError) and _nobody_reads():
+                    _discard_output()
+                    raise SystemExit(141) from None # as if by a signal
                 _complain(f'{name}: {e}')
                 raise SystemExit(2) from None
             except KeyboardInterrupt:

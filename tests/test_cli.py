@@ -577,6 +577,12 @@ def test_a_command_ends_quietly_when_nobody_reads_it():
     assert (done.returncode, done.stderr) == (141, '')
 
 
+def test_another_broken_pipe_is_told(shell, monkeypatch):
+    def breaks(*args, **kw): raise BrokenPipeError(32, 'Broken pipe')
+    monkeypatch.setattr('cprfl.runs.tables.get_protocol', breaks)
+    assert 'Broken pipe' in bad(shell(cli.table, '--list'))
+
+
 @pytest.mark.parametrize('source, images', [('train.csv', 28), ('by_class', 40)])
 def test_training_without_a_test_set(shell, data, tmp_path, source, images):
     out = good(shell(cli.train, *ERM, '--list', data / source, '--out', tmp_path, '--name', 'x'))
