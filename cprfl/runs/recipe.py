@@ -7,7 +7,7 @@ __all__ = ['OF_LISTS', 'GLOBAL_HEAD', 'RECIPES', 'RunSettings', 'DataSettings', 
            'Recipe', 'get_recipe']
 
 # %% ../../nbs/runs/recipe.ipynb #591eb312
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -218,12 +218,13 @@ class Recipe(ModelSettings, DataSettings, RunSettings):
         return replace(self, **of_recipe, train=train)
 
     def with_constants(self):
-        "A copy whose loss has the constants that were tuned on its benchmark, unless they are given"
+        "A copy with the constants of its loss that were tuned on its benchmark, and all settings of its names"
         from cprfl.losses import loss_constants, loss_keywords
-        if self.benchmark is None: return self
+        whole = replace(self, names_args=asdict(self.name_settings)) if self.names else self
+        if self.benchmark is None: return whole
         loss, usual = self.train.loss, loss_keywords(self.train.loss)
         tuned = {k: v for k, v in loss_constants(self.benchmark, loss).items() if v != usual.get(k)}
-        return self.with_(loss_args=tuned | self.train.loss_args)
+        return whole.with_(loss_args=tuned | self.train.loss_args)
 
     @classmethod
     def from_yaml(cls,

@@ -1,4 +1,7 @@
 "Runs, tables and commands with classifiers from names"
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +17,7 @@ from cprfl.model.names import NamedModel, imagenet_names
 from cprfl.runs import decided
 from cprfl.runs.build import Splits, build_model, build_names, build_names_backbone, load_data
 from cprfl.runs.predict import predict_images
-from cprfl.runs.recipe import Recipe, get_recipe
+from cprfl.runs.recipe import NameSettings, Recipe, get_recipe
 from cprfl.runs.report import write_tables
 from cprfl.runs.run import Run, _named, run_recipe
 from cprfl.runs.tables import Protocol, all_rows, all_tables, run_many, seeded
@@ -74,6 +77,11 @@ def test_a_run_with_names_predicts_with_them(here, named):
 def test_a_frequent_class_keeps_the_logits_of_the_model(here):
     run, few = Run(here / 'runs' / 'small'), finished(here, with_names(here, 'few', k=1e-12))
     np.testing.assert_allclose(run.predictions.iloc[:, 1:], few.predictions.iloc[:, 1:], atol=1e-4)
+
+
+def test_a_run_keeps_settings_that_were_not_given(named):
+    stored = json.loads((named.folder / 'config.json').read_text())
+    assert stored['recipe']['names_args'] == asdict(NameSettings(k=20))
 
 
 def test_names_take_over_a_finished_training(here, monkeypatch):
