@@ -105,7 +105,7 @@ def csv_frame(
     import pandas as pd
     kw:dict = dict(index_col=False) # a column too many is no index
     if tuple(map(int, pd.__version__.split('.')[:2])) < (3, 1): kw |= dict(float_precision='round_trip') # later, always
-    pd.read_csv(file, header=None, nrows=2, dtype=str) # values too many in the first row are an error, too
+    pd.read_csv(file, header=None, nrows=2, dtype=str) # more values than names are an error in the first row as well
     table = pd.read_csv(file, **kw)
     names = [name for name in texts if name in table]
     return table.assign(**pd.read_csv(file, usecols=names, dtype=str, na_filter=False, **kw)) if names else table
